@@ -1,0 +1,3 @@
+//! The CPU back end.
+pub mod conv;
+pub mod simd;

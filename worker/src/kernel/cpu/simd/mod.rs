@@ -1,0 +1,1 @@
+//! Vector code: the only place of the CPU back end with `unsafe`.

@@ -1,0 +1,2 @@
+//! The seam between the engine and the hardware.
+pub mod cpu;

@@ -1,0 +1,18 @@
+//! The synfire engine: spiking networks trained online, at every time step, with STOL
+//! (Xue, Liu, Wang, Qu, *Reasonable Gradients for Online Training Algorithms in Spiking Neural
+//! Networks*).
+//!
+//! # Layout
+//!
+//! In the order data meets them; arrows between modules are checked by `tests/layering.rs`.
+//!
+//! - [`data`]: bytes to samples to batches.
+//! - [`graph`]: what a network is: nodes, values, topological order; the models by name.
+//! - [`kernel`]: the seam: one function per operation, and its back ends.
+//! - [`engine`]: one time step, forward and backward over a window.
+//! - [`learn`]: when to update, and how far back the error reaches.
+//! - [`trace`]: recorded reference runs: reading, replaying, recording.
+//! - [`train`]: the training loop.
+//! - [`cli`]: the verbs of the command line.
+
+pub mod kernel;
