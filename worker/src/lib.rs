@@ -15,4 +15,6 @@
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod graph;
 pub mod kernel;
+pub mod shape;

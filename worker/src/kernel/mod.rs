@@ -1,2 +1,548 @@
-//! The seam between the engine and the hardware.
+//! The seam between the engine and the hardware: the operations of one time step.
+//!
+//! A back end owns its memory; the engine names pieces of it by handles ([`Buffer`]) and never sees
+//! where they live, so the same calls drive host slices, burn tensors and device memory. The trait
+//! is object safe: the back end is chosen at run time.
+//!
+//! # Layout
+//!
+//! - this file: the trait [`Kernels`] and the descriptions of operations that it takes.
+//! - [`reference`]: every operation in plain burn tensors. It is the definition.
+//! - [`cpu`]: slices, threads and vectors; spikes as bits.
+//!
+//! # Time
+//!
+//! A buffer is a ring of slots; what belongs to time step t lies in slot t mod (number of slots). A
+//! [`Window`] names the newest time steps; operations without time take all of them as one batch.
+
 pub mod cpu;
+pub mod reference;
+
+use crate::shape::{Content, Join, Shape};
+
+/// A buffer of a back end, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Buffer(pub u32);
+
+/// What a buffer has to hold.
+///
+/// A value may be wanted in two forms: as the operand of convolutions (bits or packed numbers), and
+/// plainly, as everything else reads it. Each form has its own number of slots; a form with 0 slots
+/// is not stored. A back end may store both forms as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferSpec {
+    /// Samples in a slot: the batch, or 1 for what does not depend on the sample.
+    pub samples: usize,
+    /// The shape of a sample.
+    pub shape: Shape,
+    /// What its numbers are.
+    pub content: Content,
+    /// Slots of the form that convolutions read.
+    pub operand_slots: usize,
+    /// Slots of the form that everything else reads.
+    pub plain_slots: usize,
+}
+
+impl BufferSpec {
+    /// A buffer of plain numbers.
+    pub fn plain(samples: usize, shape: Shape, slots: usize) -> Self {
+        Self {
+            samples,
+            shape,
+            content: Content::Real,
+            operand_slots: 0,
+            plain_slots: slots,
+        }
+    }
+
+    /// Numbers in one slot.
+    pub fn elements(&self) -> usize {
+        self.samples * self.shape.elements()
+    }
+}
+
+/// A range of an arena, in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// Where it starts.
+    pub offset: usize,
+    /// How many numbers.
+    pub len: usize,
+}
+
+impl Span {
+    /// As an index.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// The flat buffers beside the values. The first four share one layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arena {
+    /// Trained parameters.
+    Weights,
+    /// Their gradients, summed over the window.
+    Gradients,
+    /// The optimiser's first state: velocity (SGD) or first moment (`AdamW`).
+    State,
+    /// `AdamW`'s second moment.
+    SecondState,
+    /// Running means and variances of batch norms.
+    Statistics,
+}
+
+/// How large the arenas are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArenaSizes {
+    /// Numbers in each of the arenas that follow the layout of the parameters.
+    pub parameters: usize,
+    /// Numbers in [`Arena::Statistics`].
+    pub statistics: usize,
+    /// Optimiser states: 1 for SGD, 2 for `AdamW`, 0 for a network that only evaluates.
+    pub states: usize,
+}
+
+/// Whether batch norm uses the batch's statistics and moves the running ones, or uses those.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Batch statistics; running statistics move; dropout on.
+    Train,
+    /// Running statistics; nothing moves; dropout off.
+    Evaluate,
+}
+
+/// The newest `len` time steps, `newest` among them: `newest - len + 1 ..= newest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The newest time step.
+    pub newest: usize,
+    /// How many time steps.
+    pub len: usize,
+}
+
+impl Window {
+    /// Its time steps, newest first.
+    pub fn newest_first(self) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |age| self.newest - age)
+    }
+
+    /// Only its newest time step.
+    pub fn newest_only(self) -> Self {
+        Self { len: 1, ..self }
+    }
+}
+
+/// Errors that arrive from above: a buffer and the time steps for which something arrived.
+///
+/// For time steps outside `steps` the error is 0 and the buffer holds nothing of meaning
+/// (Algorithm 1, line 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errors {
+    /// Where they lie.
+    pub buffer: Buffer,
+    /// The time steps that have one: the newest of the window, or all of it.
+    pub steps: Window,
+}
+
+/// Where errors go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorsOut {
+    /// The buffer.
+    pub buffer: Buffer,
+    /// Add to what is there (another reader of the value came first) instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// A convolution, or a linear layer as one: a 1 x 1 filter on a 1 x 1 picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// The number under which the back end keeps packed weights: counts convolutions from 0.
+    pub index: usize,
+    /// Samples in the batch.
+    pub samples: usize,
+    /// One input sample.
+    pub input: Shape,
+    /// One output sample.
+    pub output: Shape,
+    /// Side of the filter.
+    pub kernel: usize,
+    /// Distance between output pixels.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: usize,
+    /// Its weight, OIHW.
+    pub weight: Span,
+    /// Its bias.
+    pub bias: Option<Span>,
+}
+
+/// What a neuron does (Eqs. 1 to 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Neuron {
+    /// The leak factor is 1 / `tau_m`; the input is not divided.
+    pub tau_m: f32,
+    /// The threshold; a spike is `u >= v_th`.
+    pub v_th: f32,
+    /// The surrogate is `max(0, alpha - alpha^2 |u - v_th|)` (Eq. 4 with the absolute value).
+    pub alpha: f32,
+    /// What a spike does to the membrane potential.
+    pub reset: Reset,
+    /// Whether the reset passes no error (drops the H' term of du_{t+1}/du_t).
+    pub detach_reset: bool,
+}
+
+impl Neuron {
+    /// H'(u), the surrogate of ds/du (Eq. 4).
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "it must vectorise inside every form of the loops"
+    )]
+    pub fn surrogate(&self, u: f32) -> f32 {
+        (self.alpha - self.alpha * self.alpha * (u - self.v_th).abs()).max(0.0)
+    }
+}
+
+/// What a spike does to the membrane potential before the next time step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reset {
+    /// To zero: u (1 - s).
+    Hard,
+    /// Down by the threshold: `u - v_th s`.
+    Soft,
+    /// Nothing.
+    None,
+}
+
+/// A batch norm's parameters and running statistics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// The gain.
+    pub gamma: Span,
+    /// The shift.
+    pub beta: Span,
+    /// Running mean, in [`Arena::Statistics`].
+    pub running_mean: Span,
+    /// Running variance, in [`Arena::Statistics`].
+    pub running_var: Span,
+    /// Added to the variance under the root.
+    pub eps: f32,
+    /// How far running statistics move towards those of a batch.
+    pub momentum: f32,
+    /// Mean and 1/std of each time step of the window: plain, 1 sample of 1 x 2 x C (means first).
+    pub moments: Buffer,
+}
+
+/// A layer of neurons.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lif {
+    /// The equations.
+    pub neuron: Neuron,
+    /// The number under which its spikes are counted.
+    pub index: usize,
+    /// Membrane potentials u of the window, plain.
+    pub u: Buffer,
+}
+
+/// Batch norm, sum with a shortcut, neurons, sum with a shortcut: one pass over memory.
+///
+/// `y = norm(z) + before`; `u = leak(u, s) + y`; `s = [u >= v_th]`; `out = s + after`. Every part
+/// but `z` may be missing; without neurons, `out` and `after` are missing too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormLif {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// One sample.
+    pub shape: Shape,
+    /// The batch norm; without it `z` is taken as it is.
+    pub norm: Option<Norm>,
+    /// The neurons.
+    pub lif: Option<Lif>,
+    /// The input.
+    pub z: Buffer,
+    /// The shortcut summed before the neurons.
+    pub before: Option<Buffer>,
+    /// Where y goes, if somebody else reads it.
+    pub y: Option<Buffer>,
+    /// The shortcut summed after the neurons.
+    pub after: Option<Buffer>,
+    /// Where the spikes, or their sum with `after`, go.
+    pub out: Option<Buffer>,
+}
+
+/// The errors of a [`NormLif`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormLifErrors {
+    /// What arrives at `out`.
+    pub out: Option<Errors>,
+    /// What arrives at `y` from its other readers.
+    pub y: Option<Errors>,
+    /// Where the error of `z` goes; `None` where `z` is the network's input.
+    pub z: Option<ErrorsOut>,
+    /// Where the error of `before` goes.
+    pub before: Option<ErrorsOut>,
+    /// Where the error of `after` goes.
+    pub after: Option<ErrorsOut>,
+}
+
+/// What a pool computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// The first maximum in row-major order; padding counts as minus infinity.
+    Max {
+        /// Side of the window.
+        kernel: usize,
+        /// Distance between windows.
+        stride: usize,
+        /// Padding around the input.
+        padding: usize,
+        /// The position of the maximum inside its window, `row * kernel + column`, of the window's
+        /// time steps: plain, shape of the output.
+        argmax: Buffer,
+    },
+    /// The mean over windows of this side and stride; a remainder is ignored.
+    Average {
+        /// Side of the window.
+        kernel: usize,
+    },
+    /// The mean over bins [floor(i n/o), ceil((i+1) n/o)).
+    Adaptive,
+}
+
+/// A pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// One input sample.
+    pub input: Shape,
+    /// One output sample.
+    pub output: Shape,
+    /// What it computes.
+    pub kind: PoolKind,
+}
+
+/// A dropout layer: `y = x mask`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// One sample.
+    pub shape: Shape,
+    /// The factors of each time step of the window, plain.
+    pub mask: Buffer,
+    /// The share of inputs that are dropped.
+    pub p: f32,
+    /// What kept inputs are multiplied by: 1/(1-p), or 1 as the released code has it.
+    pub scale: f32,
+}
+
+/// A branch joined with its shortcut where [`NormLif`] does not do it: `y = join(a, b)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Residual {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// One sample.
+    pub shape: Shape,
+    /// How they are joined.
+    pub join: Join,
+    /// The branch.
+    pub a: Buffer,
+    /// The shortcut.
+    pub b: Buffer,
+    /// The result.
+    pub y: Buffer,
+}
+
+/// The loss at one time step (Eq. 11), as two weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// Classes K.
+    pub classes: usize,
+    /// The weight of the cross-entropy: 1 - lambda (`paper`), else 1.
+    pub ce: f32,
+    /// The weight of the mean squared error against one-hot labels: lambda, or 0 (`ce`).
+    pub mse: f32,
+}
+
+/// An update of the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// v <- momentum v + (g + decay p); p <- p - lr v.
+    Sgd {
+        /// The learning rate.
+        lr: f32,
+        /// The momentum.
+        momentum: f32,
+        /// The weight decay, on every parameter.
+        weight_decay: f32,
+    },
+    /// Decoupled weight decay (Loshchilov, Hutter, ICLR 2019).
+    AdamW {
+        /// The learning rate.
+        lr: f32,
+        /// The decay of the first moment.
+        beta1: f32,
+        /// The decay of the second moment.
+        beta2: f32,
+        /// Added to the root of the second moment.
+        epsilon: f32,
+        /// The decoupled weight decay.
+        weight_decay: f32,
+        /// The number of this update, from 1.
+        update: u64,
+    },
+}
+
+/// Sums since the last report, read from the device at once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Per time step: the sum over batches of the loss.
+    pub loss: Vec<f64>,
+    /// Per time step: samples whose label is the argmax of the logits summed up to that step.
+    pub correct: Vec<u64>,
+    /// Per time step: labelled samples.
+    pub samples: Vec<u64>,
+    /// Per time step: batches.
+    pub batches: Vec<u64>,
+    /// Per layer of neurons: spikes.
+    pub spikes: Vec<u64>,
+    /// Per layer of neurons: neurons times samples times time steps.
+    pub neurons: Vec<u64>,
+}
+
+/// The operations of one time step. Several implementations, one test suite; `reference` is the
+/// definition.
+///
+/// # Shapes
+/// Values are `[N, H, W, C]`, vectors `[N, 1, 1, C]`; convolution weights OIHW.
+///
+/// # Panics
+/// Every call panics on a buffer or range that this back end does not have, or on shapes that do
+/// not fit: the engine's plan is at fault then, not the user.
+pub trait Kernels: Send {
+    /// The name of the back end, for tables: `cpu (avx512, 2 threads)`.
+    fn name(&self) -> String;
+
+    /// Bytes that a buffer takes, without allocating it.
+    fn bytes(&self, spec: &BufferSpec) -> u64;
+
+    /// Allocates a buffer, all zero.
+    fn allocate(&mut self, spec: &BufferSpec) -> Buffer;
+
+    /// Allocates the arenas, all zero. Called once.
+    fn allocate_arenas(&mut self, sizes: ArenaSizes);
+
+    /// Runs `body` where the back end's calls are cheapest (for the CPU: inside its threads).
+    fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send));
+
+    /// Copies one slot from the host: `[N, H, W, C]`, in every form that is stored.
+    fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]);
+
+    /// Copies one slot to the host, from the form that is stored. Waits.
+    fn read(&mut self, buffer: Buffer, t: usize, values: &mut [f32]);
+
+    /// Copies into an arena from the host.
+    fn write_arena(&mut self, arena: Arena, offset: usize, values: &[f32]);
+
+    /// Copies out of an arena to the host. Waits.
+    fn read_arena(&mut self, arena: Arena, offset: usize, values: &mut [f32]);
+
+    /// y = conv(x) + bias at time step t.
+    fn conv_forward(&mut self, conv: &Conv, t: usize, x: Buffer, y: Buffer);
+
+    /// dx = conv^T(dy) with the weights of now, for the steps of `dy`.
+    fn conv_data_gradient(&mut self, conv: &Conv, dy: Errors, dx: ErrorsOut);
+
+    /// Writes dW, from the inputs saved when the steps ran, and db, summed over the steps of `dy`
+    /// (Algorithm 1, line 18).
+    fn conv_weight_gradient(&mut self, conv: &Conv, x: Buffer, dy: Errors);
+
+    /// Norm, neurons and sums at time step t; at t = 0 the state before is u = s = 0.
+    fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase);
+
+    /// Their backward over the window (Algorithm 1, line 17) and, from each step's saved moments,
+    /// through batch norm; writes the gradients of gamma and beta.
+    ///
+    /// Errors go to all steps of the window if there are neurons and something arrived at `out`;
+    /// else to the steps of `errors.y`.
+    fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors);
+
+    /// y = pool(x) at time step t.
+    fn pool_forward(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer);
+
+    /// dx from dy.
+    fn pool_backward(&mut self, pool: &Pool, dy: Errors, dx: ErrorsOut);
+
+    /// `[N, H, W, C]` to `[N, 1, 1, C H W]` in the order of C, H, W.
+    fn flatten_forward(&mut self, samples: usize, input: Shape, t: usize, x: Buffer, y: Buffer);
+
+    /// The way back.
+    fn flatten_backward(&mut self, samples: usize, input: Shape, dy: Errors, dx: ErrorsOut);
+
+    /// Draws the mask of time step t: element i is kept if [`dropout_keeps`]`(key, i, p)`.
+    fn dropout_mask(&mut self, dropout: &Dropout, t: usize, key: u64);
+
+    /// y = x mask in training, y = x in evaluation.
+    fn dropout_forward(&mut self, d: &Dropout, t: usize, phase: Phase, x: Buffer, y: Buffer);
+
+    /// dx = dy mask, each step with its own mask.
+    fn dropout_backward(&mut self, dropout: &Dropout, dy: Errors, dx: ErrorsOut);
+
+    /// y = join(a, b) at time step t.
+    fn residual_forward(&mut self, residual: &Residual, t: usize);
+
+    /// da and db, with the a and b of each step; either may be unwanted.
+    fn residual_backward(
+        &mut self,
+        residual: &Residual,
+        dy: Errors,
+        da: Option<ErrorsOut>,
+        db: Option<ErrorsOut>,
+    );
+
+    /// Copies the labels of a batch; `u32::MAX` marks a sample that counts for nothing.
+    fn write_labels(&mut self, labels: &[u32]);
+
+    /// The loss of time step t from its logits, and its gradient where wanted; counts what is right.
+    ///
+    /// The mean is over labelled samples.
+    fn loss(&mut self, loss: &Loss, t: usize, logits: Buffer, dlogits: Option<Buffer>);
+
+    /// Updates a range of the weights from the same range of the gradients.
+    fn update(&mut self, span: Span, step: Step);
+
+    /// Zeroes the errors of one time step: for a value of whose readers some handed down an error
+    /// for the newest step alone and others for the whole window.
+    fn zero(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize);
+
+    /// The first time step since the last report whose loss was not finite. A device that would
+    /// have to wait may answer late, but not later than the batch after.
+    fn poll_fault(&mut self) -> Option<usize>;
+
+    /// Whether everything in one slot is finite. Waits.
+    fn is_finite(&mut self, buffer: Buffer, t: usize) -> bool;
+
+    /// Whether a range of an arena is finite. Waits.
+    fn arena_is_finite(&mut self, arena: Arena, span: Span) -> bool;
+
+    /// The sums since the last report; they start again from zero. Waits.
+    fn take_report(&mut self) -> Report;
+}
+
+/// Whether dropout keeps element `index` of a slot: every back end draws the same masks.
+///
+/// A counter-based draw: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) over key and
+/// index, its upper 24 bits as a number in [0, 1).
+pub fn dropout_keeps(key: u64, index: u64, p: f32) -> bool {
+    let mut z = key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    #[expect(clippy::cast_possible_truncation, reason = "24 bits fit")]
+    let uniform = (z >> 40) as u32 as f32 / 16_777_216.0;
+    uniform >= p
+}

@@ -1,0 +1,1 @@
+//! Every operation in plain burn tensors: the definition.
