@@ -308,7 +308,7 @@ impl Network {
 
     fn stage_backward(&mut self, kernels: &mut dyn Kernels, index: usize, window: Window) {
         // The stage is copied out (it is a few words) so that bookkeeping may borrow `self`.
-        let stage = self.plan.stages[index].clone();
+        let stage = self.plan.stages[index];
         match &stage {
             Stage::Conv { conv, x, y } => {
                 let Some(dy) = self.errors(*y) else { return };

@@ -53,7 +53,7 @@ pub struct PlannedBuffer {
 }
 
 /// One thing to run per time step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
     /// A convolution or linear layer.
     Conv {

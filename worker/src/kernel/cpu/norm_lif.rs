@@ -372,17 +372,17 @@ impl CpuKernels {
             carries: !newest,
             adds: [!stage && adds(errors.z), adds(errors.before), adds(errors.after)],
         };
-        let after = after.as_mut().filter(|_| arrived_out.is_some());
+        let after_ring = after.as_mut().filter(|_| arrived_out.is_some());
         let floats = [
             Rows::optional(g_out, c),
             Rows::optional(before.as_mut().map(|b| b.plain_mut(t, len)), c),
-            Rows::optional(after.map(|a| a.plain_mut(t, len)), c),
+            Rows::optional(after_ring.map(|a| a.plain_mut(t, len)), c),
             Rows::optional(delta, c),
         ];
         let sums = Rows::optional(sums, 2 * c);
         let written = Written { sums, ..Written::floats(floats) };
         for_row_blocks(self.isa, num_rows, block, written, &body);
-        self.put_all([(errors.z, z), (errors.before, before)]);
+        self.put_all([(errors.z, z), (errors.before, before), (errors.after, after)]);
     }
 
     /// Joins the blocks' sums of g and g xhat: this step's for its own backward, and the gradients.

@@ -92,11 +92,6 @@ impl Ring {
         &mut self.plain
     }
 
-    /// All slots.
-    pub(super) fn all(&self) -> &[f32] {
-        &self.plain
-    }
-
     fn words_per_slot(&self) -> usize {
         self.bits.len() / self.bit_slots
     }
@@ -154,6 +149,12 @@ impl Ring {
         let plain = std::mem::take(&mut self.plain);
         self.pack(t, &plain[self.slot(t, self.elements)]);
         self.plain = plain;
+    }
+
+    /// Whether one slot is finite; bits always are.
+    pub(super) fn is_finite(&self, t: usize) -> bool {
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        !self.has_plain() || finite(self.plain(t, self.elements))
     }
 
     /// Copies one slot out, from whichever form is there.

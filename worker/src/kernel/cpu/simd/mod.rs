@@ -12,6 +12,7 @@
 //! - `dense`: direct convolution, register-blocked.
 //! - `spikes`: forward convolution over set bits.
 //! - `lists`: weight gradient over lists of active positions.
+//! - `rows`: loops over rows for everything else.
 //! - `outer`: weight gradient of real inputs.
 #![allow(unsafe_code, reason = "vector intrinsics and writes to interleaved, disjoint outputs")]
 #![allow(clippy::inline_always, reason = "bodies must be compiled with their caller's features")]
@@ -24,6 +25,7 @@ pub(crate) mod dense;
 pub(crate) mod lists;
 pub(crate) mod outer;
 mod portable;
+pub(crate) mod rows;
 pub(crate) mod spikes;
 pub(crate) mod transpose;
 
