@@ -18,4 +18,5 @@
 pub mod engine;
 pub mod graph;
 pub mod kernel;
+pub mod learn;
 pub mod shape;

@@ -18,8 +18,8 @@ pub mod profile;
 
 use crate::graph::{Graph, ValueId};
 use crate::kernel::{
-    Arena, ArenaSizes, Buffer, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Phase, Span, Step,
-    Window,
+    Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Phase,
+    Span, Step, Window,
 };
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
 use profile::{Profile, Work};
@@ -52,7 +52,7 @@ pub struct Network {
     pub profile: Profile,
     /// Per value: the time steps for which an error has arrived in this backward.
     arrived: Vec<Option<Window>>,
-    dropouts: Vec<(String, Buffer)>,
+    dropouts: Vec<(String, Dropout)>,
 }
 
 impl Network {
@@ -86,7 +86,7 @@ impl Network {
         let names = |nodes: &Vec<usize>| graph.nodes()[nodes[0]].name.clone();
         let dropouts = plan.stages.iter().zip(&plan.stage_nodes);
         let dropouts = dropouts.filter_map(|(stage, nodes)| match stage {
-            Stage::Dropout { dropout, .. } => Some((names(nodes), dropout.mask)),
+            Stage::Dropout { dropout, .. } => Some((names(nodes), *dropout)),
             Stage::Conv { .. }
             | Stage::NormLif { .. }
             | Stage::Pool { .. }
@@ -190,34 +190,29 @@ impl Network {
         t >= spec.operand_slots.max(spec.plain_slots)
     }
 
-    /// Copies a dropout mask of time step t (factors, `[N, features]`), instead of drawing it.
-    ///
-    /// # Errors
-    /// If no dropout layer has this name.
-    pub fn write_mask(
+    /// Copies the dropout masks of time step t (factors, `[N, features]`) instead of drawing them;
+    /// a layer for which none is given is drawn with key 0.
+    pub fn give_masks(
         &self,
         kernels: &mut dyn Kernels,
-        node: &str,
         t: usize,
-        mask: &[f32],
-    ) -> Result<(), EngineError> {
-        let found = self.dropouts.iter().find(|(name, _)| name == node);
-        let (_, buffer) = found.ok_or_else(|| EngineError::UnknownTensor(node.into()))?;
-        kernels.write(*buffer, t, mask);
-        Ok(())
+        given: &dyn Fn(&str, usize) -> Option<Vec<f32>>,
+    ) {
+        for (node, dropout) in &self.dropouts {
+            match given(node, t) {
+                Some(mask) => kernels.write(dropout.mask, t, &mask),
+                None => kernels.dropout_mask(dropout, t, 0),
+            }
+        }
     }
 
     /// Draws the dropout masks of time step t of a batch, each by its own key.
     pub fn draw_masks(&self, kernels: &mut dyn Kernels, batch: u64, t: usize) {
-        let mut layer = 0u64;
-        for stage in &self.plan.stages {
-            if let Stage::Dropout { dropout, .. } = stage {
-                let words = [self.plan.settings.seed, batch, t as u64, layer];
-                let mix = synfire_shared::random::mix;
-                let key = words.iter().fold(0, |key, &word| mix(key ^ mix(word)));
-                kernels.dropout_mask(dropout, t, key);
-                layer += 1;
-            }
+        for (layer, (_, dropout)) in self.dropouts.iter().enumerate() {
+            let words = [self.plan.settings.seed, batch, t as u64, layer as u64];
+            let mix = synfire_shared::random::mix;
+            let key = words.iter().fold(0, |key, &word| mix(key ^ mix(word)));
+            kernels.dropout_mask(dropout, t, key);
         }
     }
 
@@ -295,9 +290,7 @@ impl Network {
             len: last.offset + last.len - first.offset,
         };
         match &self.plan.stages[stage] {
-            Stage::Conv { conv, .. } => {
-                Some(join(conv.weight, conv.bias.unwrap_or(conv.weight)))
-            }
+            Stage::Conv { conv, .. } => Some(join(conv.weight, conv.bias.unwrap_or(conv.weight))),
             Stage::NormLif { layer, .. } => layer.norm.map(|n| join(n.gamma, n.beta)),
             Stage::Pool { .. }
             | Stage::Flatten { .. }
@@ -355,20 +348,23 @@ impl Network {
                     kernels.residual_backward(residual, dy, da, db);
                 });
             }
-            Stage::Pool { x, y, .. } | Stage::Flatten { x, y, .. } | Stage::Dropout { x, y, .. } => {
+            Stage::Pool { x, y, .. }
+            | Stage::Flatten { x, y, .. }
+            | Stage::Dropout { x, y, .. } => {
                 let Some(dy) = self.errors(*y) else { return };
                 let Some(dx) = self.target(kernels, *x, dy.steps) else {
                     return;
                 };
                 let samples = self.plan.settings.samples;
-                self.profile.timed(index, Work::DataGradient, || match &stage {
-                    Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
-                    Stage::Flatten { input, .. } => {
-                        kernels.flatten_backward(samples, *input, dy, dx);
-                    }
-                    Stage::Dropout { dropout, .. } => kernels.dropout_backward(dropout, dy, dx),
-                    Stage::Conv { .. } | Stage::NormLif { .. } | Stage::Residual { .. } => {}
-                });
+                self.profile
+                    .timed(index, Work::DataGradient, || match &stage {
+                        Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
+                        Stage::Flatten { input, .. } => {
+                            kernels.flatten_backward(samples, *input, dy, dx);
+                        }
+                        Stage::Dropout { dropout, .. } => kernels.dropout_backward(dropout, dy, dx),
+                        Stage::Conv { .. } | Stage::NormLif { .. } | Stage::Residual { .. } => {}
+                    });
             }
         }
     }
@@ -414,12 +410,7 @@ impl Network {
     }
 
     /// Updates one range of the weights (Algorithm 1, line 21).
-    pub fn update(
-        kernels: &mut dyn Kernels,
-        profile: &mut Profile,
-        span: Span,
-        step: Step,
-    ) {
+    pub fn update(kernels: &mut dyn Kernels, profile: &mut Profile, span: Span, step: Step) {
         let row = profile.rows().len().saturating_sub(1);
         profile.timed(row, Work::Update, || kernels.update(span, step));
     }

@@ -266,7 +266,10 @@ impl Chain {
             .or_else(|| self.lif.map(|l| root[graph.nodes()[l].inputs[0].0]));
         let before = adds(self.before, summed);
         let after = adds(self.after, self.out);
-        [self.norm, before, self.lif, after].into_iter().flatten().collect()
+        [self.norm, before, self.lif, after]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
@@ -527,7 +530,10 @@ impl Builder<'_> {
             let root = self.root[n.output.0];
             let holder = nodes.iter().position(|m| m.output == root);
             let counter = holder.and_then(|h| self.lif_counter[h]);
-            (n.name.clone(), counter.expect("every root neuron is in a chain"))
+            (
+                n.name.clone(),
+                counter.expect("every root neuron is in a chain"),
+            )
         })
         .collect()
     }
@@ -559,13 +565,12 @@ fn plan_errors(
     let mut errors: Vec<Option<Buffer>> = vec![None; num_values];
     let mut free: Vec<Buffer> = Vec::new();
     let mut take = |value: ValueId, free: &mut Vec<Buffer>| {
-        let wanted = BufferSpec::plain(
-            settings.samples,
-            graph.value(value).shape,
-            settings.window,
-        );
+        let wanted = BufferSpec::plain(settings.samples, graph.value(value).shape, settings.window);
         let size = |b: &Buffer| buffers[b.0 as usize].spec.elements();
-        let fits = free.iter().enumerate().filter(|(_, b)| size(b) >= wanted.elements());
+        let fits = free
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| size(b) >= wanted.elements());
         if let Some((position, _)) = fits.min_by_key(|(_, b)| size(b)) {
             return free.swap_remove(position);
         }
@@ -635,7 +640,9 @@ mod tests {
         let sum = Op::Residual(Join::Add);
         let x = g.add("add", sum, &[b2, b]).unwrap();
         let s = g.add("sn2", Op::Lif, &[x]).unwrap();
-        let p = g.add("pool", Op::AdaptiveAvgPool { side: 1 }, &[s]).unwrap();
+        let p = g
+            .add("pool", Op::AdaptiveAvgPool { side: 1 }, &[s])
+            .unwrap();
         let f = g.add("flat", Op::Flatten, &[p]).unwrap();
         let out = g.add("fc", Op::Linear { outputs: 5 }, &[f]).unwrap();
         g.finish(out).unwrap()
@@ -665,8 +672,14 @@ mod tests {
             // Live while this stage runs: its own, and what later readers left for earlier stages.
             for (value, error) in plan.errors.iter().enumerate() {
                 let id = ValueId(value);
-                let made = plan.stages.iter().position(|s| s.outputs().any(|v| v == id));
-                let read = plan.stages.iter().rposition(|s| s.inputs().any(|v| v == id));
+                let made = plan
+                    .stages
+                    .iter()
+                    .position(|s| s.outputs().any(|v| v == id));
+                let read = plan
+                    .stages
+                    .iter()
+                    .rposition(|s| s.inputs().any(|v| v == id));
                 let (Some(made), Some(error)) = (made, error) else {
                     continue;
                 };
@@ -684,8 +697,16 @@ mod tests {
     #[test]
     fn the_arena_follows_the_backward() {
         let plan = Plan::new(&network(), &settings(2));
-        let names: Vec<&str> = plan.layout.parameters().iter().map(|(p, _)| &*p.name).collect();
-        assert_eq!(&names[..4], ["fc.weight", "fc.bias", "bn2.weight", "bn2.bias"]);
+        let names: Vec<&str> = plan
+            .layout
+            .parameters()
+            .iter()
+            .map(|(p, _)| &*p.name)
+            .collect();
+        assert_eq!(
+            &names[..4],
+            ["fc.weight", "fc.bias", "bn2.weight", "bn2.bias"]
+        );
         assert_eq!(names[names.len() - 1], "conv1.weight");
     }
 }

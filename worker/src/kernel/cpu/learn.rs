@@ -17,7 +17,11 @@ impl CpuKernels {
         dlogits: Option<Buffer>,
     ) {
         let (n, k) = (loss.samples, loss.classes);
-        assert_eq!(self.labels.len(), n, "labels were written for another batch");
+        assert_eq!(
+            self.labels.len(),
+            n,
+            "labels were written for another batch"
+        );
         let mut errors = dlogits.map(|b| self.take(b));
         let y = self.rings[logits.0 as usize].plain(t, n * k);
         if self.summed.len() != n * k {

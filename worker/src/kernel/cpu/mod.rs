@@ -22,8 +22,8 @@ mod ring;
 pub mod simd;
 
 use super::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLif,
-    NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss,
+    NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 use conv::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
@@ -183,7 +183,9 @@ impl CpuKernels {
             stale: true,
         });
         if packed.stale {
-            packed.kernel.set_weights(&self.weights[conv.weight.range()]);
+            packed
+                .kernel
+                .set_weights(&self.weights[conv.weight.range()]);
             packed.stale = false;
         }
         packed
@@ -220,7 +222,9 @@ impl CpuKernels {
         let bias = conv.bias.map(|b| &self.weights[b.range()]);
         let target = result.plain_mut(t, conv.samples * conv.output.elements());
         let scratch = &mut self.scratch.conv;
-        packed.kernel.forward(conv.samples, operand, bias, target, scratch);
+        packed
+            .kernel
+            .forward(conv.samples, operand, bias, target, scratch);
         self.put(y, Some(result));
         self.convs[conv.index] = Some(packed);
     }
@@ -256,7 +260,9 @@ impl CpuKernels {
         let dy = self.rings[dy.buffer.0 as usize].window(dy.steps, len_y);
         let dw = &mut self.gradients[conv.weight.range()];
         let scratch = &mut self.scratch.conv;
-        packed.kernel.weight_gradient(samples, operand, dy, dw, scratch);
+        packed
+            .kernel
+            .weight_gradient(samples, operand, dy, dw, scratch);
         if let Some(bias) = conv.bias {
             let positions = samples * conv.output.pixels();
             bias_gradient(positions, dy, &mut self.gradients[bias.range()]);
@@ -406,7 +412,9 @@ impl Kernels for CpuKernels {
     }
 
     fn arena_is_finite(&mut self, arena: Arena, span: Span) -> bool {
-        self.arena_mut(arena)[span.range()].iter().all(|v| v.is_finite())
+        self.arena_mut(arena)[span.range()]
+            .iter()
+            .all(|v| v.is_finite())
     }
 
     fn take_report(&mut self) -> Report {

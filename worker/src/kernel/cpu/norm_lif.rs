@@ -6,8 +6,9 @@
 use super::ring::Ring;
 use super::simd::rows::{Block, Body, Rows, Written, for_row_blocks, spikes};
 use super::{CpuKernels, Scratch};
-use crate::kernel::{Errors, ErrorsOut, Lif, Neuron, Norm, NormLif, NormLifErrors, Phase, Reset,
-    Window};
+use crate::kernel::{
+    Errors, ErrorsOut, Lif, Neuron, Norm, NormLif, NormLifErrors, Phase, Reset, Window,
+};
 
 /// Rows of a block: about 64 KiB of one value, which stays in the second-level cache.
 fn rows_per_block(channels: usize) -> usize {
@@ -208,7 +209,9 @@ impl CpuKernels {
         let z = &self.rings[layer.z.0 as usize];
         let plain = |b: crate::kernel::Buffer| self.rings[b.0 as usize].plain(t, len);
         let (u_old, u_new, in_place) = split(u.as_mut(), t, len);
-        let (out_plain, out_bits) = out.as_mut().map_or((&mut [][..], &mut [][..]), |o| o.both_mut(t));
+        let (out_plain, out_bits) = out
+            .as_mut()
+            .map_or((&mut [][..], &mut [][..]), |o| o.both_mut(t));
         let scratch = &mut self.scratch;
         let words = c.div_ceil(64);
         let body = Forward {
@@ -249,7 +252,10 @@ impl CpuKernels {
             &body,
         );
         let fired: u64 = counts.iter().sum();
-        if let Some(Lif { index, u: handle, .. }) = layer.lif {
+        if let Some(Lif {
+            index, u: handle, ..
+        }) = layer.lif
+        {
             self.put(handle, u);
             self.count_spikes(index, fired, len as u64);
         }
@@ -262,7 +268,9 @@ impl CpuKernels {
     fn affine(&mut self, norm: &Norm, layer: &NormLif, t: usize, phase: Phase) {
         let c = layer.shape.channels;
         let num_rows = layer.samples * layer.shape.pixels();
-        let Scratch { mean, scale, sums, .. } = &mut self.scratch;
+        let Scratch {
+            mean, scale, sums, ..
+        } = &mut self.scratch;
         let (mean, scale) = (grow(mean, c), grow(scale, c));
         let gamma = &self.weights[norm.gamma.range()];
         if phase == Phase::Evaluate {
@@ -280,7 +288,10 @@ impl CpuKernels {
             self.isa,
             num_rows,
             block,
-            Written { sums: Rows::new(sums, 2 * c), ..Written::floats([]) },
+            Written {
+                sums: Rows::new(sums, 2 * c),
+                ..Written::floats([])
+            },
             &Moments { z, channels: c },
         );
         let moments = self.rings[norm.moments.0 as usize].plain_mut(t, 2 * c);
@@ -346,7 +357,12 @@ impl CpuKernels {
         let lif = layer.lif.filter(|_| errors.out.is_some());
         // With a norm, g is staged where dz will be, or in scratch where dz adds to something.
         let stage = layer.norm.is_some() && errors.z.is_none_or(|z| z.accumulate);
-        let Scratch { stage: staged, delta, sums, .. } = &mut self.scratch;
+        let Scratch {
+            stage: staged,
+            delta,
+            sums,
+            ..
+        } = &mut self.scratch;
         let g_out = if stage {
             Some(grow(staged, len))
         } else {
@@ -360,7 +376,10 @@ impl CpuKernels {
             .map(|_| &mut *grow(sums, num_rows.div_ceil(block) * 2 * c));
         let moments = layer.norm.map(|n| {
             let moments = self.rings[n.moments.0 as usize].plain(t, 2 * c);
-            (moments.split_at(c), self.rings[layer.z.0 as usize].plain(t, len))
+            (
+                moments.split_at(c),
+                self.rings[layer.z.0 as usize].plain(t, len),
+            )
         });
         let adds = |e: Option<ErrorsOut>| e.is_some_and(|e| e.accumulate);
         let body = Backward {
@@ -370,7 +389,11 @@ impl CpuKernels {
             y: arrived(errors.y),
             moments,
             carries: !newest,
-            adds: [!stage && adds(errors.z), adds(errors.before), adds(errors.after)],
+            adds: [
+                !stage && adds(errors.z),
+                adds(errors.before),
+                adds(errors.after),
+            ],
         };
         let after_ring = after.as_mut().filter(|_| arrived_out.is_some());
         let floats = [
@@ -380,9 +403,16 @@ impl CpuKernels {
             Rows::optional(delta, c),
         ];
         let sums = Rows::optional(sums, 2 * c);
-        let written = Written { sums, ..Written::floats(floats) };
+        let written = Written {
+            sums,
+            ..Written::floats(floats)
+        };
         for_row_blocks(self.isa, num_rows, block, written, &body);
-        self.put_all([(errors.z, z), (errors.before, before), (errors.after, after)]);
+        self.put_all([
+            (errors.z, z),
+            (errors.before, before),
+            (errors.after, after),
+        ]);
     }
 
     /// Joins the blocks' sums of g and g xhat: this step's for its own backward, and the gradients.
@@ -390,7 +420,9 @@ impl CpuKernels {
         let c = layer.shape.channels;
         let num_rows = layer.samples * layer.shape.pixels();
         let num_blocks = num_rows.div_ceil(rows_per_block(c));
-        let Scratch { sums, mean, scale, .. } = &mut self.scratch;
+        let Scratch {
+            sums, mean, scale, ..
+        } = &mut self.scratch;
         let (dbeta, dgamma) = (grow(mean, c), grow(scale, c));
         for channel in 0..c {
             let (mut g, mut g_xhat) = (0.0f64, 0.0f64);
@@ -421,7 +453,13 @@ impl CpuKernels {
         let moments = self.rings[norm.moments.0 as usize].plain(t, 2 * c);
         let (mean, inv) = moments.split_at(c);
         let gamma = &self.weights[norm.gamma.range()];
-        let Scratch { stage, mean: dbeta, scale: dgamma, gain, .. } = &mut self.scratch;
+        let Scratch {
+            stage,
+            mean: dbeta,
+            scale: dgamma,
+            gain,
+            ..
+        } = &mut self.scratch;
         let (dbeta, dgamma, gain) = (grow(dbeta, c), grow(dgamma, c), grow(gain, c));
         let scale = 1.0 / num_rows as f32;
         for i in 0..c {
@@ -483,7 +521,8 @@ impl Body<4> for Backward<'_> {
                 }
                 if let Some(((mean, inv), z)) = self.moments {
                     let (sum, sum_xhat) = block.sums.split_at_mut(c);
-                    let (sum, sum_xhat) = (&mut sum[begin..begin + n], &mut sum_xhat[begin..begin + n]);
+                    let (sum, sum_xhat) =
+                        (&mut sum[begin..begin + n], &mut sum_xhat[begin..begin + n]);
                     let (mean, inv) = (&mean[begin..begin + n], &inv[begin..begin + n]);
                     let z = &z[at..at + n];
                     for i in 0..n {
@@ -599,10 +638,18 @@ fn split(
     let all = ring.all_mut();
     if now > old {
         let (low, high) = all.split_at_mut(now * len);
-        (Some(&low[old * len..(old + 1) * len]), Some(&mut high[..len]), false)
+        (
+            Some(&low[old * len..(old + 1) * len]),
+            Some(&mut high[..len]),
+            false,
+        )
     } else {
         let (low, high) = all.split_at_mut(old * len);
-        (Some(&high[..len]), Some(&mut low[now * len..(now + 1) * len]), false)
+        (
+            Some(&high[..len]),
+            Some(&mut low[now * len..(now + 1) * len]),
+            false,
+        )
     }
 }
 

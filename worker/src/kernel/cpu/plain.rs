@@ -208,7 +208,11 @@ impl CpuKernels {
         let (p, scale) = (dropout.p, dropout.scale);
         let mask = self.rings[dropout.mask.0 as usize].plain_mut(t, len);
         mask.par_iter_mut().enumerate().for_each(|(i, m)| {
-            *m = if dropout_keeps(key, i as u64, p) { scale } else { 0.0 };
+            *m = if dropout_keeps(key, i as u64, p) {
+                scale
+            } else {
+                0.0
+            };
         });
     }
 
@@ -229,7 +233,10 @@ impl CpuKernels {
             Phase::Train => {
                 let mask = self.rings[dropout.mask.0 as usize].plain(t, len);
                 let inputs = x.iter().zip(mask);
-                target.iter_mut().zip(inputs).for_each(|(y, (x, m))| *y = x * m);
+                target
+                    .iter_mut()
+                    .zip(inputs)
+                    .for_each(|(y, (x, m))| *y = x * m);
             }
         }
         self.put(y, Some(result));
@@ -304,7 +311,9 @@ impl CpuKernels {
                 match join {
                     Join::Add => pairs.for_each(|(db, g)| put(db, *g)),
                     Join::And => pairs.zip(a()).for_each(|((db, g), a)| put(db, g * a)),
-                    Join::Iand => pairs.zip(a()).for_each(|((db, g), a)| put(db, g * (1.0 - a))),
+                    Join::Iand => pairs
+                        .zip(a())
+                        .for_each(|((db, g), a)| put(db, g * (1.0 - a))),
                 }
             });
         }
@@ -330,18 +339,14 @@ impl CpuKernels {
     pub(super) fn zero_now(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize) {
         let len = samples * shape.elements();
         let window = Window { newest: t, len: 1 };
-        self.rings[buffer.0 as usize].window_mut(window, len).fill(0.0);
+        self.rings[buffer.0 as usize]
+            .window_mut(window, len)
+            .fill(0.0);
     }
 }
 
 /// Adds the error of one output pixel to the input pixels under it.
-fn spread(
-    pool: &Pool,
-    (i, j): (usize, usize),
-    dy: &[f32],
-    argmax: Option<&[f32]>,
-    dx: &mut [f32],
-) {
+fn spread(pool: &Pool, (i, j): (usize, usize), dy: &[f32], argmax: Option<&[f32]>, dx: &mut [f32]) {
     let (input, c) = (pool.input, pool.input.channels);
     let rows = under(pool.kind, i, input.height, pool.output.height);
     let columns = under(pool.kind, j, input.width, pool.output.width);
@@ -369,7 +374,9 @@ fn spread(
             for row in rows {
                 for column in columns.clone() {
                     let dx = &mut dx[(row * input.width + column) * c..][..c];
-                    dx.iter_mut().zip(dy).for_each(|(dx, &dy)| *dx += dy * scale);
+                    dx.iter_mut()
+                        .zip(dy)
+                        .for_each(|(dx, &dy)| *dx += dy * scale);
                 }
             }
         }

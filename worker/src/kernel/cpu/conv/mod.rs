@@ -140,11 +140,31 @@ impl ConvKernel {
     /// If a size is 0, the kernel does not fit the padded input, or the machine lacks `isa`.
     pub fn new(shape: ConvShape, isa: Isa) -> Self {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
-        let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = shape;
-        assert!([height, width, inputs, outputs, kernel, stride].iter().all(|n| *n > 0));
-        assert!(height.min(width) + 2 * padding >= kernel, "a kernel larger than its input");
+        let ConvShape {
+            height,
+            width,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+        } = shape;
+        assert!(
+            [height, width, inputs, outputs, kernel, stride]
+                .iter()
+                .all(|n| *n > 0)
+        );
+        assert!(
+            height.min(width) + 2 * padding >= kernel,
+            "a kernel larger than its input"
+        );
         let [forward, backward] = pack::lengths(&shape);
-        Self { shape, isa, forward: vec![0.0; forward], backward: vec![0.0; backward] }
+        Self {
+            shape,
+            isa,
+            forward: vec![0.0; forward],
+            backward: vec![0.0; backward],
+        }
     }
 
     /// The sizes.
@@ -158,7 +178,11 @@ impl ConvKernel {
     ///
     /// If the weights do not have the shape's size.
     pub fn set_weights(&mut self, oihw: &[f32]) {
-        assert_eq!(oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        assert_eq!(
+            oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
         pack::forward(self.isa, &self.shape, oihw, &mut self.forward);
         pack::backward(self.isa, &self.shape, &self.forward, &mut self.backward);
     }
@@ -212,7 +236,11 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, x, dy.len());
-        assert_eq!(dw_oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        assert_eq!(
+            dw_oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
         weight_gradient::run(self, samples, x, dy, dw_oihw, scratch);
     }
 
@@ -221,10 +249,18 @@ impl ConvKernel {
         let pixels = samples * self.shape.height * self.shape.width;
         match x {
             Operand::Spikes(x) => {
-                assert_eq!(x.len(), pixels * self.shape.words(), "spikes are [n, h, w, words]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.words(),
+                    "spikes are [n, h, w, words]"
+                );
             }
             Operand::Real(x) => {
-                assert_eq!(x.len(), pixels * self.shape.inputs, "real input is [n, h, w, c]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.inputs,
+                    "real input is [n, h, w, c]"
+                );
             }
         }
         let outputs = samples * self.shape.positions() * self.shape.outputs;

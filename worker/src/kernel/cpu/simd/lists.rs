@@ -34,19 +34,39 @@ struct Task<'a> {
 /// If a list or a sum reaches outside its buffer.
 pub(crate) fn add_band(isa: Isa, band: &Band<'_>, gradient: &mut [f32]) {
     assert!(isa.is_available(), "{isa} kernels on a machine without it");
-    assert!(gradient.len() >= band.counts.len() * band.vectors * LANES, "gradient too short");
-    assert!(band.sums.iter().all(|s| (s.1 as usize) < band.vectors), "sums outside the gradient");
+    assert!(
+        gradient.len() >= band.counts.len() * band.vectors * LANES,
+        "gradient too short"
+    );
+    assert!(
+        band.sums.iter().all(|s| (s.1 as usize) < band.vectors),
+        "sums outside the gradient"
+    );
     let reach = band.sums.iter().map(|s| s.0 as usize).max().unwrap_or(0);
     let limit = band.errors.len().saturating_sub(reach) / LANES;
     for (list, count) in band.lists.chunks_exact(band.capacity).zip(band.counts) {
         // The walk reads no other position, so this is what makes it safe.
         let last = list[..usize::from(*count)].iter().fold(0, |a, b| a.max(*b));
-        assert!(*count == 0 || usize::from(last) < limit, "a spike outside its band");
+        assert!(
+            *count == 0 || usize::from(last) < limit,
+            "a spike outside its band"
+        );
     }
-    assert!(band.lists.len() >= band.counts.len() * band.capacity, "a list per channel");
+    assert!(
+        band.lists.len() >= band.counts.len() * band.capacity,
+        "a list per channel"
+    );
     // SAFETY: positions, sums and the gradient's size were just checked; all are borrowed for
     // the call.
-    unsafe { run_task(isa, &mut Task { band, gradient: gradient.as_mut_ptr() }) };
+    unsafe {
+        run_task(
+            isa,
+            &mut Task {
+                band,
+                gradient: gradient.as_mut_ptr(),
+            },
+        )
+    };
 }
 
 per_isa!(run_task(Task<'_>) = task_body <9> <6> <3>);
@@ -68,7 +88,13 @@ unsafe fn task_body<S: Simd, const MOST: usize>(task: &mut Task<'_>) {
                 let taken = MOST.min(sums.len());
                 let (now, later) = sums.split_at(taken);
                 sums = later;
-                let walk = Walk { list, count, errors: band.errors.as_ptr(), gradient, sums: now };
+                let walk = Walk {
+                    list,
+                    count,
+                    errors: band.errors.as_ptr(),
+                    gradient,
+                    sums: now,
+                };
                 match taken {
                     1 => walk.run::<S, 1>(),
                     2 => walk.run::<S, 2>(),
@@ -111,7 +137,9 @@ impl Walk<'_> {
                 }
             }
             for t in 0..T {
-                let to = self.gradient.add(self.sums.get_unchecked(t).1 as usize * LANES);
+                let to = self
+                    .gradient
+                    .add(self.sums.get_unchecked(t).1 as usize * LANES);
                 S::store(to, S::add(S::load(to), sums[t]));
             }
         }

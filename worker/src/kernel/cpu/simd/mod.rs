@@ -14,8 +14,14 @@
 //! - `lists`: weight gradient over lists of active positions.
 //! - `rows`: loops over rows for everything else.
 //! - `outer`: weight gradient of real inputs.
-#![allow(unsafe_code, reason = "vector intrinsics and writes to interleaved, disjoint outputs")]
-#![allow(clippy::inline_always, reason = "bodies must be compiled with their caller's features")]
+#![allow(
+    unsafe_code,
+    reason = "vector intrinsics and writes to interleaved, disjoint outputs"
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "bodies must be compiled with their caller's features"
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -51,7 +57,9 @@ impl Isa {
     /// The fastest form this machine can run.
     pub fn best() -> Self {
         let all = [Self::Avx512, Self::Avx2];
-        all.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+        all.into_iter()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Self::Portable)
     }
 
     /// The forms this machine can run, fastest first.

@@ -14,7 +14,12 @@ pub(crate) struct Columns {
 impl Columns {
     /// Equally spaced columns.
     pub(crate) fn spaced(count: usize, stride: usize) -> Self {
-        Self { count, period: 1, outer: stride, inner: 0 }
+        Self {
+            count,
+            period: 1,
+            outer: stride,
+            inner: 0,
+        }
     }
 
     /// Index one past the last value of any column.
@@ -50,8 +55,14 @@ pub(crate) fn to_lanes(
     if columns.count == 0 {
         return;
     }
-    assert!(isa.is_available() && (1..=LANES).contains(&rows), "16 lanes");
-    assert!((rows - 1) * row + columns.count <= from.len(), "matrix too short");
+    assert!(
+        isa.is_available() && (1..=LANES).contains(&rows),
+        "16 lanes"
+    );
+    assert!(
+        (rows - 1) * row + columns.count <= from.len(),
+        "matrix too short"
+    );
     assert!(columns.end() <= to.len(), "transpose too short");
     let mut task = Task {
         rows_from: from.as_ptr(),
@@ -81,9 +92,15 @@ pub(crate) fn from_lanes(
     if columns.count == 0 {
         return;
     }
-    assert!(isa.is_available() && (1..=LANES).contains(&rows), "16 lanes");
+    assert!(
+        isa.is_available() && (1..=LANES).contains(&rows),
+        "16 lanes"
+    );
     assert!(columns.end() <= from.len(), "matrix too short");
-    assert!((rows - 1) * row + columns.count <= to.len(), "transpose too short");
+    assert!(
+        (rows - 1) * row + columns.count <= to.len(),
+        "transpose too short"
+    );
     let mut task = Task {
         rows_from: std::ptr::null(),
         rows_to: to.as_mut_ptr(),
