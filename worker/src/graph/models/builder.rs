@@ -103,7 +103,7 @@ impl Builder {
         self.add(name, Op::Lif, x)
     }
 
-    /// Max pool 3x3, stride 2, padding 1: what ends an ImageNet stem.
+    /// Max pool 3x3, stride 2, padding 1: what ends a [`Stem::Imagenet`](super::Stem).
     pub(super) fn stem_pool(&mut self, x: ValueId) -> Result<ValueId, GraphError> {
         let op = Op::MaxPool {
             kernel: 3,

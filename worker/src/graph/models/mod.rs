@@ -26,7 +26,7 @@ pub enum ModelName {
     Small,
     /// MS-ResNet with 18 convolutions on its longest path: Hu, Deng, Wu, Yao, Li, "Advancing
     /// Spiking Neural Networks towards Deep Residual Learning", 2021,
-    /// <https://arxiv.org/abs/2112.08954>. The paper's "ResNet".
+    /// <https://arxiv.org/abs/2112.08954>. The residual network of the paper's CIFAR rows.
     MsResnet18,
     /// MS-ResNet with 34.
     MsResnet34,
@@ -118,7 +118,7 @@ pub struct ModelOptions {
     pub classes: usize,
     /// Multiplies every number of channels, which is rounded and at least 1.
     pub width: f64,
-    /// The stem (MS-ResNet only). The ImageNet one has a bias before its batch norm.
+    /// The stem (MS-ResNet only). [`Stem::Imagenet`] has a bias before its batch norm.
     pub stem: Stem,
     /// Whether batch norms stand behind the convolutions (MS-ResNet only). Without them, as in
     /// Figure 3, the convolutions get no bias instead.
@@ -132,8 +132,8 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// The model for the data that it is mostly trained on: CIFAR-10, ImageNet (SEW-ResNet) or
-    /// CIFAR10-DVS (VGG-11), full width, no dropout.
+    /// The model for the data that it is mostly trained on, at full width and without dropout:
+    /// 3x32x32 and 10 classes, SEW-ResNet 3x224x224 and 1000, VGG-11 2x48x48 and 10.
     pub fn new(name: ModelName) -> Self {
         let (input, classes, stem) = match name {
             ModelName::Small | ModelName::MsResnet18 | ModelName::MsResnet34 => {
@@ -264,7 +264,7 @@ fn known_names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Op;
+    use crate::graph::{Op, Parameter};
     use crate::shape::Content;
 
     /// A row of the table of ALGORITHMS, section 3: neurons and MMAC are those of one image at one
@@ -332,7 +332,7 @@ mod tests {
             let graph = build(&row.options).unwrap();
             let lif = graph.nodes().iter().filter(|n| n.op == Op::Lif);
             let neurons: usize = lif.map(|n| graph.value(n.output).shape.elements()).sum();
-            let parameters: usize = graph.parameters().iter().map(|p| p.elements()).sum();
+            let parameters: usize = graph.parameters().iter().map(Parameter::elements).sum();
             let mmac = graph.multiply_accumulates() as f64 / 1e6;
             let what = &row.options;
             assert_eq!(parameters, row.parameters, "parameters of {what:?}");
