@@ -98,11 +98,11 @@ pub(crate) fn nearest<'a>(
         return None;
     }
     let word = word.to_lowercase();
-    let limit = (word.chars().count() / 3).max(1);
+    let limit = word.chars().count() / 3;
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
-        .filter(|&(distance, candidate)| distance <= limit && distance < candidate.len())
+        .filter(|&(distance, _)| distance <= limit)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
@@ -137,6 +137,8 @@ mod tests {
         assert_eq!(nearest("sdg", names), Some("sgd"));
         assert_eq!(nearest("lion", names), None);
         assert_eq!(nearest("", ["a"]), None);
+        assert_eq!(nearest("er", ["lr"]), None);
+        assert_eq!(nearest("LR", ["lr"]), Some("lr"));
         assert_eq!(nearest(&"sgd".repeat(100), names), None);
     }
 

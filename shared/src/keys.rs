@@ -1,4 +1,4 @@
-//! Every key of a configuration file: its type, range, default and meaning, in the order of the file.
+//! Every key of a configuration file, in the file's order: type, range, default, meaning.
 //!
 //! One table serves reading, checking and writing, so that they cannot disagree.
 

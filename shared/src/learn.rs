@@ -118,7 +118,8 @@ pub enum Optimiser {
         /// Weight decay, at least 0.
         weight_decay: f64,
     },
-    /// Adam with decoupled weight decay (Loshchilov, Hutter, 2019, <https://arxiv.org/abs/1711.05101>).
+    /// Adam with decoupled weight decay (Loshchilov, Hutter, 2019,
+    /// <https://arxiv.org/abs/1711.05101>).
     AdamW {
         /// Learning rate before the schedule, at least 0.
         lr: f64,

@@ -1,4 +1,4 @@
-//! The vocabulary of synfire's programs: what a run is, how time is counted, where chance comes from.
+//! The vocabulary of synfire's programs: runs, time, chance.
 //!
 //! # Layout
 //!
@@ -6,7 +6,7 @@
 //! - [`random`]: random draws keyed by what they are for, so that no draw depends on another.
 //! - `keys`: every key of a configuration file: type, range, default, meaning.
 //! - `run_file`: a run as written in TOML and on the command line; `faults`: what is wrong with it.
-//! - `check`: values against the keys and against each other; `values`: what is left, with defaults.
+//! - `check`: values against the keys and each other; `values`: what is left, with defaults.
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
 //! - `write`: a checked run as a file again.

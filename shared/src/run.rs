@@ -177,3 +177,143 @@ impl Data {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quickstart_is_a_run() {
+        let run = Run::from_toml(QUICKSTART, "quickstart.toml", &[]).unwrap();
+        assert_eq!(run.data.source, Source::FashionMnistSubset);
+        assert_eq!(run.algorithm, Algorithm::Stol { window: 2 });
+    }
+
+    #[test]
+    fn every_file_in_configs_is_a_run_and_opens_with_a_comment() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
+        let mut num_files = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let name = path.file_name().unwrap().to_string_lossy();
+            if let Err(errors) = Run::from_toml(&text, &name, &[]) {
+                panic!("{errors}");
+            }
+            assert!(text.starts_with("# "), "{name}");
+            num_files += 1;
+        }
+        assert!(num_files >= 2, "{num_files} files in {folder}");
+    }
+
+    #[test]
+    fn ms_resnet18_is_the_papers_recipe_for_cifar10() {
+        // Table 2, row CIFAR-10.
+        let text = include_str!("../../configs/ms_resnet18-cifar10.toml");
+        let run = Run::from_toml(text, "ms_resnet18-cifar10.toml", &[]).unwrap();
+        assert_eq!((run.epochs, run.data.batch, run.time_steps), (200, 64, 6));
+        let optimiser = Optimiser::Sgd {
+            lr: 0.05,
+            momentum: 0.9,
+            weight_decay: 5e-5,
+        };
+        assert_eq!(run.optimiser, optimiser);
+        let kind = ScheduleKind::Cosine { t_max: None };
+        assert_eq!(
+            run.schedule,
+            Schedule {
+                kind,
+                warmup_epochs: 0
+            }
+        );
+        let neuron = Neuron {
+            tau_m: 2.0,
+            v_th: 1.0,
+            alpha: 1.0,
+            reset: Reset::Hard,
+            detach_reset: false,
+        };
+        assert_eq!(run.neuron, neuron);
+        assert_eq!(run.algorithm, Algorithm::Stol { window: 2 });
+        assert_eq!(run.loss, Loss::Paper { lambda: 0.05 });
+        let network = Network::MsResnet {
+            depth: Depth::Eighteen,
+            stem: Stem::Cifar,
+            norm: Norm::Batch,
+        };
+        assert_eq!(
+            run.model,
+            Model {
+                network,
+                width: 1.0
+            }
+        );
+    }
+
+    #[test]
+    fn serialised_runs_have_the_keys_of_the_file() {
+        let run = Run::from_toml(QUICKSTART, "quickstart.toml", &[]).unwrap();
+        let table = toml::Table::try_from(&run).unwrap();
+        for (outer, key, value) in [
+            ("data", "source", "fashion-mnist-subset"),
+            ("model", "name", "small"),
+            ("algorithm", "name", "stol"),
+            ("loss", "kind", "paper"),
+            ("optimiser", "name", "sgd"),
+            ("schedule", "kind", "cosine"),
+            ("neuron", "reset", "hard"),
+        ] {
+            assert_eq!(table[outer][key].as_str(), Some(value), "{outer}.{key}");
+        }
+    }
+
+    fn never_panics(text: &str, overrides: &[String]) -> Result<(), TestCaseError> {
+        match Run::from_toml(text, "a.toml", overrides) {
+            Ok(run) => {
+                let again = Run::from_toml(&run.to_toml(), "b.toml", &[]);
+                prop_assert_eq!(again, Ok(run));
+            }
+            Err(errors) => {
+                prop_assert!(!errors.faults().is_empty());
+                prop_assert_eq!(errors.to_string().lines().count(), errors.faults().len());
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            never_panics(&String::from_utf8_lossy(&bytes), &[])?;
+        }
+
+        #[test]
+        fn random_changes_of_a_valid_file_never_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+            length in 0_usize..30,
+        ) {
+            let mut bytes = QUICKSTART.as_bytes().to_vec();
+            let start = cut.index(bytes.len());
+            bytes.drain(start..(start + length).min(bytes.len()));
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            never_panics(&String::from_utf8_lossy(&bytes), &[])?;
+        }
+
+        #[test]
+        fn random_overrides_never_panic(
+            key in prop::sample::select(crate::keys::KEYS).prop_map(|key| key.name),
+            value in "\\PC{0,12}|-?[0-9]{1,25}|[0-9]\\.[0-9]e-?[0-9]{1,3}",
+            other in "\\PC{0,20}",
+        ) {
+            never_panics(QUICKSTART, &[format!("{key}={value}")])?;
+            never_panics(QUICKSTART, &[format!("{key}={value}"), other])?;
+        }
+    }
+}

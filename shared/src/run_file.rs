@@ -1,6 +1,6 @@
 //! A run as written in TOML and on the command line: which known key holds what, and where.
 //!
-//! The text is walked by hand because `serde` stops at the first unknown key; here all are reported.
+//! The text is walked by hand: `serde` stops at the first unknown key, and here all are reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -305,6 +305,171 @@ impl Lines {
         Place::File {
             name: self.file_name.clone(),
             line,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Run;
+    use crate::run::{Algorithm, QUICKSTART, Source};
+
+    fn fault_lines(text: &str, overrides: &[&str]) -> Vec<String> {
+        let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+        let file = read(text, "a.toml", &overrides);
+        file.faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn unknown_keys_are_answered_with_the_nearest_one() {
+        for (text, fault) in [
+            (
+                "[optimizer]\nlr = 1",
+                "2: unknown key \"optimizer.lr\": did you mean \"optimiser.lr\"?",
+            ),
+            (
+                "[run]\n\nsede = 1",
+                "3: unknown key \"run.sede\": did you mean \"run.seed\"?",
+            ),
+            (
+                "run.Seed = 1",
+                "1: unknown key \"run.Seed\": did you mean \"run.seed\"?",
+            ),
+            (
+                "tau_m = 1",
+                "1: unknown key \"tau_m\": did you mean \"neuron.tau_m\"?",
+            ),
+            (
+                "[train]\nepochs = 1",
+                "2: unknown key \"train.epochs\": did you mean \"run.epochs\"?",
+            ),
+            (
+                "'optimiser.lr' = 1",
+                "1: unknown key \"'optimiser.lr'\": did you mean \"optimiser.lr\"?",
+            ),
+            (
+                "[data]\nshards = 1",
+                "2: unknown key \"data.shards\": the keys of [data] are source, path, batch, \
+                 test_batch, augment",
+            ),
+            (
+                "[run.deep.er]\na = 1",
+                "1: unknown key \"run.deep.er\": the keys of [run] are seed, epochs, max_batches, \
+                 threads, engine, evaluate_every",
+            ),
+            (
+                "[modle]",
+                "1: unknown table [modle]: did you mean the table [model]?",
+            ),
+            (
+                "[mpi]\nname = 1",
+                "2: unknown key \"mpi.name\": the tables are run, data, model, neuron, algorithm, \
+                 loss, optimiser, schedule",
+            ),
+        ] {
+            assert_eq!(fault_lines(text, &[]), [format!("a.toml:{fault}")]);
+        }
+    }
+
+    #[test]
+    fn a_value_where_a_table_belongs_is_one_fault() {
+        let text = "optimiser = 3\n[[model]]\nname = 'small'";
+        assert_eq!(
+            fault_lines(text, &[]),
+            [
+                "a.toml:2: \"model\" must be a table, opened by a line [model], but is a list",
+                "a.toml:1: \"optimiser\" must be a table, opened by a line [optimiser], but is 3",
+            ]
+        );
+        let file = read(text, "a.toml", &[]);
+        assert!(file.meant.contains("optimiser.lr") && file.meant.contains("model.name"));
+    }
+
+    #[test]
+    fn text_that_is_not_toml_is_a_fault_on_its_line_beside_the_others() {
+        let text = "[run]\nseed = \nepochs = 1 2\nepochs = 3\nfoo = 1\n";
+        let errors = Run::from_toml(text, "a.toml", &[]).unwrap_err();
+        let places: Vec<_> = errors
+            .faults()
+            .iter()
+            .map(|f| f.place.to_string())
+            .collect();
+        assert_eq!(places, ["a.toml:2", "a.toml:3", "a.toml:4", "a.toml:5"]);
+        assert!(errors.faults()[0].message.starts_with("not TOML: "));
+    }
+
+    #[test]
+    fn lines_are_counted_in_files_from_windows() {
+        assert_eq!(
+            fault_lines("[run]\r\nfoo = 1\r\n", &[])[0]
+                .split(':')
+                .nth(1),
+            Some("2")
+        );
+    }
+
+    #[test]
+    fn overrides_replace_what_the_file_says() {
+        let set = |overrides: &[&str]| {
+            let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+            Run::from_toml(QUICKSTART, "quickstart.toml", &overrides).unwrap()
+        };
+        assert_eq!(set(&["run.seed=0xff"]).seed, 255);
+        assert_eq!(set(&["run.seed=1", "run.seed = 2"]).seed, 2);
+        assert_eq!(set(&["model.name=vgg11"]).model.network.name(), "vgg11");
+        assert_eq!(set(&["model.name='vgg11'"]).model.network.name(), "vgg11");
+        let bptt = set(&["algorithm.name=bptt", "algorithm.window="]);
+        assert_eq!(bptt.algorithm, Algorithm::Bptt);
+        for path in ["2024", "true", "a=b/c", "/data set/x"] {
+            let source = set(&["data.source=cifar10", &format!("data.path={path}")])
+                .data
+                .source;
+            assert_eq!(source, Source::Cifar10 { path: path.into() });
+        }
+        let wrong_in_file = QUICKSTART.replace("seed = 1", "seed = -1");
+        assert!(Run::from_toml(&wrong_in_file, "a.toml", &["run.seed=3".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn overrides_that_name_no_key_are_faults() {
+        assert_eq!(
+            fault_lines("", &["x", "=1", "optimizer.lr=1", "run=3"]),
+            [
+                "--set x: expected key=value, as in --set optimiser.lr=0.1",
+                "--set =1: unknown key \"\": the tables are run, data, model, neuron, algorithm, \
+                 loss, optimiser, schedule",
+                "--set optimizer.lr=1: unknown key \"optimizer.lr\": did you mean \
+                 \"optimiser.lr\"?",
+                "--set run=3: unknown key \"run\": did you mean the table [run]?",
+            ]
+        );
+    }
+
+    #[test]
+    fn large_inputs_are_refused_or_cut_short() {
+        let long = " ".repeat(MAX_BYTES + 1);
+        assert_eq!(
+            Run::from_toml(&long, "a.toml", &[])
+                .unwrap_err()
+                .to_string(),
+            "a.toml: the file has 1048577 bytes, more than 1048576"
+        );
+        let long_value = format!("data.path={}", "x".repeat(MAX_BYTES + 1));
+        assert_eq!(read("", "a.toml", &[long_value]).faults[0].key, "data.path");
+        let many = (0..2000)
+            .map(|index| format!("k{index} = 1"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let faults = read(&many, "a.toml", &[]).faults;
+        assert_eq!(faults.len(), MAX_FAULTS + 1);
+        assert!(
+            faults[MAX_FAULTS]
+                .message
+                .starts_with("more than 1000 faults")
+        );
+        for deep in ["a.".repeat(500_000), "[".repeat(1_000_000)] {
+            assert!(Run::from_toml(&deep, "a.toml", &[]).is_err());
         }
     }
 }

@@ -44,8 +44,8 @@ impl ScheduleKind {
 impl Schedule {
     /// The learning rate of an epoch in a run of so many epochs.
     ///
-    /// The cosine is used as written: past `t_max` the rate rises again. The authors' 300-epoch runs
-    /// have `t_max` 200 and end at half their first rate.
+    /// The cosine is used as written: past `t_max` the rate rises again. The authors' runs of 300
+    /// epochs have `t_max` 200 and end near half their first rate.
     pub fn lr(&self, base_lr: f64, epoch: Epoch, epochs: u32) -> f64 {
         let e = f64::from(epoch.0);
         let curve = match self.kind {

@@ -218,3 +218,109 @@ fn count(value: usize) -> Scalar {
 fn text(value: &str) -> Scalar {
     Scalar::Text(value.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::keys::{Kind, find};
+    use crate::random::{Purpose, below, keyed, uniform};
+    use crate::run::QUICKSTART;
+
+    /// A random run as overrides on nothing: each key that means anything is set, or left out where
+    /// it may be.
+    fn random_run(seed: u64) -> Vec<String> {
+        let mut rng = keyed(seed, Purpose::Initialise, &[]);
+        let mut entries = Entries::new();
+        for key in KEYS
+            .iter()
+            .filter(|key| key.only.is_none_or(|only| find(only.key).is_some()))
+        {
+            let is_required = matches!(key.fallback, Fallback::Required);
+            // A control is always written, so that `is_meaningful` sees it.
+            let is_control = KEYS
+                .iter()
+                .any(|other| other.only.is_some_and(|o| o.key == key.name));
+            let is_left_out = !is_required && !is_control && below(&mut rng, 2) == 0;
+            if is_left_out || !is_meaningful(key, &entries) {
+                continue;
+            }
+            let value = match key.kind {
+                Kind::Bool => Scalar::Bool(below(&mut rng, 2) == 0),
+                Kind::Integer(low, high) => {
+                    let high = if key.name == "run.seed" {
+                        high
+                    } else {
+                        high.min(low + 20)
+                    };
+                    let draw = u64::from(below(&mut rng, u32::MAX)) << 32;
+                    Scalar::Integer(low.max(high - draw % (high - low + 1).max(1)))
+                }
+                Kind::Real(Bound::Included(low) | Bound::Excluded(low), _) => {
+                    Scalar::Real(low + uniform(&mut rng, 0.0, 1.0).max(1e-30))
+                }
+                Kind::Real(Bound::Unbounded, _) => unreachable!("no key is unbounded"),
+                Kind::Text => Scalar::Text("a \"b\"\\ é\n\r\u{1}\t'c' #".to_owned()),
+                Kind::Choice { names, .. } => {
+                    let index = below(&mut rng, u32::try_from(names.len()).unwrap());
+                    text(names[index as usize])
+                }
+            };
+            entries.insert(key.name, value);
+        }
+        entries
+            .iter()
+            .map(|(name, value)| format!("{name}={}", toml_value(value)))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_run_reads_back_equal(seed: u64) {
+            let overrides = random_run(seed);
+            match Run::from_toml("", "a.toml", &overrides) {
+                Ok(run) => {
+                    let text = run.to_toml();
+                    prop_assert_eq!(Run::from_toml(&text, "b.toml", &[]), Ok(run), "{}", text);
+                }
+                Err(errors) => {
+                    let free = ["algorithm.window", "schedule.warmup_epochs"];
+                    for fault in errors.faults() {
+                        prop_assert!(free.contains(&fault.key.as_str()), "{}", fault);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_key_has_a_comment_within_the_columns() {
+        let overrides = [
+            "data.source=cifar10",
+            "data.path=x",
+            "run.seed=18446744073709551615",
+        ];
+        let run = Run::from_toml(QUICKSTART, "a.toml", &overrides.map(str::to_owned)).unwrap();
+        let text = run.to_toml();
+        let mut previous = "";
+        for line in text.lines() {
+            assert!(line.chars().count() <= COLUMNS, "{line}");
+            assert!(!line.contains('=') || line.starts_with('#') || previous.starts_with("# "));
+            previous = line;
+        }
+        for key in [
+            "seed = 18446744073709551615",
+            "path = \"x\"",
+            "lambda = 0.05",
+        ] {
+            assert!(
+                text.contains(&format!("\n{key}\n")),
+                "{key} is not in\n{text}"
+            );
+        }
+        assert!(text.contains("# max_batches is not set.") && !text.contains("\ndropout"));
+    }
+}
