@@ -31,7 +31,8 @@ enum Start {
 /// parameters and start at 0 and 1.
 ///
 /// # Shapes
-/// Each as [`Parameter::shape`] says, row-major: OIHW for convolutions, `[out, in]` for linear layers.
+/// Each as [`Parameter::shape`] says, row-major: OIHW for convolutions, `[out, in]` for
+/// linear layers.
 ///
 /// # Source
 /// Convolutions: He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", 2015,

@@ -107,7 +107,8 @@ pub enum Stem {
     Imagenet,
 }
 
-/// A network to build. Options that a model does not have must be as [`ModelOptions::new`] set them.
+/// A network to build. Options that a model does not have must be as [`ModelOptions::new`] set
+/// them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelOptions {
     /// Which network.
@@ -218,7 +219,8 @@ pub enum ModelError {
     NoClasses,
     /// Nothing of the input would be left.
     #[error(
-        "input {input} is too small for model {model}: it needs sides of at least {least}, and a channel"
+        "input {input} is too small for model {model}: \
+         it needs sides of at least {least}, and a channel"
     )]
     InputTooSmall {
         /// The model.
