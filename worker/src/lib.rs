@@ -15,4 +15,5 @@
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod data;
 pub mod kernel;
