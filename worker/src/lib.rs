@@ -15,6 +15,7 @@
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod data;
 pub mod engine;
 pub mod graph;
 pub mod kernel;
