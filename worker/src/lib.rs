@@ -18,3 +18,4 @@
 pub mod graph;
 pub mod kernel;
 pub mod shape;
+pub mod trace;
