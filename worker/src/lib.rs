@@ -21,3 +21,4 @@ pub mod graph;
 pub mod kernel;
 pub mod learn;
 pub mod shape;
+pub mod trace;

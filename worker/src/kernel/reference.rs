@@ -1,1 +1,0 @@
-//! Every operation in plain burn tensors: the definition.

@@ -1,0 +1,158 @@
+//! Batch norm, sum, neurons, sum: `y = norm(z) + before`, `s = fire(charge(y))`, `out = s + after`.
+
+use burn::tensor::Tensor;
+
+use super::memory::{Memory, Value, to_host};
+use super::neuron;
+use super::norm::{self, Moments};
+use crate::kernel::{Arena, Lif, Norm, NormLif, NormLifErrors, Phase, Report, Window};
+
+/// One time step (Algorithm 1, lines 4 to 7).
+pub(super) fn forward(
+    memory: &mut Memory,
+    report: &mut Report,
+    layer: &NormLif,
+    t: usize,
+    phase: Phase,
+) {
+    let z = memory.load(layer.z, t);
+    let mut y = match &layer.norm {
+        Some(norm) => normalise(memory, norm, z, t, phase),
+        None => z,
+    };
+    if let Some(before) = layer.before {
+        y = y + memory.load(before, t);
+    }
+    if let Some(buffer) = layer.y {
+        memory.store(buffer, t, y.clone());
+    }
+    if let Some(lif) = &layer.lif {
+        let s = fire(memory, report, lif, y, t);
+        let out = match layer.after {
+            Some(after) => s + memory.load(after, t),
+            None => s,
+        };
+        if let Some(buffer) = layer.out {
+            memory.store(buffer, t, out);
+        }
+    }
+}
+
+/// Batch norm at one time step: with the statistics of the batch, which move the running ones, or
+/// with those.
+fn normalise(memory: &mut Memory, norm: &Norm, z: Value, t: usize, phase: Phase) -> Value {
+    let running_mean = memory.per_channel(Arena::Statistics, norm.running_mean);
+    let running_var = memory.per_channel(Arena::Statistics, norm.running_var);
+    let moments = match phase {
+        Phase::Evaluate => Moments::new(running_mean, running_var, norm.eps),
+        Phase::Train => {
+            let (mean, variance) = norm::statistics(&z);
+            let unbiased = norm::unbiased(variance.clone(), &z);
+            let moved_mean = norm::moved(running_mean, mean.clone(), norm.momentum);
+            let moved_var = norm::moved(running_var, unbiased, norm.momentum);
+            memory.set(Arena::Statistics, norm.running_mean, flat(moved_mean));
+            memory.set(Arena::Statistics, norm.running_var, flat(moved_var));
+            let moments = Moments::new(mean, variance, norm.eps);
+            memory.store(norm.moments, t, moments.pack());
+            moments
+        }
+    };
+    let gamma = memory.per_channel(Arena::Weights, norm.gamma);
+    let beta = memory.per_channel(Arena::Weights, norm.beta);
+    norm::forward(z, &moments, gamma, beta)
+}
+
+/// The neurons at one time step: `u_t` into its ring, `s_t` back.
+fn fire(memory: &mut Memory, report: &mut Report, lif: &Lif, y: Value, t: usize) -> Value {
+    let neuron = &lif.neuron;
+    let (u_before, s_before) = if t == 0 {
+        (y.zeros_like(), y.zeros_like()) // Section 3.3: u = s = 0 before the first time step.
+    } else {
+        let u = memory.load(lif.u, t - 1);
+        (u.clone(), neuron::fire(neuron, u))
+    };
+    let u = neuron::charge(neuron, u_before, s_before, y);
+    let s = neuron::fire(neuron, u.clone());
+    memory.store(lif.u, t, u);
+    count_spikes(report, lif.index, &s);
+    s
+}
+
+fn count_spikes(report: &mut Report, index: usize, s: &Value) {
+    let layers = report.spikes.len().max(index + 1);
+    report.spikes.resize(layers, 0);
+    report.neurons.resize(layers, 0);
+    let s = to_host(s.clone());
+    report.spikes[index] += s.iter().filter(|s| **s > 0.0).count() as u64;
+    report.neurons[index] += s.len() as u64;
+}
+
+/// The window, newest time step first (Algorithm 1, lines 12 to 18).
+pub(super) fn backward(
+    memory: &mut Memory,
+    layer: &NormLif,
+    window: Window,
+    errors: &NormLifErrors,
+) {
+    let mut delta_next = None;
+    let mut norm_gradients: Option<(Value, Value)> = None;
+    for t in window.newest_first() {
+        let error_of_s = memory.arrived(errors.out, t);
+        if let (Some(to), Some(error)) = (errors.after, &error_of_s) {
+            memory.deliver(to, t, error.clone());
+        }
+        let delta = match &layer.lif {
+            Some(lif) if errors.out.is_some() => {
+                let u = memory.load(lif.u, t);
+                Some(neuron::delta(&lif.neuron, &u, error_of_s, delta_next.take()))
+            }
+            _ => None,
+        };
+        delta_next.clone_from(&delta);
+        // The other readers of y see it before the neurons: their error does not reach u.
+        let g = match (delta, memory.arrived(errors.y, t)) {
+            (Some(delta), Some(error)) => delta + error,
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => continue,
+        };
+        if let Some(to) = errors.before {
+            memory.deliver(to, t, g.clone());
+        }
+        let dz = match &layer.norm {
+            Some(norm) => {
+                let step = norm_backward(memory, norm, layer, &g, t);
+                norm_gradients = Some(match norm_gradients {
+                    Some((gamma, beta)) => (gamma + step.gamma, beta + step.beta),
+                    None => (step.gamma, step.beta),
+                });
+                step.z
+            }
+            None => g,
+        };
+        if let Some(to) = errors.z {
+            memory.deliver(to, t, dz);
+        }
+    }
+    if let (Some(norm), Some((gamma, beta))) = (&layer.norm, norm_gradients) {
+        memory.set(Arena::Gradients, norm.gamma, flat(gamma)); // Algorithm 1, line 18
+        memory.set(Arena::Gradients, norm.beta, flat(beta));
+    }
+}
+
+fn norm_backward(
+    memory: &Memory,
+    norm: &Norm,
+    layer: &NormLif,
+    g: &Value,
+    t: usize,
+) -> norm::Gradients {
+    let z = memory.load(layer.z, t);
+    let moments = Moments::unpack(memory.load(norm.moments, t));
+    let gamma = memory.per_channel(Arena::Weights, norm.gamma);
+    norm::backward(g, z, &moments, gamma)
+}
+
+/// One number per channel as a vector.
+fn flat(per_channel: Value) -> Tensor<1> {
+    per_channel.flatten(0, 3)
+}
