@@ -24,5 +24,6 @@ pub mod file;
 mod metadata;
 mod network;
 pub mod ops;
+pub mod replay;
 
 pub use error::TraceError;
