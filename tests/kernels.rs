@@ -1,7 +1,7 @@
 //! Every back end computes what the reference computes.
 //!
-//! The reference itself goes through the suite too, which shows that it is deterministic; that it is
-//! right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
+//! The reference itself goes through the suite too, which shows that it is deterministic; that it
+//! is right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
 
 use synfire::kernel::{Arena, BufferSpec, Span};
 use synfire::shape::Shape;

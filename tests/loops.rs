@@ -5,9 +5,9 @@
 
 use synfire::shape::Shape;
 use synfire_tests::cases::conv::{self, ConvCase, ConvData};
-use synfire_tests::cases::norm_lif::rows;
+use synfire_tests::cases::norm_lif::{NormLifCase, rows};
 use synfire_tests::cases::pool::{self, Kind, PoolCase};
-use synfire_tests::cases::update;
+use synfire_tests::cases::update::{self, UpdateCase};
 use synfire_tests::outcome::{Outcome, Tolerance};
 use synfire_tests::rig::{Case, at, earlier_error, reference, run};
 
@@ -33,7 +33,7 @@ fn reference_norms_and_neurons_match_loops() {
         sizes,
         rows::evaluations(),
     ] {
-        hold_to_loops(&cases, |case| case.loops());
+        hold_to_loops(&cases, NormLifCase::loops);
     }
 }
 
@@ -44,7 +44,7 @@ fn reference_pools_and_flatten_match_loops() {
 
 #[test]
 fn reference_updates_match_loops() {
-    hold_to_loops(&update::all(), |case| case.loops());
+    hold_to_loops(&update::all(), UpdateCase::loops);
 }
 
 /// Where a number lies in NHWC.
@@ -196,13 +196,18 @@ fn pool_loops(case: &PoolCase) -> Outcome {
             let places: Vec<usize> = places.collect();
             if let Kind::Max(..) = case.kind {
                 let first = |best: usize, next| if x[next] > x[best] { next } else { best };
-                let best = places.into_iter().reduce(first).unwrap();
+                let best = places
+                    .into_iter()
+                    .reduce(first)
+                    .expect("a window has pixels");
                 y[k] = f64::from(x[best]);
                 dx[best] += g;
             } else {
                 let size = places.len() as f64;
                 y[k] = places.iter().map(|i| f64::from(x[*i])).sum::<f64>() / size;
-                places.iter().for_each(|i| dx[*i] += g / size);
+                for i in places {
+                    dx[i] += g / size;
+                }
             }
         }
         outcome.note(at("y", t), Tolerance::Forward, narrow(&y));

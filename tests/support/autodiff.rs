@@ -41,6 +41,9 @@ pub fn inner(y: Value, error: &[f32]) -> Tensor<1> {
 }
 
 /// Sum of the products over the steps that errors arrive for.
+///
+/// # Panics
+/// If there are no steps.
 pub fn inner_series(ys: &[Value], errors: &Series, steps: Window) -> Tensor<1> {
     let each = steps
         .newest_first()

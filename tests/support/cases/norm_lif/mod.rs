@@ -25,6 +25,7 @@ pub const MOMENTUM: f32 = 0.1;
 
 /// A layer at some time steps and its backward over a window. Each part may be missing.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "parts that are there or not")]
 pub struct NormLifCase {
     /// Samples in the batch.
     pub samples: usize,
@@ -99,6 +100,9 @@ impl NormLifCase {
     }
 
     /// The time steps for which errors are handed down.
+    ///
+    /// # Panics
+    /// If nothing arrives.
     pub fn handed_down(&self) -> Window {
         match (self.neuron, self.out_arrived, self.y_arrived) {
             (Some(_), Some(_), _) => self.steps(),
