@@ -1,0 +1,28 @@
+//! Recorded reference runs: reading them, checking them, comparing with them.
+//!
+//! A trace is a pair of safetensors files: `<net>.common` says what was trained (the graph, the
+//! starting weights, the inputs), `<net>.<algorithm>` what one algorithm made of it, time step by
+//! time step. A third file, `ops`, holds single layers. All come from outside and are not trusted:
+//! whatever their bytes are, reading ends in a checked value or in one [`TraceError`].
+//!
+//! # Layout
+//!
+//! - [`file`]: bytes to named tensors and back.
+//! - [`metadata`]: the strings beside the tensors, as checked values.
+//! - [`network`]: the graph that a file describes.
+//! - [`common`]: what all algorithms of one net share.
+//! - [`algorithm`]: what one algorithm made of it.
+//! - [`compare`]: how far apart two runs may be, and the table that says how far they are.
+//! - [`ops`]: single layers, replayed on any back end.
+//! - [`error`]: why a file is refused.
+
+pub mod algorithm;
+pub mod common;
+pub mod compare;
+mod error;
+pub mod file;
+mod metadata;
+mod network;
+pub mod ops;
+
+pub use error::TraceError;
