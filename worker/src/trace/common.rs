@@ -293,12 +293,6 @@ impl Sizes {
             return Err(source.wrong_shape("input", WANT));
         }
         let (batches, time_steps, samples) = (shape[0], shape[1], shape[2]);
-        for (key, got) in [("batches", batches), ("T", time_steps)] {
-            let named = source.json::<u64>(key)?;
-            if named.is_some_and(|n| n != got as u64) {
-                return Err(source.wrong_key(key, format!("the input has {got}")));
-            }
-        }
         let rows = batches.saturating_mul(time_steps);
         for (what, got, limit) in [
             ("batches times time steps", rows, MAX_TIME_STEPS),
@@ -313,6 +307,12 @@ impl Sizes {
                 });
             }
         }
+        for (key, got) in [("batches", batches), ("T", time_steps)] {
+            let named = source.json::<u64>(key)?;
+            if named.is_some_and(|n| n != got as u64) {
+                return Err(source.wrong_key(key, format!("the input has {got}")));
+            }
+        }
         Ok(Self {
             batches,
             time_steps,
@@ -322,13 +322,13 @@ impl Sizes {
     }
 }
 
-/// `[.., C, H, W]` to `[.., H, W, C]`.
-pub(super) fn nhwc(values: &[f32], shape: Shape) -> Vec<f32> {
+/// A copy of `[.., C, H, W]` as `[.., H, W, C]`.
+pub fn nhwc(values: &[f32], shape: Shape) -> Vec<f32> {
     transposed(values, shape.channels, shape.pixels())
 }
 
-/// `[.., H, W, C]` to `[.., C, H, W]`.
-pub(super) fn nchw(values: &[f32], shape: Shape) -> Vec<f32> {
+/// A copy of `[.., H, W, C]` as `[.., C, H, W]`.
+pub fn nchw(values: &[f32], shape: Shape) -> Vec<f32> {
     transposed(values, shape.pixels(), shape.channels)
 }
 
