@@ -8,8 +8,8 @@ use crate::kernel::{
 };
 use crate::shape::{Content, Shape};
 use crate::trace::TraceError;
-use crate::trace::common::nhwc;
 use crate::trace::metadata::Source;
+use crate::trace::samples::nhwc;
 
 /// The window of a layer without time.
 pub(super) const NOW: Window = Window { newest: 0, len: 1 };
@@ -190,7 +190,7 @@ impl Picture {
         if self.values.iter().all(whole) {
             contents.push(Content::Counts);
         }
-        if self.values.iter().all(|v| *v == 0.0 || *v == 1.0) {
+        if self.values.iter().all(|v| whole(v) && *v <= 1.0) {
             contents.push(Content::Spikes);
         }
         contents

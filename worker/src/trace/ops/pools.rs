@@ -6,10 +6,10 @@ use crate::graph::Op;
 use crate::kernel::{Buffer, Pool, PoolKind};
 use crate::shape::{Content, Shape};
 use crate::trace::TraceError;
-use crate::trace::common::nhwc;
 use crate::trace::compare::{Comparison, Quantity, Tolerance};
+use crate::trace::samples::nhwc;
 
-/// The window of the max pool that is checked: the one of the ImageNet stems.
+/// The window of the max pool that is checked: the one of the `ImageNet` stems.
 const KERNEL: usize = 3;
 const STRIDE: usize = 2;
 const PADDING: usize = 1;
