@@ -1,1 +1,29 @@
-//! The vocabulary of synfire.
+//! The vocabulary of synfire's programs: runs, time, chance.
+//!
+//! # Layout
+//!
+//! - [`ids`]: epochs, time steps and updates, kept apart by their types.
+//! - [`random`]: random draws keyed by what they are for, so that no draw depends on another.
+//! - `keys`: every key of a configuration file: type, range, default, meaning.
+//! - `run_file`: a run as written in TOML and on the command line; `faults`: what is wrong with it.
+//! - `check`: values against the keys and each other; `values`: what is left, with defaults.
+//! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
+//!   `learn` and `schedule`, its enums' names come from `named`.
+//! - `write`: a checked run as a file again.
+
+mod check;
+mod faults;
+pub mod ids;
+mod keys;
+mod learn;
+mod model;
+mod named;
+pub mod random;
+pub mod run;
+mod run_file;
+mod schedule;
+mod values;
+mod write;
+
+pub use faults::{Fault, Place, RunErrors};
+pub use run::{QUICKSTART, Run};

@@ -15,7 +15,10 @@
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod data;
+pub mod engine;
 pub mod graph;
 pub mod kernel;
+pub mod learn;
 pub mod shape;
 pub mod trace;

@@ -205,6 +205,9 @@ pub enum GraphError {
         /// The limit.
         limit: usize,
     },
+    /// A branch is joined with itself.
+    #[error("node {0:?} joins a value with itself: its branch and its shortcut must differ")]
+    SameInput(String),
     /// The graph has no nodes.
     #[error("the graph has no nodes")]
     Empty,
@@ -317,6 +320,9 @@ impl Graph {
                 node: name.into(),
                 value: format!("number {}", missing.0),
             });
+        }
+        if inputs.len() == 2 && inputs[0] == inputs[1] {
+            return Err(GraphError::SameInput(name.into()));
         }
         let ins: Vec<&ValueInfo> = inputs.iter().map(|&i| self.value(i)).collect();
         let shape = output_shape(name, &op, &ins)?;

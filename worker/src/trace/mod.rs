@@ -14,6 +14,7 @@
 //! - [`common`]: what all algorithms of one net share.
 //! - [`algorithm`]: what one algorithm made of it.
 //! - [`compare`]: how far apart two runs may be, and the table that says how far they are.
+//! - [`replay`]: a recorded net, run again on any back end.
 //! - [`ops`]: single layers, replayed on any back end.
 //! - `error`: why a file is refused.
 
@@ -25,6 +26,7 @@ pub mod file;
 mod metadata;
 mod network;
 pub mod ops;
+pub mod replay;
 pub mod samples;
 
 pub use error::TraceError;

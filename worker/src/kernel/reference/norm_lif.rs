@@ -104,7 +104,12 @@ pub(super) fn backward(
         let delta = match &layer.lif {
             Some(lif) if errors.out.is_some() => {
                 let u = memory.load(lif.u, t);
-                Some(neuron::delta(&lif.neuron, &u, error_of_s, delta_next.take()))
+                Some(neuron::delta(
+                    &lif.neuron,
+                    &u,
+                    error_of_s,
+                    delta_next.take(),
+                ))
             }
             _ => None,
         };

@@ -1,0 +1,44 @@
+//! Positions in a run, as types: an epoch passed for a time step does not compile.
+
+use std::fmt;
+
+use serde::Serialize;
+
+macro_rules! position {
+    ($(#[$meta:meta])* $name:ident($number:ty), $word:literal) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
+        pub struct $name(pub $number);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, concat!($word, " {}"), self.0)
+            }
+        }
+    };
+}
+
+position! {
+    /// One pass over the training set, counted from 0.
+    Epoch(u32), "epoch"
+}
+position! {
+    /// The time step t in 0..T inside a sample.
+    TimeStep(usize), "time step"
+}
+position! {
+    /// One change of the weights, counted from 0 over the whole run.
+    Update(u64), "update"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_print_with_their_word() {
+        assert_eq!(Epoch(3).to_string(), "epoch 3");
+        assert_eq!(TimeStep(0).to_string(), "time step 0");
+        assert_eq!(Update(7).to_string(), "update 7");
+    }
+}

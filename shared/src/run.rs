@@ -1,0 +1,319 @@
+//! A run as checked: every default filled in, nothing that contradicts anything else.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::check;
+use crate::faults::RunErrors;
+pub use crate::learn::{Algorithm, History, Loss, Optimiser};
+pub use crate::model::{Depth, Model, Network, Neuron, Norm, Reset, Residual, Stem};
+use crate::named::named;
+use crate::run_file;
+pub use crate::schedule::{Schedule, ScheduleKind};
+use crate::values::Values;
+use crate::write;
+
+/// The configuration of the first run, on data that are built in.
+pub const QUICKSTART: &str = include_str!("quickstart.toml");
+
+/// Everything that determines a run, but for the data themselves.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Run {
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Passes over the training set, at least 1.
+    pub epochs: u32,
+    /// Stop after so many training batches over all epochs; absent: the whole run.
+    pub max_batches: Option<u64>,
+    /// Threads that compute; 0: one per core.
+    pub threads: usize,
+    /// What computes.
+    pub engine: Engine,
+    /// Epochs from one pass over the test set to the next, at least 1.
+    pub evaluate_every: u32,
+    /// What is learnt from.
+    pub data: Data,
+    /// The network.
+    pub model: Model,
+    /// The neurons of every layer.
+    pub neuron: Neuron,
+    /// When to update, and how far back the error reaches.
+    pub algorithm: Algorithm,
+    /// Time steps T for which each sample is shown, at least 1.
+    pub time_steps: usize,
+    /// Where the activations of earlier time steps come from.
+    pub history: History,
+    /// The loss of one time step.
+    pub loss: Loss,
+    /// The rule of an update.
+    pub optimiser: Optimiser,
+    /// The learning rate over the epochs.
+    pub schedule: Schedule,
+}
+
+impl Run {
+    /// The run that a configuration file describes, with overrides `key=value` in its place.
+    ///
+    /// An override's value is read as TOML, or as a text where it is not TOML; an empty value takes
+    /// the key out of the file. Of two overrides of a key the later one holds.
+    ///
+    /// # Errors
+    ///
+    /// All faults of the text and the overrides at once, each with its place, its key, and what to
+    /// write instead. `file_name` only names the file in them.
+    pub fn from_toml(text: &str, file_name: &str, overrides: &[String]) -> Result<Self, RunErrors> {
+        let file = run_file::read(text, file_name, overrides);
+        check::check(file).map(|values| Self::from_values(&values))
+    }
+
+    /// The whole configuration as a file, every default filled in, a comment on every key.
+    ///
+    /// [`Run::from_toml`] gives an equal run for it.
+    pub fn to_toml(&self) -> String {
+        write::to_toml(self)
+    }
+
+    fn from_values(values: &Values) -> Self {
+        let time_steps = values.count("algorithm.time_steps");
+        Self {
+            seed: values.integer("run.seed"),
+            epochs: values.small("run.epochs"),
+            max_batches: values.optional_integer("run.max_batches"),
+            threads: values.count("run.threads"),
+            engine: Engine::from_name(&values.text("run.engine")),
+            evaluate_every: values.small("run.evaluate_every"),
+            data: Data::from_values(values),
+            model: Model::from_values(values),
+            neuron: Neuron::from_values(values),
+            algorithm: Algorithm::from_values(values, time_steps),
+            time_steps,
+            history: History::from_name(&values.text("algorithm.history")),
+            loss: Loss::from_values(values),
+            optimiser: Optimiser::from_values(values),
+            schedule: Schedule::from_values(values),
+        }
+    }
+}
+
+named! {
+    /// What computes.
+    pub enum Engine {
+        /// The fast engine for processors.
+        Cpu = "cpu",
+        /// Plain tensor operations: the definition of every other engine.
+        Burn = "burn",
+    }
+}
+
+/// What is learnt from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Data {
+    /// The data set and where it is.
+    #[serde(flatten)]
+    pub source: Source,
+    /// Training samples per batch, at least 1.
+    pub batch: usize,
+    /// Test samples computed at once, at least 1.
+    pub test_batch: usize,
+    /// Random changes of training images.
+    pub augment: Augment,
+}
+
+/// A data set and where it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "source")]
+pub enum Source {
+    /// The part of Fashion-MNIST that is built in.
+    #[serde(rename = "fashion-mnist-subset")]
+    FashionMnistSubset,
+    /// CIFAR-10 in its binary form.
+    #[serde(rename = "cifar10")]
+    Cifar10 {
+        /// The folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
+        path: PathBuf,
+    },
+}
+
+named! {
+    pub(crate) enum SourceName {
+        FashionMnistSubset = "fashion-mnist-subset",
+        Cifar10 = "cifar10",
+    }
+}
+
+named! {
+    /// Random changes of training images.
+    pub enum Augment {
+        /// Images as they are.
+        None = "none",
+        /// The data set's usual shifts, flips and cutout.
+        Standard = "standard",
+    }
+}
+
+impl Source {
+    /// The name that configuration files use.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::FashionMnistSubset => SourceName::FashionMnistSubset.name(),
+            Self::Cifar10 { .. } => SourceName::Cifar10.name(),
+        }
+    }
+}
+
+impl Data {
+    fn from_values(values: &Values) -> Self {
+        Self {
+            source: match SourceName::from_name(&values.text("data.source")) {
+                SourceName::FashionMnistSubset => Source::FashionMnistSubset,
+                SourceName::Cifar10 => Source::Cifar10 {
+                    path: values.text("data.path").into(),
+                },
+            },
+            batch: values.count("data.batch"),
+            test_batch: values.count("data.test_batch"),
+            augment: Augment::from_name(&values.text("data.augment")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quickstart_is_a_run() {
+        let run = Run::from_toml(QUICKSTART, "quickstart.toml", &[]).unwrap();
+        assert_eq!(run.data.source, Source::FashionMnistSubset);
+        assert_eq!(run.algorithm, Algorithm::Stol { window: 2 });
+    }
+
+    #[test]
+    fn every_file_in_configs_is_a_run_and_opens_with_a_comment() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
+        let mut num_files = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let name = path.file_name().unwrap().to_string_lossy();
+            if let Err(errors) = Run::from_toml(&text, &name, &[]) {
+                panic!("{errors}");
+            }
+            assert!(text.starts_with("# "), "{name}");
+            num_files += 1;
+        }
+        assert!(num_files >= 2, "{num_files} files in {folder}");
+    }
+
+    #[test]
+    fn ms_resnet18_is_the_papers_recipe_for_cifar10() {
+        // Table 2, row CIFAR-10.
+        let text = include_str!("../../configs/ms_resnet18-cifar10.toml");
+        let run = Run::from_toml(text, "ms_resnet18-cifar10.toml", &[]).unwrap();
+        assert_eq!((run.epochs, run.data.batch, run.time_steps), (200, 64, 6));
+        let optimiser = Optimiser::Sgd {
+            lr: 0.05,
+            momentum: 0.9,
+            weight_decay: 5e-5,
+        };
+        assert_eq!(run.optimiser, optimiser);
+        let kind = ScheduleKind::Cosine { t_max: None };
+        assert_eq!(
+            run.schedule,
+            Schedule {
+                kind,
+                warmup_epochs: 0
+            }
+        );
+        let neuron = Neuron {
+            tau_m: 2.0,
+            v_th: 1.0,
+            alpha: 1.0,
+            reset: Reset::Hard,
+            detach_reset: false,
+        };
+        assert_eq!(run.neuron, neuron);
+        assert_eq!(run.algorithm, Algorithm::Stol { window: 2 });
+        assert_eq!(run.loss, Loss::Paper { lambda: 0.05 });
+        let network = Network::MsResnet {
+            depth: Depth::Eighteen,
+            stem: Stem::Cifar,
+            norm: Norm::Batch,
+        };
+        assert_eq!(
+            run.model,
+            Model {
+                network,
+                width: 1.0
+            }
+        );
+    }
+
+    #[test]
+    fn serialised_runs_have_the_keys_of_the_file() {
+        let run = Run::from_toml(QUICKSTART, "quickstart.toml", &[]).unwrap();
+        let table = toml::Table::try_from(&run).unwrap();
+        for (outer, key, value) in [
+            ("data", "source", "fashion-mnist-subset"),
+            ("model", "name", "small"),
+            ("algorithm", "name", "stol"),
+            ("loss", "kind", "paper"),
+            ("optimiser", "name", "sgd"),
+            ("schedule", "kind", "cosine"),
+            ("neuron", "reset", "hard"),
+        ] {
+            assert_eq!(table[outer][key].as_str(), Some(value), "{outer}.{key}");
+        }
+    }
+
+    fn never_panics(text: &str, overrides: &[String]) -> Result<(), TestCaseError> {
+        match Run::from_toml(text, "a.toml", overrides) {
+            Ok(run) => {
+                let again = Run::from_toml(&run.to_toml(), "b.toml", &[]);
+                prop_assert_eq!(again, Ok(run));
+            }
+            Err(errors) => {
+                prop_assert!(!errors.faults().is_empty());
+                prop_assert_eq!(errors.to_string().lines().count(), errors.faults().len());
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            never_panics(&String::from_utf8_lossy(&bytes), &[])?;
+        }
+
+        #[test]
+        fn random_changes_of_a_valid_file_never_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+            length in 0_usize..30,
+        ) {
+            let mut bytes = QUICKSTART.as_bytes().to_vec();
+            let start = cut.index(bytes.len());
+            bytes.drain(start..(start + length).min(bytes.len()));
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            never_panics(&String::from_utf8_lossy(&bytes), &[])?;
+        }
+
+        #[test]
+        fn random_overrides_never_panic(
+            key in prop::sample::select(crate::keys::KEYS).prop_map(|key| key.name),
+            value in "\\PC{0,12}|-?[0-9]{1,25}|[0-9]\\.[0-9]e-?[0-9]{1,3}",
+            other in "\\PC{0,20}",
+        ) {
+            never_panics(QUICKSTART, &[format!("{key}={value}")])?;
+            never_panics(QUICKSTART, &[format!("{key}={value}"), other])?;
+        }
+    }
+}

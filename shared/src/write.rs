@@ -1,0 +1,326 @@
+//! A checked run as a configuration file, every key with its comment.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::keys::{Fallback, KEYS, Key};
+use crate::run::{Algorithm, Loss, Network, Optimiser, Run, ScheduleKind, Source};
+use crate::values::Scalar;
+
+/// Columns of a comment, its "# " included.
+const COLUMNS: usize = 100;
+
+type Entries = BTreeMap<&'static str, Scalar>;
+
+pub(crate) fn to_toml(run: &Run) -> String {
+    let entries = entries(run);
+    let mut text = String::from("# A run of synfire, every default filled in.\n");
+    let mut table = "";
+    for key in KEYS {
+        if !is_meaningful(key, &entries) {
+            continue;
+        }
+        if key.table() != table {
+            table = key.table();
+            push(&mut text, format_args!("\n[{table}]\n"));
+        }
+        push_comment(&mut text, &comment(key));
+        match entries.get(key.name) {
+            Some(value) => push(
+                &mut text,
+                format_args!("{} = {}\n", key.leaf(), toml_value(value)),
+            ),
+            None => push(&mut text, format_args!("# {} is not set.\n", key.leaf())),
+        }
+    }
+    text
+}
+
+fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
+    text.write_fmt(line).expect("a string takes everything");
+}
+
+fn is_meaningful(key: &Key, entries: &Entries) -> bool {
+    let Some(only) = key.only else { return true };
+    match entries.get(only.key) {
+        Some(Scalar::Text(control)) => only.values.contains(&control.as_str()),
+        Some(Scalar::Bool(_) | Scalar::Integer(_) | Scalar::Real(_)) | None => false,
+    }
+}
+
+fn comment(key: &Key) -> String {
+    let allowed = format!("{}. Allowed: {}", key.about, key.kind);
+    match key.fallback {
+        Fallback::Absent => format!("{allowed}."),
+        Fallback::Required
+        | Fallback::Bool(_)
+        | Fallback::Integer(_)
+        | Fallback::Real(_)
+        | Fallback::Text(_) => format!("{allowed}; {}.", key.fallback),
+    }
+}
+
+fn push_comment(text: &mut String, comment: &str) {
+    let mut column = 0;
+    for word in comment.split(' ') {
+        let length = word.chars().count() + 1;
+        if column == 0 || column + length > COLUMNS {
+            let start = if column == 0 { "#" } else { "\n#" };
+            text.push_str(start);
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += length;
+    }
+    text.push('\n');
+}
+
+fn toml_value(value: &Scalar) -> String {
+    match value {
+        Scalar::Bool(value) => value.to_string(),
+        Scalar::Integer(value) => value.to_string(),
+        // The shortest text that reads back to the same bits.
+        Scalar::Real(value) => format!("{value:?}"),
+        Scalar::Text(text) => toml::Value::String(text.clone()).to_string(),
+    }
+}
+
+/// Each key that means something in this run, with its value.
+fn entries(run: &Run) -> Entries {
+    let mut entries = Entries::new();
+    run_and_data(run, &mut entries);
+    model_and_neuron(run, &mut entries);
+    learning(run, &mut entries);
+    schedule(run, &mut entries);
+    entries
+}
+
+fn run_and_data(run: &Run, entries: &mut Entries) {
+    entries.insert("run.seed", Scalar::Integer(run.seed));
+    entries.insert("run.epochs", integer(run.epochs));
+    if let Some(max_batches) = run.max_batches {
+        entries.insert("run.max_batches", Scalar::Integer(max_batches));
+    }
+    entries.insert("run.threads", count(run.threads));
+    entries.insert("run.engine", text(run.engine.name()));
+    entries.insert("run.evaluate_every", integer(run.evaluate_every));
+    entries.insert("data.source", text(run.data.source.name()));
+    match &run.data.source {
+        Source::FashionMnistSubset => {}
+        Source::Cifar10 { path } => {
+            entries.insert("data.path", text(&path.to_string_lossy()));
+        }
+    }
+    entries.insert("data.batch", count(run.data.batch));
+    entries.insert("data.test_batch", count(run.data.test_batch));
+    entries.insert("data.augment", text(run.data.augment.name()));
+}
+
+fn model_and_neuron(run: &Run, entries: &mut Entries) {
+    entries.insert("model.name", text(run.model.network.name()));
+    entries.insert("model.width", Scalar::Real(run.model.width));
+    match run.model.network {
+        Network::Small => {}
+        Network::MsResnet {
+            depth: _,
+            stem,
+            norm,
+        } => {
+            entries.insert("model.stem", text(stem.name()));
+            entries.insert("model.norm", text(norm.name()));
+        }
+        Network::SewResnet {
+            depth: _,
+            residual,
+            zero_init_residual,
+        } => {
+            entries.insert("model.residual", text(residual.name()));
+            entries.insert("model.zero_init_residual", Scalar::Bool(zero_init_residual));
+        }
+        Network::Vgg11 { dropout } => {
+            entries.insert("model.dropout", Scalar::Real(dropout));
+        }
+    }
+    entries.insert("neuron.tau_m", Scalar::Real(run.neuron.tau_m));
+    entries.insert("neuron.v_th", Scalar::Real(run.neuron.v_th));
+    entries.insert("neuron.alpha", Scalar::Real(run.neuron.alpha));
+    entries.insert("neuron.reset", text(run.neuron.reset.name()));
+    entries.insert("neuron.detach_reset", Scalar::Bool(run.neuron.detach_reset));
+}
+
+fn learning(run: &Run, entries: &mut Entries) {
+    entries.insert("algorithm.name", text(run.algorithm.name()));
+    match run.algorithm {
+        Algorithm::Stol { window } => {
+            entries.insert("algorithm.window", count(window));
+        }
+        Algorithm::Bptt => {}
+    }
+    entries.insert("algorithm.time_steps", count(run.time_steps));
+    entries.insert("algorithm.history", text(run.history.name()));
+    entries.insert("loss.kind", text(run.loss.name()));
+    match run.loss {
+        Loss::Paper { lambda } | Loss::CeMse { lambda } => {
+            entries.insert("loss.lambda", Scalar::Real(lambda));
+        }
+        Loss::Ce => {}
+    }
+    entries.insert("optimiser.name", text(run.optimiser.name()));
+    match run.optimiser {
+        Optimiser::Sgd {
+            lr,
+            momentum,
+            weight_decay,
+        } => {
+            entries.insert("optimiser.lr", Scalar::Real(lr));
+            entries.insert("optimiser.weight_decay", Scalar::Real(weight_decay));
+            entries.insert("optimiser.momentum", Scalar::Real(momentum));
+        }
+        Optimiser::AdamW {
+            lr,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        } => {
+            entries.insert("optimiser.lr", Scalar::Real(lr));
+            entries.insert("optimiser.weight_decay", Scalar::Real(weight_decay));
+            entries.insert("optimiser.beta1", Scalar::Real(beta1));
+            entries.insert("optimiser.beta2", Scalar::Real(beta2));
+            entries.insert("optimiser.epsilon", Scalar::Real(epsilon));
+        }
+    }
+}
+
+fn schedule(run: &Run, entries: &mut Entries) {
+    entries.insert("schedule.kind", text(run.schedule.kind.name()));
+    entries.insert(
+        "schedule.warmup_epochs",
+        integer(run.schedule.warmup_epochs),
+    );
+    match run.schedule.kind {
+        ScheduleKind::Constant | ScheduleKind::Cosine { t_max: None } => {}
+        ScheduleKind::Cosine { t_max: Some(t_max) } => {
+            entries.insert("schedule.t_max", integer(t_max));
+        }
+    }
+}
+
+fn integer(value: u32) -> Scalar {
+    Scalar::Integer(value.into())
+}
+
+fn count(value: usize) -> Scalar {
+    Scalar::Integer(value as u64)
+}
+
+fn text(value: &str) -> Scalar {
+    Scalar::Text(value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::keys::{Kind, find};
+    use crate::random::{Purpose, below, keyed, uniform};
+    use crate::run::QUICKSTART;
+
+    /// A random run as overrides on nothing: each key that means anything is set, or left out where
+    /// it may be.
+    fn random_run(seed: u64) -> Vec<String> {
+        let mut rng = keyed(seed, Purpose::Initialise, &[]);
+        let mut entries = Entries::new();
+        for key in KEYS
+            .iter()
+            .filter(|key| key.only.is_none_or(|only| find(only.key).is_some()))
+        {
+            let is_required = matches!(key.fallback, Fallback::Required);
+            // A control is always written, so that `is_meaningful` sees it.
+            let is_control = KEYS
+                .iter()
+                .any(|other| other.only.is_some_and(|o| o.key == key.name));
+            let is_left_out = !is_required && !is_control && below(&mut rng, 2) == 0;
+            if is_left_out || !is_meaningful(key, &entries) {
+                continue;
+            }
+            let value = match key.kind {
+                Kind::Bool => Scalar::Bool(below(&mut rng, 2) == 0),
+                Kind::Integer(low, high) => {
+                    let high = if key.name == "run.seed" {
+                        high
+                    } else {
+                        high.min(low + 20)
+                    };
+                    let draw = u64::from(below(&mut rng, u32::MAX)) << 32;
+                    Scalar::Integer(low.max(high - draw % (high - low + 1).max(1)))
+                }
+                Kind::Real(Bound::Included(low) | Bound::Excluded(low), _) => {
+                    Scalar::Real(low + uniform(&mut rng, 0.0, 1.0).max(1e-30))
+                }
+                Kind::Real(Bound::Unbounded, _) => unreachable!("no key is unbounded"),
+                Kind::Text => Scalar::Text("a \"b\"\\ é\n\r\u{1}\t'c' #".to_owned()),
+                Kind::Choice { names, .. } => {
+                    let index = below(&mut rng, u32::try_from(names.len()).unwrap());
+                    text(names[index as usize])
+                }
+            };
+            entries.insert(key.name, value);
+        }
+        entries
+            .iter()
+            .map(|(name, value)| format!("{name}={}", toml_value(value)))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_run_reads_back_equal(seed: u64) {
+            let overrides = random_run(seed);
+            match Run::from_toml("", "a.toml", &overrides) {
+                Ok(run) => {
+                    let text = run.to_toml();
+                    prop_assert_eq!(Run::from_toml(&text, "b.toml", &[]), Ok(run), "{}", text);
+                }
+                Err(errors) => {
+                    let free = ["algorithm.window", "schedule.warmup_epochs"];
+                    for fault in errors.faults() {
+                        prop_assert!(free.contains(&fault.key.as_str()), "{}", fault);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_key_has_a_comment_within_the_columns() {
+        let overrides = [
+            "data.source=cifar10",
+            "data.path=x",
+            "run.seed=18446744073709551615",
+        ];
+        let run = Run::from_toml(QUICKSTART, "a.toml", &overrides.map(str::to_owned)).unwrap();
+        let text = run.to_toml();
+        let mut previous = "";
+        for line in text.lines() {
+            assert!(line.chars().count() <= COLUMNS, "{line}");
+            assert!(!line.contains('=') || line.starts_with('#') || previous.starts_with("# "));
+            previous = line;
+        }
+        for key in [
+            "seed = 18446744073709551615",
+            "path = \"x\"",
+            "lambda = 0.05",
+        ] {
+            assert!(
+                text.contains(&format!("\n{key}\n")),
+                "{key} is not in\n{text}"
+            );
+        }
+        assert!(text.contains("# max_batches is not set.") && !text.contains("\ndropout"));
+    }
+}

@@ -1,0 +1,204 @@
+//! Every back end computes what the reference computes.
+//!
+//! The reference itself goes through the suite too, which shows that it is deterministic; that it
+//! is right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
+
+use synfire::kernel::{Arena, BufferSpec, Span};
+use synfire::shape::Shape;
+use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
+use synfire_tests::rig::{Make, hold_to_reference, reference};
+
+/// The suite for one back end.
+macro_rules! suite {
+    ($back_end:ident, $make:expr) => {
+        mod $back_end {
+            use super::*;
+
+            const MAKE: Make = $make;
+
+            #[test]
+            fn convolutions_of_awkward_shapes() {
+                hold_to_reference(&conv::edges(), MAKE);
+            }
+
+            #[test]
+            fn convolutions_of_random_shapes() {
+                hold_to_reference(&conv::random(60), MAKE);
+            }
+
+            #[test]
+            fn neurons_with_every_reset_and_window() {
+                hold_to_reference(&rows::neurons(), MAKE);
+            }
+
+            #[test]
+            fn norms() {
+                hold_to_reference(&rows::norms(), MAKE);
+            }
+
+            #[test]
+            fn norms_and_neurons_with_every_part() {
+                hold_to_reference(&rows::parts(), MAKE);
+            }
+
+            #[test]
+            fn norms_and_neurons_of_awkward_sizes() {
+                hold_to_reference(&rows::sizes(), MAKE);
+            }
+
+            #[test]
+            fn norms_and_neurons_in_evaluation() {
+                hold_to_reference(&rows::evaluations(), MAKE);
+            }
+
+            #[test]
+            fn pools_and_flatten() {
+                hold_to_reference(&pool::all(), MAKE);
+            }
+
+            #[test]
+            fn dropout() {
+                hold_to_reference(&pointwise::dropouts(), MAKE);
+                hold_to_reference(&pointwise::dropouts_off(), MAKE);
+            }
+
+            #[test]
+            fn residuals() {
+                hold_to_reference(&pointwise::residuals(), MAKE);
+            }
+
+            #[test]
+            fn losses_and_counts() {
+                hold_to_reference(&loss::all(), MAKE);
+            }
+
+            #[test]
+            fn updates() {
+                hold_to_reference(&update::all(), MAKE);
+            }
+
+            #[test]
+            fn memory_comes_zeroed_and_rings_wrap() {
+                super::memory_comes_zeroed_and_rings_wrap(MAKE);
+            }
+
+            #[test]
+            fn numbers_that_are_not_finite_are_found() {
+                super::numbers_that_are_not_finite_are_found(MAKE);
+            }
+
+            #[test]
+            fn a_loss_that_is_not_finite_is_a_fault() {
+                super::a_loss_that_is_not_finite_is_a_fault(MAKE);
+            }
+        }
+    };
+}
+
+suite!(reference_back_end, reference);
+// One line per back end:
+// suite!(cpu, || Box::new(synfire::kernel::cpu::CpuKernels::new(2, None)));
+
+fn memory_comes_zeroed_and_rings_wrap(make: Make) {
+    let mut kernels = make();
+    let shape = Shape::new(2, 3, 5);
+    let spec = BufferSpec::plain(2, shape, 3);
+    let buffer = kernels.allocate(&spec);
+    let other = kernels.allocate(&spec);
+    assert_ne!(buffer, other);
+    assert!(kernels.bytes(&spec) >= 4 * 3 * spec.elements() as u64);
+    let mut values = vec![f32::NAN; spec.elements()];
+    for t in 0..3 {
+        kernels.read(buffer, t, &mut values);
+        assert_eq!(values, vec![0.0; spec.elements()]);
+    }
+    let of = |t: usize| vec![t as f32 + 0.5; spec.elements()];
+    for t in 0..5 {
+        kernels.write(buffer, t, &of(t));
+    }
+    for t in 2..5 {
+        kernels.read(buffer, t, &mut values);
+        assert_eq!(values, of(t));
+    }
+    kernels.read(buffer, 0, &mut values);
+    assert_eq!(values, of(3), "slot of t is t mod 3");
+    kernels.zero(buffer, 2, shape, 7);
+    kernels.read(buffer, 1, &mut values);
+    assert_eq!(
+        values,
+        vec![0.0; spec.elements()],
+        "t = 7 and t = 1 share a slot"
+    );
+    kernels.read(buffer, 2, &mut values);
+    assert_eq!(values, of(2), "others keep theirs");
+    kernels.read(other, 0, &mut values);
+    assert_eq!(values, vec![0.0; spec.elements()], "buffers do not overlap");
+}
+
+fn numbers_that_are_not_finite_are_found(make: Make) {
+    let mut kernels = make();
+    kernels.allocate_arenas(synfire::kernel::ArenaSizes {
+        parameters: 100,
+        statistics: 10,
+        states: 1,
+    });
+    let all = Span {
+        offset: 0,
+        len: 100,
+    };
+    let spec = BufferSpec::plain(3, Shape::new(3, 1, 7), 2);
+    let buffer = kernels.allocate(&spec);
+    assert!(kernels.is_finite(buffer, 0));
+    assert!(kernels.arena_is_finite(Arena::Gradients, all));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for place in [0, 31, 62] {
+            let mut values = vec![1.0; spec.elements()];
+            values[place] = bad;
+            kernels.write(buffer, 1, &values);
+            assert!(!kernels.is_finite(buffer, 1), "{bad} at {place}");
+            assert!(kernels.is_finite(buffer, 0));
+        }
+        kernels.write_arena(Arena::Gradients, 40, &[bad]);
+        assert!(!kernels.arena_is_finite(Arena::Gradients, all));
+        let before = Span { offset: 0, len: 40 };
+        assert!(kernels.arena_is_finite(Arena::Gradients, before));
+        let after = Span {
+            offset: 41,
+            len: 59,
+        };
+        assert!(kernels.arena_is_finite(Arena::Gradients, after));
+        kernels.write_arena(Arena::Gradients, 40, &[1.0]);
+    }
+}
+
+fn a_loss_that_is_not_finite_is_a_fault(make: Make) {
+    let mut kernels = make();
+    let shape = Shape::vector(4);
+    let logits = kernels.allocate(&BufferSpec::plain(2, shape, 1));
+    let loss = synfire::kernel::Loss {
+        samples: 2,
+        classes: 4,
+        ce: 1.0,
+        mse: 0.0,
+    };
+    kernels.write_labels(&[1, 3]);
+    let step = |kernels: &mut dyn synfire::kernel::Kernels, t, first| {
+        let mut values = [0.1; 8];
+        values[0] = first;
+        kernels.write(logits, t, &values);
+        kernels.loss(&loss, t, logits, None);
+    };
+    step(&mut *kernels, 0, 0.2);
+    assert_eq!(kernels.poll_fault(), None);
+    for (t, first) in [(1, 0.2), (2, f32::NAN), (3, f32::NAN), (4, 0.3)] {
+        step(&mut *kernels, t, first);
+    }
+    // A device may answer late, but not later than the batch after.
+    for t in 0..5 {
+        step(&mut *kernels, t, 0.2);
+    }
+    assert_eq!(kernels.poll_fault(), Some(2));
+    let report = kernels.take_report();
+    assert_eq!(report.batches, [2; 5]);
+    assert_eq!(kernels.poll_fault(), None, "a new report starts");
+}

@@ -1,0 +1,167 @@
+//! The case on a back end.
+
+use synfire::kernel::{
+    Arena, Buffer, Errors, ErrorsOut, Lif, Norm, NormLif, NormLifErrors, Phase, Span,
+};
+use synfire::shape::{Content, Shape};
+
+use super::{EPS, MOMENTUM, NormLifCase, NormLifData};
+use crate::outcome::Tolerance;
+use crate::rig::{Case, Rig};
+
+impl Case for NormLifCase {
+    fn name(&self) -> String {
+        format!("{self:?}")
+    }
+
+    fn run(&self, rig: &mut Rig) {
+        let data = self.data();
+        let layer = self.layer(rig, &data);
+        for t in 0..self.num_steps {
+            self.forward(rig, &layer, &data, t);
+        }
+        if let Some(norm) = &layer.norm {
+            for (name, span) in [
+                ("running mean", norm.running_mean),
+                ("running variance", norm.running_var),
+            ] {
+                rig.note_arena(name, Tolerance::Forward, Arena::Statistics, span);
+            }
+        }
+        rig.note_report("report");
+        if self.phase == Phase::Train {
+            self.backward(rig, &layer, &data);
+        }
+    }
+}
+
+impl NormLifCase {
+    fn layer(&self, rig: &mut Rig, data: &NormLifData) -> NormLif {
+        let norm = self.norm.then(|| self.norm(rig));
+        rig.allocate_arenas();
+        if let Some(norm) = &norm {
+            for (arena, span, values) in [
+                (Arena::Weights, norm.gamma, &data.gamma),
+                (Arena::Weights, norm.beta, &data.beta),
+                (Arena::Statistics, norm.running_mean, &data.running_mean),
+                (Arena::Statistics, norm.running_var, &data.running_var),
+            ] {
+                rig.kernels.write_arena(arena, span.offset, values);
+            }
+        }
+        let plain =
+            |rig: &mut Rig, content, slots| rig.plain(self.samples, self.shape, content, slots);
+        let lif = self.neuron.map(|neuron| Lif {
+            neuron,
+            index: 1,
+            u: plain(rig, Content::Real, self.window),
+        });
+        let out = self.neuron.map(|_| {
+            let content = self.after.unwrap_or(Content::Spikes);
+            let content = match content {
+                Content::Spikes if self.after.is_some() => Content::Counts,
+                Content::Spikes | Content::Counts | Content::Real => content,
+            };
+            // Read by convolutions, by others, or by both.
+            let slots = [[self.window, 0], [0, 1], [self.window, 1]][self.window % 3];
+            rig.operand(self.samples, self.shape, content, slots)
+        });
+        NormLif {
+            samples: self.samples,
+            shape: self.shape,
+            norm,
+            lif,
+            z: plain(rig, Content::Real, if self.norm { self.window } else { 1 }),
+            before: self.before.then(|| plain(rig, Content::Real, 1)),
+            y: self.store_y.then(|| plain(rig, Content::Real, 1)),
+            after: self.after.map(|content| plain(rig, content, 1)),
+            out,
+        }
+    }
+
+    fn norm(&self, rig: &mut Rig) -> Norm {
+        let channels = self.shape.channels;
+        let moments = Shape::new(1, 2, channels);
+        Norm {
+            gamma: rig.parameter(channels),
+            beta: rig.parameter(channels),
+            running_mean: rig.statistic(channels),
+            running_var: rig.statistic(channels),
+            eps: EPS,
+            momentum: MOMENTUM,
+            moments: rig.plain(1, moments, Content::Real, self.window),
+        }
+    }
+
+    fn forward(&self, rig: &mut Rig, layer: &NormLif, data: &NormLifData, t: usize) {
+        let elements = self.elements();
+        rig.kernels.write(layer.z, t, &data.z[t]);
+        for (buffer, series) in [(layer.before, &data.before), (layer.after, &data.after)] {
+            if let Some(buffer) = buffer {
+                rig.kernels.write(buffer, t, &series[t]);
+            }
+        }
+        rig.kernels.norm_lif_forward(layer, t, self.phase);
+        let mut note = |name, tolerance, buffer: Option<Buffer>, len| {
+            if let Some(buffer) = buffer {
+                rig.note(name, tolerance, buffer, t, len);
+            }
+        };
+        note("y", Tolerance::Forward, layer.y, elements);
+        note(
+            "u",
+            Tolerance::Forward,
+            layer.lif.map(|lif| lif.u),
+            elements,
+        );
+        note("out", Tolerance::Forward, layer.out, elements);
+        if let (Some(norm), Phase::Train) = (&layer.norm, self.phase) {
+            let channels = self.shape.channels;
+            note(
+                "moments",
+                Tolerance::Forward,
+                Some(norm.moments),
+                2 * channels,
+            );
+        }
+    }
+
+    fn backward(&self, rig: &mut Rig, layer: &NormLif, data: &NormLifData) {
+        let (samples, shape, window) = (self.samples, self.shape, self.steps());
+        let errors = |rig: &mut Rig, arrived: Option<usize>, values| {
+            arrived.map(|len| rig.errors(samples, shape, window, self.newest(len), values))
+        };
+        let out: Option<Errors> = errors(rig, self.out_arrived, &data.g_out);
+        let y = errors(rig, self.y_arrived, &data.g_y);
+        let place = |rig: &mut Rig, wanted: bool| {
+            wanted.then(|| rig.errors_out(samples, shape, window, self.accumulate))
+        };
+        let errors = NormLifErrors {
+            out,
+            y,
+            z: place(rig, self.want_z),
+            before: place(rig, self.before),
+            after: place(rig, self.after.is_some() && out.is_some()),
+        };
+        rig.kernels.norm_lif_backward(layer, window, &errors);
+
+        let elements = self.elements();
+        let mut note = |name, to: Option<ErrorsOut>, steps| {
+            if let Some(to) = to {
+                rig.note_errors(name, to, steps, elements);
+            }
+        };
+        note("dz", errors.z, self.handed_down());
+        note("dbefore", errors.before, self.handed_down());
+        if let Some(out) = out {
+            note("dafter", errors.after, out.steps);
+        }
+        if let Some(norm) = &layer.norm {
+            let mut note = |name, span: Span| {
+                rig.note_arena(name, Tolerance::Gradient, Arena::Gradients, span);
+            };
+            note("dgamma", norm.gamma);
+            note("dbeta", norm.beta);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The order of samples, and samples to normalised batches.
+
+use std::sync::Arc;
+
+use synfire_shared::ids::Epoch;
+use synfire_shared::random::{Purpose, keyed, permutation};
+
+use super::augment::{Augment, Draws};
+use super::dataset::{Dataset, Shape};
+
+/// The label of a place in a test batch that holds no sample.
+pub const NO_LABEL: u32 = u32::MAX;
+
+/// The training batches of one epoch.
+///
+/// `len` samples make floor(len / `batch`) batches: the last, partial one is dropped.
+///
+/// # Panics
+///
+/// When `batch` is 0.
+pub fn batches_per_epoch(len: usize, batch: usize) -> usize {
+    assert!(batch > 0, "a batch holds at least one sample");
+    len / batch
+}
+
+/// The order of the training samples in one epoch: a permutation keyed by (seed, epoch).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    epoch: Epoch,
+    samples: Vec<u32>,
+}
+
+impl Order {
+    /// The epoch it is of.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Every sample's index once, the dropped ones last.
+    pub fn samples(&self) -> &[u32] {
+        &self.samples
+    }
+}
+
+/// Makes batches of a data set: augmented and normalised to learn from, normalised to be judged on.
+///
+/// A batch depends on the seed, the epoch and its index alone. Nothing here is allocated per batch.
+#[derive(Debug, Clone)]
+pub struct Loader {
+    dataset: Arc<Dataset>,
+    augment: Augment,
+    seed: u64,
+    batch: usize,
+    tables: Vec<[f32; 256]>,
+}
+
+impl Loader {
+    /// A loader with training batches of `batch` samples.
+    ///
+    /// # Panics
+    ///
+    /// When `batch` is 0, or the data set's parts do not fit each other; those of the readers do.
+    pub fn new(dataset: Arc<Dataset>, augment: Augment, seed: u64, batch: usize) -> Self {
+        assert!(batch > 0, "a batch holds at least one sample");
+        dataset.assert_consistent();
+        let tables = dataset.normalise.tables();
+        Self {
+            dataset,
+            augment,
+            seed,
+            batch,
+            tables,
+        }
+    }
+
+    /// The set the batches are of.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// N, the samples of a training batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The values of a training batch, N H W C.
+    pub fn batch_len(&self) -> usize {
+        self.batch * self.shape().image_len()
+    }
+
+    /// The whole training batches of an epoch.
+    pub fn train_batches(&self) -> usize {
+        batches_per_epoch(self.dataset.train.len(), self.batch)
+    }
+
+    /// The test batches of `test_batch` samples, the last of them perhaps partly filled.
+    ///
+    /// # Panics
+    ///
+    /// When `test_batch` is 0.
+    pub fn test_batches(&self, test_batch: usize) -> usize {
+        assert!(test_batch > 0, "a batch holds at least one sample");
+        self.dataset.test.len().div_ceil(test_batch)
+    }
+
+    /// The order of the training samples in `epoch`.
+    pub fn order(&self, epoch: Epoch) -> Order {
+        let mut rng = keyed(self.seed, Purpose::Shuffle, &[u64::from(epoch.0)]);
+        Order {
+            epoch,
+            samples: permutation(&mut rng, self.dataset.train.len()),
+        }
+    }
+
+    /// Writes training batch `batch_index` of the epoch that `order` is of.
+    ///
+    /// # Shapes
+    ///
+    /// `out_nhwc`: `[N, H, W, C]`; `labels`: `[N]`
+    ///
+    /// # Panics
+    ///
+    /// When a slice has not its shape, `batch_index` is not below [`Loader::train_batches`], or
+    /// `order` is of another data set.
+    pub fn fill_train(
+        &self,
+        order: &Order,
+        batch_index: usize,
+        out_nhwc: &mut [f32],
+        labels: &mut [u32],
+    ) {
+        let split = &self.dataset.train;
+        assert_eq!(
+            order.samples.len(),
+            split.len(),
+            "the order is of another data set"
+        );
+        assert!(
+            batch_index < self.train_batches(),
+            "batch {batch_index} of the epoch"
+        );
+        let samples = &order.samples[batch_index * self.batch..][..self.batch];
+        assert_eq!(labels.len(), self.batch, "labels of a batch");
+        let outs = self.images(out_nhwc, labels);
+        for ((out_hwc, label), &sample) in outs.zip(samples) {
+            let draws = self
+                .augment
+                .draw(self.shape(), self.seed, order.epoch, sample);
+            self.write(draws, split.image(sample as usize), out_hwc);
+            *label = split.labels[sample as usize];
+        }
+    }
+
+    /// Writes test batch `batch_index`, in the order of the set, and returns how many samples it
+    /// holds; the places after them get zeros and the label [`NO_LABEL`].
+    ///
+    /// The slices decide N, which may differ from that of training batches.
+    ///
+    /// # Shapes
+    ///
+    /// `out_nhwc`: `[N, H, W, C]`; `labels`: `[N]`
+    ///
+    /// # Panics
+    ///
+    /// When a slice has not its shape, or `batch_index` is not below [`Loader::test_batches`] of N.
+    pub fn fill_test(&self, batch_index: usize, out_nhwc: &mut [f32], labels: &mut [u32]) -> usize {
+        let split = &self.dataset.test;
+        let test_batch = labels.len();
+        assert!(
+            batch_index < self.test_batches(test_batch),
+            "batch {batch_index} of the test set"
+        );
+        let samples = batch_index * test_batch..(batch_index + 1) * test_batch;
+        let valid = samples.len().min(split.len() - samples.start);
+        for ((out_hwc, label), sample) in self.images(out_nhwc, labels).zip(samples) {
+            if sample < split.len() {
+                self.write(Draws::default(), split.image(sample), out_hwc);
+                *label = split.labels[sample];
+            } else {
+                out_hwc.fill(0.0);
+                *label = NO_LABEL;
+            }
+        }
+        valid
+    }
+
+    fn shape(&self) -> Shape {
+        self.dataset.shape()
+    }
+
+    fn images<'a>(
+        &self,
+        out_nhwc: &'a mut [f32],
+        labels: &'a mut [u32],
+    ) -> impl Iterator<Item = (&'a mut [f32], &'a mut u32)> + use<'a> {
+        let image_len = self.shape().image_len();
+        assert_eq!(
+            out_nhwc.len(),
+            labels.len() * image_len,
+            "values of a batch"
+        );
+        out_nhwc.chunks_exact_mut(image_len).zip(labels)
+    }
+
+    fn write(&self, draws: Draws, image_hwc: &[u8], out_hwc: &mut [f32]) {
+        let value = |channel: usize, byte: u8| self.tables[channel][usize::from(byte)];
+        draws.apply(self.shape(), image_hwc, out_hwc, value);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::dataset::{Normalise, Split};
+    use super::*;
+
+    /// Images of 2x2x1 pixels that are all the sample's number, which is below 256.
+    pub(crate) fn made(num_train: usize, num_test: usize) -> Arc<Dataset> {
+        let split = |len: usize| Split {
+            pixels: (0..=255).take(len).flat_map(|sample| [sample; 4]).collect(),
+            labels: (0..3).cycle().take(len).collect(),
+        };
+        Arc::new(Dataset {
+            train: split(num_train),
+            test: split(num_test),
+            classes: 3,
+            class_names: ["a", "b", "c"].map(String::from).to_vec(),
+            height: 2,
+            width: 2,
+            channels: 1,
+            normalise: Normalise {
+                mean: vec![0.0],
+                std: vec![1.0],
+            },
+            name: "made".into(),
+        })
+    }
+
+    /// The sample that an image of [`made`] is.
+    fn sample(value: f32) -> u32 {
+        let is_it = |&sample: &u8| (f32::from(sample) / 255.0).to_bits() == value.to_bits();
+        u32::from((0..=255).find(is_it).expect("the image of a sample"))
+    }
+
+    #[test]
+    fn every_training_sample_comes_exactly_once_in_an_epoch() {
+        let loader = Loader::new(made(105, 0), Augment::None, 5, 10);
+        let order = loader.order(Epoch(3));
+        let mut all = order.samples().to_vec();
+        all.sort_unstable();
+        assert_eq!(all, (0..105).collect::<Vec<u32>>());
+
+        assert_eq!(loader.train_batches(), 10);
+        let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 10]);
+        let mut seen = Vec::new();
+        for batch_index in 0..loader.train_batches() {
+            loader.fill_train(&order, batch_index, &mut x, &mut labels);
+            for (image, &label) in x.chunks_exact(4).zip(&labels) {
+                assert!(
+                    image
+                        .iter()
+                        .all(|&value| value.to_bits() == image[0].to_bits())
+                );
+                assert_eq!(label, sample(image[0]) % 3);
+                seen.push(sample(image[0]));
+            }
+        }
+        assert_eq!(seen, order.samples()[..100]);
+    }
+
+    #[test]
+    fn epochs_and_seeds_have_orders_of_their_own() {
+        let order = |seed, epoch| {
+            let loader = Loader::new(made(50, 0), Augment::None, seed, 10);
+            loader.order(Epoch(epoch)).samples().to_vec()
+        };
+        assert_eq!(order(1, 0), order(1, 0));
+        assert_ne!(order(1, 0), order(1, 1));
+        assert_ne!(order(1, 0), order(2, 0));
+    }
+
+    #[test]
+    fn every_test_sample_comes_exactly_once_and_the_rest_is_marked() {
+        let loader = Loader::new(made(0, 25), Augment::Cifar, 5, 7);
+        assert_eq!(loader.test_batches(10), 3);
+        let (mut x, mut labels) = (vec![9.0; 10 * 4], vec![9; 10]);
+        let mut seen = Vec::new();
+        for batch_index in 0..loader.test_batches(10) {
+            let valid = loader.fill_test(batch_index, &mut x, &mut labels);
+            assert_eq!(valid, if batch_index == 2 { 5 } else { 10 });
+            for (place, image) in x.chunks_exact(4).enumerate() {
+                if place < valid {
+                    assert_eq!(labels[place], sample(image[0]) % 3);
+                    seen.push(sample(image[0]));
+                } else {
+                    assert_eq!((image, labels[place]), (&[0.0; 4][..], NO_LABEL));
+                }
+            }
+        }
+        assert_eq!(seen, (0..25).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn a_test_set_of_whole_batches_has_no_empty_one() {
+        let num_batches = |len| Loader::new(made(0, len), Augment::None, 5, 1).test_batches(10);
+        assert_eq!(
+            (num_batches(0), num_batches(20), num_batches(21)),
+            (0, 2, 3)
+        );
+    }
+
+    #[test]
+    fn a_training_image_is_its_draws_then_normalised() {
+        let mut set = Arc::unwrap_or_clone(made(4, 0));
+        set.normalise = Normalise {
+            mean: vec![0.5],
+            std: vec![0.25],
+        };
+        set.train.pixels = (0..16).map(|byte| byte * 16).collect();
+        let loader = Loader::new(Arc::new(set), Augment::Fashion, 11, 4);
+        let order = loader.order(Epoch(1));
+        let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 4]);
+        loader.fill_train(&order, 0, &mut x, &mut labels);
+        for (out, &index) in x.chunks_exact(4).zip(order.samples()) {
+            let draws = Augment::Fashion.draw(loader.shape(), 11, Epoch(1), index);
+            let mut bytes = [0; 4];
+            let image = loader.dataset().train.image(index as usize);
+            draws.apply(loader.shape(), image, &mut bytes, |_, byte| byte);
+            let want = bytes.map(|byte| (f32::from(byte) / 255.0 - 0.5) / 0.25);
+            assert_eq!(out, want);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "batch 2 of the epoch")]
+    fn a_partial_training_batch_is_not_given() {
+        let loader = Loader::new(made(25, 0), Augment::None, 5, 10);
+        let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 10]);
+        loader.fill_train(&loader.order(Epoch(0)), 2, &mut x, &mut labels);
+    }
+}

@@ -1,0 +1,27 @@
+//! Bytes to samples to batches.
+//!
+//! # Layout
+//!
+//! In the order data meets them.
+//!
+//! - [`error`]: what can be wrong with data, and what to do about it.
+//! - [`dataset`]: a data set in memory: pixels, labels, names, normalisation.
+//! - [`fashion`]: the set built into the program, a subset of Fashion-MNIST.
+//! - [`cifar`]: the binary files of CIFAR-10.
+//! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
+//! - [`batches`]: the order of samples, and samples to normalised batches.
+//! - [`prefetch`]: a thread that has the next training batch ready.
+
+pub mod augment;
+pub mod batches;
+pub mod cifar;
+pub mod dataset;
+pub mod error;
+pub mod fashion;
+pub mod prefetch;
+
+pub use augment::Augment;
+pub use batches::{Loader, Order};
+pub use dataset::{Dataset, Normalise, Shape, Split};
+pub use error::DataError;
+pub use prefetch::{Batch, Place, Prefetch};

@@ -1,0 +1,490 @@
+//! One time step, forward and backward: the network walks its stages over a window of the newest k
+//! time steps. No autodiff.
+//!
+//! # Layout
+//!
+//! - [`plan`]: from a graph to stages and buffers.
+//! - `fuse`: which nodes become one stage.
+//! - [`arena`]: where parameters lie.
+//! - [`profile`]: seconds by stage and phase.
+//! - this file: [`Network`]: `forward(t)`, `backward(window)`.
+//!
+//! The engine knows no ranks and no data; it calls [`Kernels`] and nothing else.
+
+pub mod arena;
+mod fuse;
+pub mod plan;
+pub mod profile;
+
+use crate::graph::{Graph, ValueId};
+use crate::kernel::{
+    Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Phase,
+    Span, Step, Window,
+};
+use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
+use profile::{Profile, Work};
+
+/// Why a network cannot take what it is given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// No such parameter or running statistic.
+    #[error("the network has no tensor {0:?}")]
+    UnknownTensor(String),
+    /// A tensor of another size.
+    #[error("tensor {name:?} has {got} numbers, the network's has {want}")]
+    TensorSize {
+        /// The tensor.
+        name: String,
+        /// Numbers given.
+        got: usize,
+        /// Numbers needed.
+        want: usize,
+    },
+}
+
+/// A network on a back end. It holds handles; the numbers are the back end's.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    handles: Vec<Buffer>,
+    /// Seconds by stage.
+    pub profile: Profile,
+    /// Per value: the time steps for which an error has arrived in this backward.
+    arrived: Vec<Option<Window>>,
+    dropouts: Vec<(String, Dropout)>,
+}
+
+impl Network {
+    /// Plans the graph and allocates everything that training or evaluation will ever need.
+    ///
+    /// `optimiser_states` is 1 for SGD, 2 for `AdamW`.
+    pub fn new(
+        graph: &Graph,
+        settings: &Settings,
+        optimiser_states: usize,
+        kernels: &mut dyn Kernels,
+    ) -> Self {
+        let mut plan = Plan::new(graph, settings);
+        let handles: Vec<Buffer> = plan
+            .buffers
+            .iter()
+            .map(|b| kernels.allocate(&b.spec))
+            .collect();
+        kernels.allocate_arenas(ArenaSizes {
+            parameters: plan.layout.len(),
+            statistics: plan.layout.statistics_len(),
+            states: optimiser_states,
+        });
+        rename(&mut plan, &handles);
+        // Running variances start at 1, means at 0.
+        for (name, span) in plan.layout.statistics() {
+            if name.ends_with(".running_var") {
+                kernels.write_arena(Arena::Statistics, span.offset, &vec![1.0; span.len]);
+            }
+        }
+        let names = |nodes: &Vec<usize>| graph.nodes()[nodes[0]].name.clone();
+        let dropouts = plan.stages.iter().zip(&plan.stage_nodes);
+        let dropouts = dropouts.filter_map(|(stage, nodes)| match stage {
+            Stage::Dropout { dropout, .. } => Some((names(nodes), *dropout)),
+            Stage::Conv { .. }
+            | Stage::NormLif { .. }
+            | Stage::Pool { .. }
+            | Stage::Flatten { .. }
+            | Stage::Residual { .. } => None,
+        });
+        Self {
+            dropouts: dropouts.collect(),
+            arrived: vec![None; graph.values().len()],
+            profile: Profile::default(),
+            handles,
+            plan,
+        }
+    }
+
+    /// What runs, and where everything lies.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Classes: the length of the logits.
+    pub fn num_classes(&self) -> usize {
+        self.spec(self.plan.output).spec.shape.channels
+    }
+
+    /// Numbers in one batch of inputs.
+    pub fn input_elements(&self) -> usize {
+        self.spec(ValueId(0)).spec.elements()
+    }
+
+    fn spec(&self, value: ValueId) -> &PlannedBuffer {
+        let buffer = self.plan.buffer(value);
+        let index = self.handles.iter().position(|&h| h == buffer);
+        &self.plan.buffers[index.expect("every handle is in the list")]
+    }
+
+    /// Starts to measure seconds by stage and phase.
+    pub fn start_profile(&mut self) {
+        self.profile.start(self.plan.stages.len());
+    }
+
+    /// Copies a parameter (OIHW; [out, in]; [channels]) or a running statistic to the device.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it has another size.
+    pub fn set(
+        &self,
+        kernels: &mut dyn Kernels,
+        name: &str,
+        values: &[f32],
+    ) -> Result<(), EngineError> {
+        let layout = &self.plan.layout;
+        let parameter = layout.parameter(name).map(|s| (Arena::Weights, s));
+        let statistic = || layout.statistic(name).map(|s| (Arena::Statistics, s));
+        let (arena, span) = parameter
+            .or_else(statistic)
+            .ok_or_else(|| EngineError::UnknownTensor(name.into()))?;
+        if span.len != values.len() {
+            return Err(EngineError::TensorSize {
+                name: name.into(),
+                got: values.len(),
+                want: span.len,
+            });
+        }
+        kernels.write_arena(arena, span.offset, values);
+        Ok(())
+    }
+
+    /// A parameter's part of an arena, or a running statistic, on the host.
+    ///
+    /// # Errors
+    /// If there is no such tensor.
+    pub fn get(
+        &self,
+        kernels: &mut dyn Kernels,
+        arena: Arena,
+        name: &str,
+    ) -> Result<Vec<f32>, EngineError> {
+        let layout = &self.plan.layout;
+        let span = match arena {
+            Arena::Statistics => layout.statistic(name),
+            Arena::Weights | Arena::Gradients | Arena::State | Arena::SecondState => {
+                layout.parameter(name)
+            }
+        };
+        let span = span.ok_or_else(|| EngineError::UnknownTensor(name.into()))?;
+        let mut values = vec![0.0; span.len];
+        kernels.read_arena(arena, span.offset, &mut values);
+        Ok(values)
+    }
+
+    /// Copies the input of time step t: `[N, H, W, C]`.
+    pub fn write_input(&self, kernels: &mut dyn Kernels, t: usize, x_nhwc: &[f32]) {
+        kernels.write(self.plan.buffer(ValueId(0)), t, x_nhwc);
+    }
+
+    /// Whether the ring of inputs already holds a picture that is the input of every time step.
+    pub fn input_is_resident(&self, t: usize) -> bool {
+        let spec = self.spec(ValueId(0)).spec;
+        // A ring with both forms is written as one, so the longer one decides.
+        t >= spec.operand_slots.max(spec.plain_slots)
+    }
+
+    /// Copies the dropout masks of time step t (factors, `[N, features]`) instead of drawing them;
+    /// a layer for which none is given is drawn with key 0.
+    pub fn give_masks(
+        &self,
+        kernels: &mut dyn Kernels,
+        t: usize,
+        given: &dyn Fn(&str, usize) -> Option<Vec<f32>>,
+    ) {
+        for (node, dropout) in &self.dropouts {
+            match given(node, t) {
+                Some(mask) => kernels.write(dropout.mask, t, &mask),
+                None => kernels.dropout_mask(dropout, t, 0),
+            }
+        }
+    }
+
+    /// Draws the dropout masks of time step t of a batch, each by its own key.
+    pub fn draw_masks(&self, kernels: &mut dyn Kernels, batch: u64, t: usize) {
+        for (layer, (_, dropout)) in self.dropouts.iter().enumerate() {
+            let words = [self.plan.settings.seed, batch, t as u64, layer as u64];
+            let mix = synfire_shared::random::mix;
+            let key = words.iter().fold(0, |key, &word| mix(key ^ mix(word)));
+            kernels.dropout_mask(dropout, t, key);
+        }
+    }
+
+    /// Algorithm 1, lines 1 to 9: every layer at time step t. At t = 0 states are u = s = 0
+    /// (section 3.3).
+    pub fn forward(&mut self, kernels: &mut dyn Kernels, t: usize, phase: Phase) {
+        for (index, stage) in self.plan.stages.iter().enumerate() {
+            let work = match stage {
+                Stage::NormLif { .. } | Stage::Residual { .. } => Work::NormAndNeuron,
+                Stage::Conv { .. }
+                | Stage::Pool { .. }
+                | Stage::Flatten { .. }
+                | Stage::Dropout { .. } => Work::Forward,
+            };
+            let buffer = |value: &ValueId| self.plan.buffer(*value);
+            self.profile.timed(index, work, || match stage {
+                Stage::Conv { conv, x, y } => kernels.conv_forward(conv, t, buffer(x), buffer(y)),
+                Stage::NormLif { layer, .. } => kernels.norm_lif_forward(layer, t, phase),
+                Stage::Pool { pool, x, y } => kernels.pool_forward(pool, t, buffer(x), buffer(y)),
+                Stage::Flatten { input, x, y } => {
+                    let samples = self.plan.settings.samples;
+                    kernels.flatten_forward(samples, *input, t, buffer(x), buffer(y));
+                }
+                Stage::Dropout { dropout, x, y } => {
+                    kernels.dropout_forward(dropout, t, phase, buffer(x), buffer(y));
+                }
+                Stage::Residual { residual, .. } => kernels.residual_forward(residual, t),
+            });
+        }
+    }
+
+    /// Algorithm 1, line 11: the loss of time step t and, in training, its error at the logits.
+    pub fn loss(&mut self, kernels: &mut dyn Kernels, loss: &Loss, t: usize, phase: Phase) {
+        let logits = self.plan.buffer(self.plan.output);
+        let error = match phase {
+            Phase::Train => self.plan.errors[self.plan.output.0],
+            Phase::Evaluate => None,
+        };
+        let row = self.plan.stages.len();
+        self.profile
+            .timed(row, Work::Loss, || kernels.loss(loss, t, logits, error));
+    }
+
+    /// Copies the logits of the newest time step: `[N, K]`.
+    pub fn read_logits(&self, kernels: &mut dyn Kernels, t: usize, logits: &mut [f32]) {
+        kernels.read(self.plan.buffer(self.plan.output), t, logits);
+    }
+
+    /// Algorithm 1, lines 12 to 20: sends the errors at the logits of `seeded` down through all
+    /// layers and the whole window, and writes the gradients, summed over the window.
+    ///
+    /// `ready` is told of each range of [`Arena::Gradients`] as soon as it is final, in the order of
+    /// the arena; nothing below reads those weights any more, so they may be updated at once.
+    pub fn backward(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        window: Window,
+        seeded: Window,
+        ready: &mut dyn FnMut(&mut dyn Kernels, &mut Profile, Span),
+    ) {
+        self.arrived.fill(None);
+        self.arrived[self.plan.output.0] = Some(seeded);
+        for index in (0..self.plan.stages.len()).rev() {
+            self.stage_backward(kernels, index, window);
+            if let Some(span) = self.trained(index) {
+                ready(kernels, &mut self.profile, span);
+            }
+        }
+    }
+
+    /// The range of the arenas that a stage trains.
+    fn trained(&self, stage: usize) -> Option<Span> {
+        let join = |first: Span, last: Span| Span {
+            offset: first.offset,
+            len: last.offset + last.len - first.offset,
+        };
+        match &self.plan.stages[stage] {
+            Stage::Conv { conv, .. } => Some(join(conv.weight, conv.bias.unwrap_or(conv.weight))),
+            Stage::NormLif { layer, .. } => layer.norm.map(|n| join(n.gamma, n.beta)),
+            Stage::Pool { .. }
+            | Stage::Flatten { .. }
+            | Stage::Dropout { .. }
+            | Stage::Residual { .. } => None,
+        }
+    }
+
+    fn stage_backward(&mut self, kernels: &mut dyn Kernels, index: usize, window: Window) {
+        // The stage is copied out (it is a few words) so that bookkeeping may borrow `self`.
+        let stage = self.plan.stages[index];
+        match &stage {
+            Stage::Conv { conv, x, y } => {
+                let Some(dy) = self.errors(*y) else { return };
+                let saved = self.plan.buffer(*x);
+                self.profile.timed(index, Work::WeightGradient, || {
+                    kernels.conv_weight_gradient(conv, saved, dy);
+                });
+                if let Some(dx) = self.target(kernels, *x, dy.steps) {
+                    self.profile.timed(index, Work::DataGradient, || {
+                        kernels.conv_data_gradient(conv, dy, dx);
+                    });
+                }
+            }
+            Stage::NormLif { layer, chain } => {
+                let (out, y) = (
+                    chain.out.and_then(|v| self.errors(v)),
+                    chain.y.and_then(|v| self.errors(v)),
+                );
+                // Line 17: through u the error reaches the whole window.
+                let steps = match (out, y) {
+                    (Some(_), _) => window,
+                    (None, Some(y)) => y.steps,
+                    (None, None) => return,
+                };
+                let mut to = |value: Option<ValueId>, steps: Window| {
+                    value.and_then(|v| self.target(kernels, v, steps))
+                };
+                let errors = NormLifErrors {
+                    out,
+                    y,
+                    after: out.and_then(|out| to(chain.after, out.steps)),
+                    before: to(chain.before, steps),
+                    z: to(Some(chain.z), steps),
+                };
+                self.profile.timed(index, Work::NormAndNeuron, || {
+                    kernels.norm_lif_backward(layer, window, &errors);
+                });
+            }
+            Stage::Residual { residual, a, b, y } => {
+                let Some(dy) = self.errors(*y) else { return };
+                let da = self.target(kernels, *a, dy.steps);
+                let db = self.target(kernels, *b, dy.steps);
+                self.profile.timed(index, Work::NormAndNeuron, || {
+                    kernels.residual_backward(residual, dy, da, db);
+                });
+            }
+            Stage::Pool { x, y, .. }
+            | Stage::Flatten { x, y, .. }
+            | Stage::Dropout { x, y, .. } => {
+                let Some(dy) = self.errors(*y) else { return };
+                let Some(dx) = self.target(kernels, *x, dy.steps) else {
+                    return;
+                };
+                let samples = self.plan.settings.samples;
+                self.profile
+                    .timed(index, Work::DataGradient, || match &stage {
+                        Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
+                        Stage::Flatten { input, .. } => {
+                            kernels.flatten_backward(samples, *input, dy, dx);
+                        }
+                        Stage::Dropout { dropout, .. } => kernels.dropout_backward(dropout, dy, dx),
+                        Stage::Conv { .. } | Stage::NormLif { .. } | Stage::Residual { .. } => {}
+                    });
+            }
+        }
+    }
+
+    /// What has arrived at a value.
+    fn errors(&self, value: ValueId) -> Option<Errors> {
+        let (buffer, steps) = (self.plan.errors[value.0]?, self.arrived[value.0]?);
+        Some(Errors { buffer, steps })
+    }
+
+    /// Where a reader of `value` puts its error for `steps`, if anybody below needs it.
+    fn target(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        value: ValueId,
+        steps: Window,
+    ) -> Option<ErrorsOut> {
+        let buffer = self.plan.errors[value.0]?;
+        let before = self.arrived[value.0];
+        let Some(before) = before else {
+            self.arrived[value.0] = Some(steps);
+            return Some(ErrorsOut {
+                buffer,
+                accumulate: false,
+            });
+        };
+        // An earlier reader handed down fewer steps than this one does: the others start at 0.
+        for t in steps.newest_first().skip(before.len) {
+            let shape = self.shape(value);
+            kernels.zero(buffer, self.plan.settings.samples, shape, t);
+        }
+        if steps.len > before.len {
+            self.arrived[value.0] = Some(steps);
+        }
+        Some(ErrorsOut {
+            buffer,
+            accumulate: true,
+        })
+    }
+
+    fn shape(&self, value: ValueId) -> crate::shape::Shape {
+        self.plan.shapes[value.0]
+    }
+
+    /// Updates one range of the weights (Algorithm 1, line 21).
+    pub fn update(kernels: &mut dyn Kernels, profile: &mut Profile, span: Span, step: Step) {
+        let row = profile.rows().len().saturating_sub(1);
+        profile.timed(row, Work::Update, || kernels.update(span, step));
+    }
+
+    /// Bytes of the buffers with this role.
+    pub fn bytes(&self, kernels: &dyn Kernels, role: Role) -> u64 {
+        let buffers = self.plan.buffers.iter().filter(|b| b.role == role);
+        buffers.map(|b| kernels.bytes(&b.spec)).sum()
+    }
+
+    /// Where something that is not finite first appears at time step t, going forward: the name of
+    /// a stage and what of it.
+    pub fn first_non_finite(&self, kernels: &mut dyn Kernels, t: usize) -> Option<String> {
+        if !kernels.is_finite(self.plan.buffer(ValueId(0)), t) {
+            return Some("the input".into());
+        }
+        for (index, stage) in self.plan.stages.iter().enumerate() {
+            let name = &self.plan.stage_names[index];
+            if let Some(span) = self.trained(index)
+                && !kernels.arena_is_finite(Arena::Weights, span)
+            {
+                return Some(format!("the weights of {name}"));
+            }
+            let potentials = match stage {
+                Stage::NormLif { layer, .. } => layer.lif.map(|l| l.u),
+                Stage::Conv { .. }
+                | Stage::Pool { .. }
+                | Stage::Flatten { .. }
+                | Stage::Dropout { .. }
+                | Stage::Residual { .. } => None,
+            };
+            let outputs = stage.outputs().filter_map(|v| self.plan.values[v.0]);
+            for buffer in outputs.chain(potentials) {
+                if !kernels.is_finite(buffer, t) {
+                    return Some(format!("the output of {name}"));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Turns the plan's handles, which count from 0, into those that the back end gave.
+fn rename(plan: &mut Plan, handles: &[Buffer]) {
+    let of = |buffer: &mut Buffer| *buffer = handles[buffer.0 as usize];
+    for buffer in plan.values.iter_mut().chain(&mut plan.errors).flatten() {
+        of(buffer);
+    }
+    for stage in &mut plan.stages {
+        match stage {
+            Stage::Conv { .. } | Stage::Flatten { .. } => {}
+            Stage::NormLif { layer, .. } => {
+                of(&mut layer.z);
+                let optional = [
+                    &mut layer.before,
+                    &mut layer.y,
+                    &mut layer.after,
+                    &mut layer.out,
+                ];
+                optional.into_iter().flatten().for_each(of);
+                layer.norm.iter_mut().for_each(|n| of(&mut n.moments));
+                layer.lif.iter_mut().for_each(|l| of(&mut l.u));
+            }
+            Stage::Pool { pool, .. } => {
+                if let crate::kernel::PoolKind::Max { argmax, .. } = &mut pool.kind {
+                    of(argmax);
+                }
+            }
+            Stage::Dropout { dropout, .. } => of(&mut dropout.mask),
+            Stage::Residual { residual, .. } => {
+                for buffer in [&mut residual.a, &mut residual.b, &mut residual.y] {
+                    of(buffer);
+                }
+            }
+        }
+    }
+}

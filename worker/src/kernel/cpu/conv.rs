@@ -1,1 +1,0 @@
-//! Convolutions on the CPU.

@@ -1,0 +1,73 @@
+//! AVX-512: a vector is one register.
+use super::{LANES, Simd};
+use std::arch::x86_64::{
+    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_shuffle_f32x4,
+    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
+};
+
+/// The form for machines with AVX-512F.
+pub(super) struct Avx512;
+
+impl Simd for Avx512 {
+    type V = __m512;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: AVX-512F is available, by the trait's contract.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: 16 values are readable at `p`, by the trait's contract.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: 16 values are writable at `p`, by the trait's contract.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512F is available, by the trait's contract.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: AVX-512F is available, by the trait's contract.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(m: &mut [__m512; LANES]) {
+        let mut t = *m;
+        // SAFETY: AVX-512F is available, by the trait's contract.
+        unsafe {
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(m[2 * i], m[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(m[2 * i], m[2 * i + 1]);
+            }
+            // Now m[4 i + j] holds columns j, j + 4, j + 8, j + 12 of rows 4 i .. 4 i + 4.
+            for i in 0..4 {
+                m[4 * i] = _mm512_shuffle_ps::<0x44>(t[4 * i], t[4 * i + 2]);
+                m[4 * i + 1] = _mm512_shuffle_ps::<0xee>(t[4 * i], t[4 * i + 2]);
+                m[4 * i + 2] = _mm512_shuffle_ps::<0x44>(t[4 * i + 1], t[4 * i + 3]);
+                m[4 * i + 3] = _mm512_shuffle_ps::<0xee>(t[4 * i + 1], t[4 * i + 3]);
+            }
+            for j in 0..4 {
+                let a = _mm512_shuffle_f32x4::<0x88>(m[j], m[4 + j]);
+                let b = _mm512_shuffle_f32x4::<0xdd>(m[j], m[4 + j]);
+                let c = _mm512_shuffle_f32x4::<0x88>(m[8 + j], m[12 + j]);
+                let d = _mm512_shuffle_f32x4::<0xdd>(m[8 + j], m[12 + j]);
+                t[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
+                t[4 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
+                t[8 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
+                t[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
+            }
+        }
+        *m = t;
+    }
+}

@@ -1,0 +1,175 @@
+//! When to update, and how far back the error reaches.
+//!
+//! The algorithm owns the loop over time, the engine the arithmetic, the training loop the loop over
+//! data. One short file per algorithm, so that each can be held next to its paper.
+//!
+//! # Layout
+//!
+//! - this file: [`Algorithm`], and what it is given: [`Batch`], [`Learner`].
+//! - [`stol`]: Algorithm 1: an update at every time step, the error reaches k steps back.
+//! - [`bptt`]: the whole history, one update per batch.
+//! - [`optimiser`]: the rule of an update.
+
+pub mod bptt;
+pub mod optimiser;
+pub mod stol;
+
+use crate::engine::Network;
+use crate::kernel::{Kernels, Loss, Phase};
+use optimiser::Optimiser;
+
+/// The pictures or frames of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// One picture per sample, the input of all time steps (direct encoding): `[N, H, W, C]`.
+    Static(&'a [f32]),
+    /// One frame per time step and sample: `[T, N, H, W, C]`.
+    Frames(&'a [f32]),
+}
+
+/// Dropout masks of a batch.
+#[derive(Clone, Copy)]
+pub enum Masks<'a> {
+    /// Drawn by (seed, batch, time step, layer).
+    Keyed,
+    /// Given as factors by (layer, time step): `[N, features]`.
+    Given(&'a (dyn Fn(&str, usize) -> Option<Vec<f32>> + Sync)),
+}
+
+impl std::fmt::Debug for Masks<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Keyed => "Keyed",
+            Self::Given(_) => "Given",
+        })
+    }
+}
+
+/// What is learnt from at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The number of the batch, from 0, over the whole run: the key of its dropout masks.
+    pub index: u64,
+    /// Pictures or frames.
+    pub input: Input<'a>,
+    /// Classes; `u32::MAX` where a sample counts for nothing.
+    pub labels: &'a [u32],
+    /// Time steps T.
+    pub num_time_steps: usize,
+    /// Where dropout masks come from.
+    pub masks: Masks<'a>,
+}
+
+/// A loss that is not a number, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the loss is not finite at time step {time_step}: it began in {place}; lower optimiser.lr, or \
+     look at the input"
+)]
+pub struct Fault {
+    /// The time step t, from 0.
+    pub time_step: usize,
+    /// The first thing on the way up that is not finite.
+    pub place: String,
+}
+
+/// Sees a run from inside, for traces.
+pub trait Observer: Send {
+    /// After forward and loss of time step t.
+    fn after_forward(&mut self, network: &Network, kernels: &mut dyn Kernels, t: usize) {
+        let _ = (network, kernels, t);
+    }
+    /// After an update; the gradients are those that it used.
+    fn after_update(&mut self, network: &Network, kernels: &mut dyn Kernels) {
+        let _ = (network, kernels);
+    }
+}
+
+/// Sees nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {}
+
+/// What an algorithm changes: a network, its weights by an optimiser.
+#[derive(Debug)]
+pub struct Learner {
+    /// The network.
+    pub network: Network,
+    /// The loss of a time step.
+    pub loss: Loss,
+    /// The rule of an update.
+    pub optimiser: Optimiser,
+}
+
+impl Learner {
+    /// Copies what time step t needs: input and dropout masks.
+    pub(crate) fn feed(&self, kernels: &mut dyn Kernels, batch: &Batch<'_>, t: usize) {
+        match batch.input {
+            Input::Static(_) if self.network.input_is_resident(t) => {}
+            Input::Static(picture) => self.network.write_input(kernels, t, picture),
+            Input::Frames(frames) => {
+                let len = self.network.input_elements();
+                self.network
+                    .write_input(kernels, t, &frames[t * len..(t + 1) * len]);
+            }
+        }
+        match batch.masks {
+            Masks::Keyed => self.network.draw_masks(kernels, batch.index, t),
+            Masks::Given(given) => self.network.give_masks(kernels, t, given),
+        }
+    }
+
+    /// Stops at a loss that is not finite, naming where it began.
+    pub(crate) fn check(&self, kernels: &mut dyn Kernels) -> Result<(), Fault> {
+        let Some(time_step) = kernels.poll_fault() else {
+            return Ok(());
+        };
+        let place = self.network.first_non_finite(kernels, time_step);
+        Err(Fault {
+            time_step,
+            place: place.unwrap_or_else(|| "the loss itself".into()),
+        })
+    }
+
+    /// Forward alone, over all time steps, with running statistics and without dropout.
+    ///
+    /// Losses and hits are summed in the back end's report.
+    pub fn evaluate(&mut self, kernels: &mut dyn Kernels, batch: &Batch<'_>) {
+        kernels.write_labels(batch.labels);
+        for t in 0..batch.num_time_steps {
+            if let Input::Static(picture) = batch.input {
+                if !self.network.input_is_resident(t) {
+                    self.network.write_input(kernels, t, picture);
+                }
+            } else if let Input::Frames(frames) = batch.input {
+                let len = self.network.input_elements();
+                let frame = &frames[t * len..(t + 1) * len];
+                self.network.write_input(kernels, t, frame);
+            }
+            self.network.forward(kernels, t, Phase::Evaluate);
+            self.network.loss(kernels, &self.loss, t, Phase::Evaluate);
+        }
+    }
+}
+
+/// A way to learn from a batch over its time steps.
+pub trait Algorithm: Send {
+    /// Its name with its options: `stol (k = 2)`.
+    fn name(&self) -> String;
+
+    /// The window k that the network must keep for T time steps.
+    fn window(&self, num_time_steps: usize) -> usize;
+
+    /// Learns from one batch; states start at u = s = 0.
+    ///
+    /// # Errors
+    /// If the loss stops being finite; nothing has been updated after that time step's loss.
+    fn learn(
+        &mut self,
+        learner: &mut Learner,
+        kernels: &mut dyn Kernels,
+        batch: &Batch<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Fault>;
+}

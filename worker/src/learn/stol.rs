@@ -1,0 +1,56 @@
+//! Spatio-temporal online learning: Algorithm 1 of Xue, Liu, Wang, Qu.
+
+use super::{Algorithm, Batch, Fault, Learner, Observer};
+use crate::engine::Network;
+use crate::kernel::{Kernels, Phase, Window};
+
+/// STOL with a window of `window` time steps; the paper's is 2, Figure 3 has the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stol {
+    /// The newest time steps that the error reaches, at least 1.
+    pub window: usize,
+}
+
+impl Algorithm for Stol {
+    fn name(&self) -> String {
+        format!("stol (k = {})", self.window)
+    }
+
+    fn window(&self, num_time_steps: usize) -> usize {
+        self.window.min(num_time_steps)
+    }
+
+    fn learn(
+        &mut self,
+        learner: &mut Learner,
+        kernels: &mut dyn Kernels,
+        batch: &Batch<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Fault> {
+        kernels.write_labels(batch.labels);
+        for t in 0..batch.num_time_steps {
+            learner.feed(kernels, batch, t);
+            learner.network.forward(kernels, t, Phase::Train); // lines 1-9
+            learner
+                .network
+                .loss(kernels, &learner.loss, t, Phase::Train); // line 11, Eq. (11)
+            learner.check(kernels)?;
+            observer.after_forward(&learner.network, kernels, t);
+            let window = Window {
+                newest: t,
+                len: self.window.min(t + 1),
+            };
+            // Line 15: the older steps of the window get no error from the loss.
+            let seeded = window.newest_only();
+            let step = learner.optimiser.next();
+            // Lines 12-20; line 21 as soon as a layer's gradient is final: no later line reads it.
+            learner
+                .network
+                .backward(kernels, window, seeded, &mut |kernels, profile, span| {
+                    Network::update(kernels, profile, span, step);
+                });
+            observer.after_update(&learner.network, kernels);
+        }
+        Ok(())
+    }
+}
