@@ -73,7 +73,7 @@ pub enum TraceError {
         tensor: String,
     },
     /// A tensor that nothing asks for.
-    #[error("{file}: tensor {tensor} belongs to nothing in the graph: remove or rename it")]
+    #[error("{file}: tensor {tensor} belongs to nothing: remove or rename it")]
     UnexpectedTensor {
         /// The file.
         file: String,
@@ -168,14 +168,6 @@ pub enum TraceError {
         file: String,
         /// Why not.
         reason: GraphError,
-    },
-    /// A single layer that this program cannot replay.
-    #[error("{file}: case {case} is unknown: this program does not know which layer it checks")]
-    UnknownCase {
-        /// The file.
-        file: String,
-        /// The case, quoted.
-        case: String,
     },
 }
 
