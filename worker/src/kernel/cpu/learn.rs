@@ -59,8 +59,9 @@ impl CpuKernels {
         report.correct[t] += correct;
         report.samples[t] += labelled as u64;
         report.batches[t] += 1;
-        if !total.is_finite() && self.fault.is_none() {
-            self.fault = Some(t);
+        // In f32, as everything else: the sum in f64 hides that logits have left all bounds.
+        if !(total as f32).is_finite() {
+            self.fault.get_or_insert(t);
         }
         dlogits.into_iter().for_each(|b| self.put(b, errors.take()));
     }

@@ -44,6 +44,10 @@ impl Body<0> for Moments<'_> {
     }
 }
 
+/// Beside a block's count of spikes: some potential in it is not finite. NaN never reaches the
+/// threshold, so neurons would turn it into silence and no loss would show it.
+const NOT_FINITE: u64 = 1 << 63;
+
 /// The affine map of a norm at one time step, by channel.
 #[derive(Clone, Copy)]
 struct Affine<'a> {
@@ -72,7 +76,7 @@ impl Body<3> for Forward<'_> {
         let c = self.channels;
         let [y_out, u_out, out] = block.floats;
         let mut y = [0.0f32; 64];
-        let mut count = 0u64;
+        let (mut count, mut largest) = (0u64, 0u32);
         for (local, row) in block.rows.clone().enumerate() {
             for begin in (0..c).step_by(64) {
                 let n = 64.min(c - begin);
@@ -89,6 +93,7 @@ impl Body<3> for Forward<'_> {
                 // Eq. (3): s = [u >= v_th].
                 let word = spikes(u, neuron.v_th);
                 count += u64::from(word.count_ones());
+                largest = largest.max(largest_magnitude(u));
                 if !block.words.is_empty() {
                     block.words[local * self.words + begin / 64] = word;
                 }
@@ -111,7 +116,8 @@ impl Body<3> for Forward<'_> {
             }
         }
         if let Some(total) = block.counts.first_mut() {
-            *total = count;
+            let finite = largest < f32::INFINITY.to_bits();
+            *total = count | if finite { 0 } else { NOT_FINITE };
         }
     }
 }
@@ -156,6 +162,14 @@ impl Forward<'_> {
             u.copy_from_slice(y);
         }
     }
+}
+
+/// The bits of the largest |u|: those of infinity and, above them, NaN are larger than any number's.
+/// Whole numbers, because compilers vectorise their maximum.
+#[inline(always)]
+fn largest_magnitude(u: &[f32]) -> u32 {
+    let magnitudes = u.iter().map(|u| u.abs().to_bits());
+    magnitudes.fold(0, u32::max)
 }
 
 /// What is left of u after its spike, before the leak.
@@ -251,7 +265,10 @@ impl CpuKernels {
             },
             &body,
         );
-        let fired: u64 = counts.iter().sum();
+        let fired: u64 = counts.iter().map(|count| count & !NOT_FINITE).sum();
+        if counts.iter().any(|count| count & NOT_FINITE != 0) {
+            self.fault.get_or_insert(t);
+        }
         if let Some(Lif {
             index, u: handle, ..
         }) = layer.lif
