@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - [`file`]: bytes to named tensors and back.
+//! - [`mod@file`]: bytes to named tensors and back.
 //! - `metadata`: the strings beside the tensors, as checked values.
 //! - `network`: the graph that a file describes.
 //! - [`samples`]: what is shown to it: inputs, labels, masks.
