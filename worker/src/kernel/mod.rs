@@ -430,7 +430,8 @@ pub trait Kernels: Send {
     /// Bytes that a buffer takes, without allocating it.
     fn bytes(&self, spec: &BufferSpec) -> u64;
 
-    /// Allocates a buffer, all zero.
+    /// Allocates a buffer, all zero. A plain buffer may serve, one after the other, any values whose
+    /// slots are not larger than its own: errors do.
     fn allocate(&mut self, spec: &BufferSpec) -> Buffer;
 
     /// Allocates the arenas, all zero. Called once.
