@@ -8,19 +8,23 @@
 //! - `pack`: weights between OIHW and the layouts of the kernels.
 //! - `pad`: inputs with their borders.
 //! - `forward`, `data_gradient`, `weight_gradient`: which kernel runs over which part.
+//! - `bands`, `spike_gradient`: the weight gradient of spikes.
 //!
 //! Work is cut by sizes alone, never by the number of threads, and partial sums are added in a
 //! fixed order: results have the same bits on any pool.
 
+pub(crate) mod bands;
 mod data_gradient;
 mod forward;
 mod pack;
 mod pad;
+mod spike_gradient;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
 use super::simd::Isa;
+use super::simd::lists::Lists;
 use rayon::prelude::*;
 pub use weight_gradient::bias_gradient;
 
@@ -102,9 +106,7 @@ pub struct ConvScratch {
     /// Partial weight gradients.
     sums: Vec<f32>,
     /// Positions of spikes.
-    lists: Vec<u16>,
-    /// Lengths of the lists.
-    counts: Vec<u16>,
+    lists: Lists,
 }
 
 /// The first `len` values, made at first use.

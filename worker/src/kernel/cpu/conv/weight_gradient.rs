@@ -1,6 +1,7 @@
 //! Gradient of the weights: over lists of spikes, or dense over a framed copy.
 use super::pad::Frame;
-use super::{ConvKernel, ConvScratch, ConvShape, Operand, denser_than, grown, samples_per_part};
+use super::{ConvKernel, ConvScratch, ConvShape, Operand, denser_than};
+use super::{grown, samples_per_part, spike_gradient};
 use crate::kernel::cpu::simd::dense::GROUP;
 use crate::kernel::cpu::simd::outer::{Outer, TILE, add_outer};
 use crate::kernel::cpu::simd::transpose::{Columns, from_lanes};
@@ -10,7 +11,7 @@ use rayon::prelude::*;
 /// Percent of active inputs beyond which the dense kernel is faster.
 const DENSE_PERCENT: usize = 75;
 /// Tasks that a small layer is cut into at least, by cutting its samples.
-const TASKS: usize = 16;
+pub(super) const TASKS: usize = 16;
 
 /// `dw` from the input and the error.
 pub(super) fn run(
@@ -21,6 +22,12 @@ pub(super) fn run(
     dw: &mut [f32],
     scratch: &mut ConvScratch,
 ) {
+    if let Operand::Spikes(bits) = x
+        && let Some(bands) = spike_gradient::bands(&kernel.shape, samples)
+        && !denser_than(DENSE_PERCENT, &kernel.shape, bits)
+    {
+        return spike_gradient::run(kernel, &bands, bits, dy, dw, scratch);
+    }
     dense(kernel, samples, x, dy, dw, scratch);
 }
 
@@ -108,7 +115,7 @@ fn widen(from: &[f32], channels: usize, to: &mut [f32], width: usize) {
 }
 
 /// Adds all pieces to the first one, in order.
-fn add_pieces(sums: &mut [f32], values: usize) {
+pub(super) fn add_pieces(sums: &mut [f32], values: usize) {
     let (total, others) = sums.split_at_mut(values);
     total.par_chunks_mut(1 << 12).enumerate().for_each(|(index, total)| {
         for piece in others.chunks_exact(values) {
