@@ -2,7 +2,7 @@
 //! each residue of the input pixel modulo the stride.
 use super::forward::chunk;
 use super::pad::Frame;
-use super::{ConvKernel, ConvScratch, ConvShape, Operand, grown, pack, samples_per_part};
+use super::{ConvKernel, ConvScratch, ConvShape, Operand, pack, samples_per_part};
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
 
 /// `dx` from `dy`.
@@ -28,7 +28,7 @@ pub(super) fn run(
         let source = if frame.is_image() {
             dy
         } else {
-            let padded = grown(&mut scratch.padded, samples * frame.values());
+            let padded = scratch.padded.grown(samples * frame.values());
             frame.fill(Operand::Real(dy), padded);
             padded
         };
@@ -109,6 +109,6 @@ fn class(
         chunk: chunk(frame.values(), height * width),
         accumulate,
     };
-    let weights = &kernel.backward[pack::class(shape, residues)];
+    let weights = &kernel.backward.values()[pack::class(shape, residues)];
     dense::convolve(kernel.isa, &dense, source, weights, None, dx);
 }

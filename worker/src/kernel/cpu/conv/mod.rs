@@ -100,21 +100,36 @@ pub enum Operand<'a> {
 #[derive(Debug, Default)]
 pub struct ConvScratch {
     /// Inputs or errors with their borders.
-    padded: Vec<f32>,
+    padded: Buffer,
     /// Errors in another layout.
-    errors: Vec<f32>,
+    errors: Buffer,
     /// Partial weight gradients.
-    sums: Vec<f32>,
+    sums: Buffer,
     /// Positions of spikes.
     lists: Lists,
 }
 
-/// The first `len` values, made at first use.
-fn grown<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
+/// A buffer whose values start at a cache line: vectors that cross lines take twice as long.
+#[derive(Debug, Default)]
+struct Buffer(Vec<f32>);
+
+impl Buffer {
+    const LINE: usize = 64;
+
+    /// All values, and perhaps a few more.
+    fn values(&self) -> &[f32] {
+        &self.0[self.0.as_ptr().align_offset(Self::LINE).min(self.0.len())..]
     }
-    &mut buffer[..len]
+
+    /// The first `len` values, made at first use.
+    fn grown(&mut self, len: usize) -> &mut [f32] {
+        let room = len + Self::LINE / size_of::<f32>();
+        if self.0.len() < room {
+            self.0.resize(room, 0.0);
+        }
+        let start = self.0.as_ptr().align_offset(Self::LINE);
+        &mut self.0[start..start + len]
+    }
 }
 
 /// Samples that pass together when each takes `bytes` of scratch, in parts of equal size.
@@ -129,9 +144,9 @@ pub struct ConvKernel {
     shape: ConvShape,
     isa: Isa,
     /// `[group][word][kh][kw][64][32]` over outputs and inputs.
-    forward: Vec<f32>,
+    forward: Buffer,
     /// `[group][class][tap row][tap column][output][32]`, groups of inputs, taps mirrored.
-    backward: Vec<f32>,
+    backward: Buffer,
 }
 
 impl ConvKernel {
@@ -145,8 +160,12 @@ impl ConvKernel {
         let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = shape;
         assert!([height, width, inputs, outputs, kernel, stride].iter().all(|n| *n > 0));
         assert!(height.min(width) + 2 * padding >= kernel, "a kernel larger than its input");
+        let mut kernel =
+            Self { shape, isa, forward: Buffer::default(), backward: Buffer::default() };
         let [forward, backward] = pack::lengths(&shape);
-        Self { shape, isa, forward: vec![0.0; forward], backward: vec![0.0; backward] }
+        kernel.forward.grown(forward);
+        kernel.backward.grown(backward);
+        kernel
     }
 
     /// The sizes.
@@ -161,8 +180,10 @@ impl ConvKernel {
     /// If the weights do not have the shape's size.
     pub fn set_weights(&mut self, oihw: &[f32]) {
         assert_eq!(oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
-        pack::forward(self.isa, &self.shape, oihw, &mut self.forward);
-        pack::backward(self.isa, &self.shape, &self.forward, &mut self.backward);
+        let [forward, backward] = pack::lengths(&self.shape);
+        let forward = self.forward.grown(forward);
+        pack::forward(self.isa, &self.shape, oihw, forward);
+        pack::backward(self.isa, &self.shape, forward, self.backward.grown(backward));
     }
 
     /// Convolves: `y[n, oh, ow, outputs]`, overwritten.

@@ -1,7 +1,7 @@
 //! Gradient of the weights over lists of spikes.
 use super::bands::Bands;
 use super::weight_gradient::{TASKS, add_pieces};
-use super::{ConvKernel, ConvScratch, ConvShape, PART_BYTES, grown};
+use super::{ConvKernel, ConvScratch, ConvShape, PART_BYTES};
 use crate::kernel::cpu::simd::lists::Sum;
 use crate::kernel::cpu::simd::transpose::{Columns, from_lanes};
 use crate::kernel::cpu::simd::{Isa, LANES};
@@ -39,8 +39,8 @@ pub(super) fn run(
     let part = bands.count().div_ceil(bands.count().div_ceil(most).max(1)).max(1);
     let pieces = TASKS.div_ceil(groups).min(part);
     let task_values = shape.inputs * vectors * LANES;
-    let sums = grown(&mut scratch.sums, pieces * groups * task_values);
-    let blocks = grown(&mut scratch.errors, pieces * groups * bands.block_values());
+    let sums = scratch.sums.grown(pieces * groups * task_values);
+    let blocks = scratch.errors.grown(pieces * groups * bands.block_values());
     sums.par_chunks_mut(task_values).for_each(|sums| sums.fill(0.0));
     let table = Table::new(bands);
     for first in (0..bands.count()).step_by(part) {

@@ -1,7 +1,7 @@
 //! Gradient of the weights: over lists of spikes, or dense over a framed copy.
 use super::pad::Frame;
 use super::{ConvKernel, ConvScratch, ConvShape, Operand, denser_than};
-use super::{grown, samples_per_part, spike_gradient};
+use super::{samples_per_part, spike_gradient};
 use crate::kernel::cpu::simd::dense::GROUP;
 use crate::kernel::cpu::simd::outer::{Outer, TILE, add_outer};
 use crate::kernel::cpu::simd::transpose::{Columns, from_lanes};
@@ -55,12 +55,12 @@ fn dense(
     let groups = outputs.div_ceil(GROUP);
     let pieces = TASKS.div_ceil(groups * shape.kernel);
     let task_values = (length + TILE) * GROUP;
-    let sums = grown(&mut scratch.sums, pieces * groups * rows * GROUP);
+    let sums = scratch.sums.grown(pieces * groups * rows * GROUP);
     sums.fill(0.0);
     for first in (0..samples).step_by(part) {
         let samples = part.min(samples - first);
         let positions = samples * shape.positions();
-        let padded = grown(&mut scratch.padded, samples * frame.values() + TILE);
+        let padded = scratch.padded.grown(samples * frame.values() + TILE);
         let (frames, _) = padded.split_at_mut(samples * frame.values());
         match x {
             Operand::Spikes(x) => {
@@ -75,7 +75,7 @@ fn dense(
         let errors = if outputs == shape.outputs {
             dy
         } else {
-            let errors = grown(&mut scratch.errors, positions * outputs);
+            let errors = scratch.errors.grown(positions * outputs);
             widen(dy, shape.outputs, errors, outputs);
             errors
         };
