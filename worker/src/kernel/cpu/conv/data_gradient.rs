@@ -2,8 +2,10 @@
 //! each residue of the input pixel modulo the stride.
 use super::forward::chunk;
 use super::pad::Frame;
-use super::{ConvKernel, ConvScratch, ConvShape, Operand, pack, samples_per_part};
+use super::{ConvKernel, ConvScratch, ConvShape, Operand, PART_BYTES, pack, samples_per_part};
+use crate::kernel::cpu::simd::LANES;
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
+use crate::kernel::cpu::simd::winograd::{self, TILE, Winograd};
 
 /// `dx` from `dy`.
 ///
@@ -18,6 +20,9 @@ pub(super) fn run(
     scratch: &mut ConvScratch,
 ) {
     let shape = &kernel.shape;
+    if winograd_pays(shape) {
+        return transformed(kernel, samples, dy, dx, accumulate, scratch);
+    }
     let frame = error_frame(shape);
     let part = samples_per_part(samples, frame.values() * 4);
     let (in_values, out_values) = (shape.in_values(), shape.positions() * shape.outputs);
@@ -42,6 +47,45 @@ pub(super) fn run(
             }
         }
     }
+}
+
+/// Whether the transforms cost less than the multiplications they save.
+fn winograd_pays(shape: &ConvShape) -> bool {
+    let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = *shape;
+    let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
+    kernel == 3
+        && stride == 1
+        && padding <= 2
+        && inputs.is_multiple_of(LANES)
+        && outputs.is_multiple_of(LANES)
+        && inputs.min(outputs) >= 32
+        && tiles * 36 * 2 <= height * width * 9
+}
+
+/// The error of a 3 x 3 convolution with stride 1.
+fn transformed(
+    kernel: &ConvKernel,
+    samples: usize,
+    dy: &[f32],
+    dx: &mut [f32],
+    accumulate: bool,
+    scratch: &mut ConvScratch,
+) {
+    let shape = &kernel.shape;
+    let job = Winograd {
+        samples,
+        height: shape.out_height(),
+        width: shape.out_width(),
+        channels: shape.outputs,
+        out_height: shape.height,
+        out_width: shape.width,
+        outputs: shape.inputs,
+        before: 2 - shape.padding,
+        accumulate,
+    };
+    let len = job.scratch(PART_BYTES).iter().sum();
+    let scratch = (scratch.padded.grown(len), PART_BYTES);
+    winograd::convolve(kernel.isa, &job, dy, kernel.backward.values(), dx, scratch);
 }
 
 /// Rows (or columns) of the error's border before the first output.

@@ -3,7 +3,7 @@ use super::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
 use crate::kernel::cpu::simd::Isa;
 
 /// height, width, inputs, outputs, kernel, stride, padding, samples.
-const SHAPES: [[usize; 8]; 26] = [
+const SHAPES: [[usize; 8]; 30] = [
     [5, 7, 1, 4, 3, 1, 1, 3],
     [6, 6, 3, 16, 3, 1, 1, 2],
     [28, 28, 1, 16, 3, 1, 1, 2],
@@ -29,6 +29,10 @@ const SHAPES: [[usize; 8]; 26] = [
     [9, 8, 5, 7, 2, 2, 0, 2],
     [11, 10, 9, 18, 5, 3, 2, 2],
     [6, 7, 4, 8, 4, 2, 3, 2],
+    [12, 11, 48, 32, 3, 1, 1, 3],
+    [4, 4, 128, 80, 3, 1, 1, 70],
+    [7, 8, 32, 160, 3, 1, 0, 2],
+    [8, 6, 32, 32, 3, 1, 2, 2],
     [40, 33, 10, 16, 3, 1, 0, 2],
 ];
 
