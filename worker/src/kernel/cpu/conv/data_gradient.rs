@@ -5,7 +5,7 @@ use super::pad::Frame;
 use super::{ConvKernel, ConvScratch, ConvShape, Operand, PART_BYTES, pack, samples_per_part};
 use crate::kernel::cpu::simd::LANES;
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
-use crate::kernel::cpu::simd::winograd::{self, TILE, Winograd};
+use crate::kernel::cpu::simd::winograd::{self, MOST_CHANNELS, TILE, Winograd};
 
 /// `dx` from `dy`.
 ///
@@ -59,6 +59,7 @@ fn winograd_pays(shape: &ConvShape) -> bool {
         && inputs.is_multiple_of(LANES)
         && outputs.is_multiple_of(LANES)
         && inputs.min(outputs) >= 32
+        && outputs <= MOST_CHANNELS
         && tiles * 36 * 2 <= height * width * 9
 }
 
@@ -83,8 +84,9 @@ fn transformed(
         before: 2 - shape.padding,
         accumulate,
     };
-    let len = job.scratch(PART_BYTES).iter().sum();
-    let scratch = (scratch.padded.grown(len), PART_BYTES);
+    let [shared, slot] = job.scratch(PART_BYTES);
+    let shared = scratch.padded.grown(shared);
+    let scratch = (shared, scratch.slots.grown(slot), PART_BYTES);
     winograd::convolve(kernel.isa, &job, dy, kernel.backward.values(), dx, scratch);
 }
 

@@ -5,6 +5,7 @@
 //! In the order data meets them:
 //!
 //! - [`ConvShape`], [`Operand`]: what is convolved.
+//! - [`ConvScratch`]: buffers for all of them.
 //! - `pack`: weights between OIHW and the layouts of the kernels.
 //! - `pad`: inputs with their borders.
 //! - `forward`, `data_gradient`, `weight_gradient`: which kernel runs over which part.
@@ -18,14 +19,16 @@ mod data_gradient;
 mod forward;
 mod pack;
 mod pad;
+pub(crate) mod scratch;
 mod spike_gradient;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
 use super::simd::Isa;
-use super::simd::lists::Lists;
 use rayon::prelude::*;
+use scratch::Buffer;
+pub use scratch::ConvScratch;
 pub use weight_gradient::bias_gradient;
 
 /// Bytes that one scratch buffer aims to stay below: larger batches pass in parts.
@@ -94,42 +97,6 @@ pub enum Operand<'a> {
     Spikes(&'a [u64]),
     /// `[n, h, w, inputs]`.
     Real(&'a [f32]),
-}
-
-/// Buffers shared by all convolutions of a back end; they grow at first use and never shrink.
-#[derive(Debug, Default)]
-pub struct ConvScratch {
-    /// Inputs or errors with their borders.
-    padded: Buffer,
-    /// Errors in another layout.
-    errors: Buffer,
-    /// Partial weight gradients.
-    sums: Buffer,
-    /// Positions of spikes.
-    lists: Lists,
-}
-
-/// A buffer whose values start at a cache line: vectors that cross lines take twice as long.
-#[derive(Debug, Default)]
-struct Buffer(Vec<f32>);
-
-impl Buffer {
-    const LINE: usize = 64;
-
-    /// All values, and perhaps a few more.
-    fn values(&self) -> &[f32] {
-        &self.0[self.0.as_ptr().align_offset(Self::LINE).min(self.0.len())..]
-    }
-
-    /// The first `len` values, made at first use.
-    fn grown(&mut self, len: usize) -> &mut [f32] {
-        let room = len + Self::LINE / size_of::<f32>();
-        if self.0.len() < room {
-            self.0.resize(room, 0.0);
-        }
-        let start = self.0.as_ptr().align_offset(Self::LINE);
-        &mut self.0[start..start + len]
-    }
 }
 
 /// Samples that pass together when each takes `bytes` of scratch, in parts of equal size.

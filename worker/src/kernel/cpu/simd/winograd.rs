@@ -4,6 +4,7 @@
 //! The interpolation points 0, +-5/8, +-3/2 and infinity keep the error near 3e-6 of the largest
 //! value, four times less than 0, +-1, +-2 would.
 use super::{Isa, LANES, Simd, Target, per_isa};
+use crate::kernel::cpu::conv::scratch::Slots;
 use rayon::prelude::*;
 
 /// Outputs of a tile's side, and the inputs it sees.
@@ -19,8 +20,11 @@ const BLOCK: usize = 64;
 const GROUP: usize = super::dense::GROUP;
 /// A line between planes keeps equal positions of different planes in different cache sets.
 const PLANE: usize = BLOCK * GROUP + LANES;
-/// Tasks that run at once at most; each has a slot of scratch.
-const SLOTS: usize = 16;
+/// Chunks of tiles from which on they alone keep all threads busy.
+const MANY: usize = 8;
+/// Channels of a pixel outside the image.
+pub(crate) const MOST_CHANNELS: usize = 4096;
+static ZEROS: [f32; MOST_CHANNELS] = [0.0; MOST_CHANNELS];
 
 const A: f32 = 0.625;
 const B: f32 = 1.5;
@@ -51,23 +55,38 @@ impl Winograd {
         self.out_height.div_ceil(TILE) * self.tiles_per_row()
     }
 
-    /// Tiles that pass together when their transforms may take so many bytes.
-    fn part(&self, bytes: usize) -> usize {
-        let fit = bytes / (POINTS * self.channels * size_of::<f32>());
-        let tiles = self.samples * self.tiles_per_sample();
-        let most = (fit / TASK_TILES).max(1) * TASK_TILES;
-        tiles.div_ceil(tiles.div_ceil(most).max(1)).next_multiple_of(OCTET)
-    }
-
     /// From one plane of an octet to the next.
     fn octet_plane(&self) -> usize {
         OCTET * self.channels + LANES
     }
 
-    /// Values of scratch: transformed inputs, zeros, and the slots.
-    pub(crate) fn scratch(&self, bytes: usize) -> [usize; 3] {
-        let octets = self.part(bytes) / OCTET;
-        [octets * POINTS * self.octet_plane(), self.channels, SLOTS * 2 * POINTS * PLANE]
+    fn octet_values(&self) -> usize {
+        POINTS * self.octet_plane()
+    }
+
+    /// Values of the transformed inputs of one task's tiles.
+    fn input_values(&self) -> usize {
+        TASK_TILES / OCTET * self.octet_values()
+    }
+
+    fn chunks(&self) -> usize {
+        (self.samples * self.tiles_per_sample()).div_ceil(TASK_TILES)
+    }
+
+    /// Whether tasks are so many that each can take tiles through all outputs.
+    fn is_long(&self) -> bool {
+        self.chunks() >= MANY
+    }
+
+    /// Chunks that pass together when their transforms may take so many bytes.
+    fn part(&self, bytes: usize) -> usize {
+        (bytes / size_of::<f32>() / self.input_values()).clamp(1, self.chunks().max(1))
+    }
+
+    /// Values of scratch, shared and per thread; `bytes` is the aim for the shared one.
+    pub(crate) fn scratch(&self, bytes: usize) -> [usize; 2] {
+        let (inputs, planes) = (self.input_values(), 2 * POINTS * PLANE);
+        if self.is_long() { [0, inputs + planes] } else { [self.part(bytes) * inputs, planes] }
     }
 
     /// Sample, first row and first column of a tile.
@@ -78,7 +97,7 @@ impl Winograd {
     }
 }
 
-/// Convolves. Weights are `[group][kh][kw][channel][32]`.
+/// Convolves. Weights are `[group][kh][kw][channel][32]`; `bytes` as for the scratch.
 ///
 /// # Panics
 ///
@@ -89,84 +108,108 @@ pub(crate) fn convolve(
     x: &[f32],
     weights: &[f32],
     y: &mut [f32],
-    (scratch, bytes): (&mut [f32], usize),
+    (shared, slots, bytes): (&mut [f32], &Slots, usize),
 ) {
     assert!(isa.is_available(), "{isa} kernels on a machine without it");
     assert!(job.channels.is_multiple_of(LANES) && job.outputs.is_multiple_of(LANES));
+    assert!(job.channels <= MOST_CHANNELS, "too many channels");
     assert_eq!(x.len(), job.samples * job.height * job.width * job.channels, "source");
     assert_eq!(y.len(), job.samples * job.out_height * job.out_width * job.outputs, "target");
     assert!(weights.len() >= 9 * job.channels * job.outputs, "too few weights");
-    let [planes, zeros, slots] = job.scratch(bytes);
-    let (planes, rest) = scratch.split_at_mut(planes);
-    let (zeros, rest) = rest.split_at_mut(zeros);
-    let slots = &mut rest[..slots];
-    zeros.fill(0.0);
-    let tiles = job.samples * job.tiles_per_sample();
-    for first in (0..tiles).step_by(job.part(bytes)) {
-        let count = job.part(bytes).min(tiles - first);
-        transform_all(isa, job, x, zeros, planes, first..first + count);
-        let target = Target(y.as_mut_ptr());
-        let groups = job.outputs.div_ceil(GROUP);
-        let chunks = count.div_ceil(TASK_TILES);
-        let (tasks, slot_values) = (chunks * groups, slots.len() / SLOTS);
-        let planes = &*planes;
-        slots.par_chunks_exact_mut(slot_values).enumerate().for_each(|(slot, values)| {
-            let target = target;
-            for task in slot * tasks / SLOTS..(slot + 1) * tasks / SLOTS {
-                let (group, chunk) = (task / chunks, task % chunks);
-                let channel = group * GROUP;
-                let start = chunk * TASK_TILES;
-                let (weight_planes, sums) = values.split_at_mut(slot_values / 2);
-                let mut product = Product {
-                    job,
-                    inputs: planes[start / OCTET * POINTS * job.octet_plane()..].as_ptr(),
-                    weights: weights[channel * 9 * job.channels..].as_ptr(),
-                    vectors: ((job.outputs - channel) / LANES).min(2),
-                    weight_planes: weight_planes.as_mut_ptr(),
-                    sums: sums.as_mut_ptr(),
-                    first: first + start,
-                    count: TASK_TILES.min(count - start),
-                    y: target.0.wrapping_add(channel),
-                };
-                // SAFETY: sizes were asserted and slots hold two sets of planes; tasks differ in
-                // tiles or channels, so they write disjointly; all is borrowed until the end.
-                unsafe { run_product(isa, &mut product) };
-            }
+    let (groups, inputs) = (job.outputs.div_ceil(GROUP), job.input_values());
+    let slot_values = job.scratch(bytes)[1];
+    let all = All { isa, job, x, weights, y: Target(y.as_mut_ptr()) };
+    if job.is_long() {
+        (0..job.chunks()).into_par_iter().for_each(|chunk| {
+            slots.with(slot_values, |slot| {
+                let (inputs, planes) = slot.split_at_mut(inputs);
+                for (octet, inputs) in inputs.chunks_exact_mut(job.octet_values()).enumerate() {
+                    all.transform(chunk * TASK_TILES + octet * OCTET, inputs);
+                }
+                for group in 0..groups {
+                    // SAFETY: tasks differ in chunks, groups come one after the other.
+                    unsafe { all.multiply(chunk, group, inputs, planes) };
+                }
+            });
+        });
+        return;
+    }
+    let part = job.part(bytes);
+    for first in (0..job.chunks()).step_by(part) {
+        let chunks = part.min(job.chunks() - first);
+        let octets = shared[..chunks * inputs].par_chunks_exact_mut(job.octet_values());
+        octets.enumerate().for_each(|(octet, inputs)| {
+            all.transform(first * TASK_TILES + octet * OCTET, inputs);
+        });
+        let shared = &*shared;
+        (0..groups * chunks).into_par_iter().for_each(|task| {
+            let (group, chunk) = (task / chunks, task % chunks);
+            let inputs = &shared[chunk * inputs..][..inputs];
+            slots.with(slot_values, |planes| {
+                // SAFETY: tasks differ in chunks or groups.
+                unsafe { all.multiply(first + chunk, group, inputs, planes) };
+            });
         });
     }
 }
 
-/// Transforms the inputs of some tiles.
-fn transform_all(
+/// What all tasks share.
+struct All<'a> {
     isa: Isa,
-    job: &Winograd,
-    x: &[f32],
-    zeros: &[f32],
-    planes: &mut [f32],
-    tiles: std::ops::Range<usize>,
-) {
-    let octet_values = POINTS * job.octet_plane();
-    planes.par_chunks_exact_mut(octet_values).enumerate().for_each(|(octet, planes)| {
-        let first = tiles.start + octet * OCTET;
+    job: &'a Winograd,
+    x: &'a [f32],
+    weights: &'a [f32],
+    y: Target,
+}
+
+impl All<'_> {
+    /// Transforms the inputs of up to eight tiles.
+    fn transform(&self, first: usize, planes: &mut [f32]) {
+        let tiles = self.job.samples * self.job.tiles_per_sample();
+        assert_eq!(planes.len(), self.job.octet_values(), "planes of an octet");
         let mut inputs = Inputs {
-            job,
-            x: x.as_ptr(),
-            zeros: zeros.as_ptr(),
+            job: self.job,
+            x: self.x.as_ptr(),
             planes: planes.as_mut_ptr(),
             first,
-            count: OCTET.min(tiles.end.saturating_sub(first)),
+            count: OCTET.min(tiles.saturating_sub(first)),
         };
-        // SAFETY: tiles below the end lie in x, planes are this octet's, zeros are as many as
-        // channels.
-        unsafe { run_inputs(isa, &mut inputs) };
-    });
+        // SAFETY: tiles below the end lie in x; the planes are this octet's and borrowed.
+        unsafe { run_inputs(self.isa, &mut inputs) };
+    }
+
+    /// Forms the outputs of a chunk and group.
+    ///
+    /// # Safety
+    ///
+    /// No other thread forms these outputs meanwhile.
+    unsafe fn multiply(&self, chunk: usize, group: usize, inputs: &[f32], planes: &mut [f32]) {
+        let job = self.job;
+        let (channel, first) = (group * GROUP, chunk * TASK_TILES);
+        assert_eq!(inputs.len(), job.input_values(), "transformed inputs");
+        assert_eq!(planes.len(), 2 * POINTS * PLANE, "planes of weights and sums");
+        let (weight_planes, sums) = planes.split_at_mut(POINTS * PLANE);
+        let mut product = Product {
+            job,
+            inputs: inputs.as_ptr(),
+            weights: self.weights[channel * 9 * job.channels..].as_ptr(),
+            vectors: ((job.outputs - channel) / LANES).min(2),
+            weight_planes: weight_planes.as_mut_ptr(),
+            sums: sums.as_mut_ptr(),
+            first,
+            count: TASK_TILES.min(job.samples * job.tiles_per_sample() - first),
+            y: self.y.0.wrapping_add(channel),
+        };
+        // SAFETY: `convolve` checked x, weights and y, this function the rest; all is borrowed
+        // until the call ends, and the caller vouches for disjoint outputs.
+        unsafe { run_product(self.isa, &mut product) };
+    }
 }
 
 /// Up to eight tiles to transform.
 struct Inputs<'a> {
     job: &'a Winograd,
     x: *const f32,
-    zeros: *const f32,
     planes: *mut f32,
     first: usize,
     count: usize,
@@ -196,7 +239,7 @@ unsafe fn inputs_body<S: Simd>(task: &mut Inputs<'_>) {
     let job = task.job;
     for tile in 0..task.count {
         let [sample, row, column] = job.place(task.first + tile);
-        let mut pixels = [task.zeros; POINTS];
+        let mut pixels = [ZEROS.as_ptr(); POINTS];
         for (i, pixel) in pixels.iter_mut().enumerate() {
             let y = (row + i / SIDE).wrapping_sub(job.before);
             let x = (column + i % SIDE).wrapping_sub(job.before);
