@@ -26,6 +26,7 @@ pub mod file;
 mod metadata;
 mod network;
 pub mod ops;
+pub mod record;
 pub mod replay;
 pub mod samples;
 
