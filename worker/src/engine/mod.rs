@@ -129,7 +129,7 @@ impl Network {
         self.profile.start(self.plan.stages.len());
     }
 
-    /// Copies a parameter (OIHW; [out, in]; [channels]) or a running statistic to the device.
+    /// Copies a parameter (OIHW; `[out, in]`; `[channels]`) or a running statistic to the device.
     ///
     /// # Errors
     /// If there is no such tensor, or it has another size.
