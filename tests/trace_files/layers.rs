@@ -1,5 +1,7 @@
 //! The single layers of `ops`: the reference passes all of them, and nothing else does.
 
+use synfire::kernel::cpu::CpuKernels;
+use synfire::kernel::cpu::simd::Isa;
 use synfire::trace::file::{TensorData, TraceTensor};
 use synfire::trace::ops;
 
@@ -7,9 +9,22 @@ use super::{load, reference, refused};
 
 #[test]
 fn the_reference_passes_every_single_layer() {
-    let comparison = ops::check(&load("ops"), &mut reference).expect("the cases fit");
-    println!("{comparison}");
-    assert!(comparison.passed(), "\n{comparison}");
+    passes(&mut reference);
+}
+
+#[test]
+fn the_cpu_passes_every_single_layer_with_each_instruction_set() {
+    for isa in Isa::available() {
+        passes(&mut || Box::new(CpuKernels::new(2, Some(isa)).expect("the machine has it")));
+    }
+}
+
+fn passes(make: &mut ops::Make<'_>) {
+    let name = make().name();
+    let comparison = ops::check(&load("ops"), make).expect("the cases fit");
+    assert!(comparison.passed(), "{name}\n{comparison}");
+    // 17 cases with 3 to 8 results, some of them for each way to store the input.
+    assert!(comparison.deviations().count() > 80, "{name}\n{comparison}");
     // Modes t and o of each reset.
     assert_eq!(comparison.waiting().len(), 6);
 }

@@ -374,3 +374,29 @@ fn algorithm_files_that_do_not_fit_are_refused() {
     let trace = AlgorithmTrace::from_file(&file, &common).expect("the neuron is optional");
     assert_eq!(trace.neuron, common.neuron);
 }
+
+#[test]
+fn a_graph_of_as_many_nodes_as_allowed_is_read() {
+    let file = with_graph("mlp", |nodes| {
+        // fc1, then neurons upon neurons, then fc2 of the last.
+        let (first, rest) = (nodes[0].clone(), nodes.split_off(2));
+        *nodes = vec![first];
+        for i in 0..10_000 - 1 - rest.len() {
+            let reads = if i == 0 {
+                "fc1".into()
+            } else {
+                format!("n{}", i - 1)
+            };
+            let name = format!("n{i}");
+            nodes.push(json!({"kind": "lif", "name": name, "ins": [reads], "out": name}));
+        }
+        let last = nodes[nodes.len() - 1]["out"].clone();
+        nodes.extend(rest);
+        let count = nodes.len();
+        nodes[count - 3]["ins"] = json!([last]);
+    });
+    let mut file = file;
+    file.metadata.remove("lif_order");
+    let common = CommonTrace::from_file(&file).expect("10000 nodes are allowed");
+    assert_eq!(common.graph.nodes().len(), 10_000);
+}

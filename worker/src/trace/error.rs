@@ -108,8 +108,9 @@ pub enum TraceError {
     },
     /// A label is no class of the network.
     #[error(
-        "{file}: the label of sample {sample} in batch {batch} is {label}: the output has {classes} \
-         classes, 0 to {last}", last = classes - 1
+        "{file}: the label of sample {sample} in batch {batch} is {label}: \
+         the output has {classes} classes, 0 to {last}",
+        last = classes - 1
     )]
     Label {
         /// The file.

@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - [`file`]: bytes to named tensors and back.
+//! - [`mod@file`]: bytes to named tensors and back.
 //! - `metadata`: the strings beside the tensors, as checked values.
 //! - `network`: the graph that a file describes.
 //! - [`samples`]: what is shown to it: inputs, labels, masks.
@@ -26,6 +26,7 @@ pub mod file;
 mod metadata;
 mod network;
 pub mod ops;
+pub mod record;
 pub mod replay;
 pub mod samples;
 

@@ -1,8 +1,8 @@
 //! Runs a recorded net again, on any back end, and compares every number.
 
+use super::algorithm::{AlgorithmTrace, TracedAlgorithm};
 use super::common::CommonTrace;
 use super::compare::{Comparison, Quantity, Tolerance};
-use super::algorithm::{AlgorithmTrace, TracedAlgorithm};
 use crate::engine::Network;
 use crate::engine::plan::Settings;
 use crate::kernel::{Arena, Kernels, Loss};
@@ -60,6 +60,10 @@ fn algorithm(trace: &AlgorithmTrace) -> Result<Box<dyn Algorithm>, ReplayError> 
 ///
 /// # Errors
 /// If the algorithm is not built, or the loss stops being finite.
+///
+/// # Panics
+/// If the network has another tensor than the traces: the loader has compared them, so the engine
+/// is at fault then.
 pub fn replay(
     common: &CommonTrace,
     trace: &AlgorithmTrace,
@@ -151,7 +155,13 @@ impl Observer for Comparer<'_> {
         let trace = self.trace;
         let expected = |quantity, name: &str| trace.expected(quantity, name, row);
         let all = &mut self.comparison;
-        all.check(Quantity::Loss, "loss", row, &loss, expected(Quantity::Loss, ""));
+        all.check(
+            Quantity::Loss,
+            "loss",
+            row,
+            &loss,
+            expected(Quantity::Loss, ""),
+        );
         network.read_logits(kernels, t, &mut self.logits);
         let logits = expected(Quantity::Logits, "");
         all.check(Quantity::Logits, "logits", row, &self.logits, logits);

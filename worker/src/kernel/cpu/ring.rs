@@ -116,12 +116,12 @@ impl Ring {
         } else {
             &mut []
         };
-        let bits = if self.bit_slots > 0 {
-            let words = self.bits.len() / self.bit_slots;
-            let slot = t % self.bit_slots;
-            &mut self.bits[slot * words..(slot + 1) * words]
-        } else {
-            &mut []
+        let bits = match self.bits.len().checked_div(self.bit_slots) {
+            Some(words) => {
+                let slot = t % self.bit_slots;
+                &mut self.bits[slot * words..(slot + 1) * words]
+            }
+            None => &mut [],
         };
         (plain, bits)
     }

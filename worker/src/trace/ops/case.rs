@@ -207,7 +207,8 @@ impl Rig {
         kernels.allocate_arenas(ArenaSizes {
             parameters: parameters.max(1),
             statistics,
-            states: 0,
+            // A network without states has no gradients either.
+            states: 1,
         });
         Self { kernels }
     }
