@@ -105,13 +105,17 @@ fn after_the_first_batch_no_time_step_allocates() {
     assert_the_counter_works();
     for model in models() {
         for threads in [1, 2] {
-            let algorithms: [Box<dyn Algorithm>; 2] = [Box::new(Stol { window: 2 }), Box::new(Bptt)];
+            let algorithms: [Box<dyn Algorithm>; 2] =
+                [Box::new(Stol { window: 2 }), Box::new(Bptt)];
             for mut algorithm in algorithms {
                 let (counts, place) = allocations(&model, &mut *algorithm, threads, 4);
                 let what = format!("{}, {}, {threads} threads", model.name, algorithm.name());
                 eprintln!("{what}: {counts:?}");
                 assert!(counts[0] > 0, "{what}: buffers grow in the first batch");
-                assert!(counts[1..].iter().all(|n| *n == 0), "{what}: {counts:?}\n{place}");
+                assert!(
+                    counts[1..].iter().all(|n| *n == 0),
+                    "{what}: {counts:?}\n{place}"
+                );
             }
         }
     }

@@ -67,7 +67,11 @@ fn trained(
     }
     let state = training.state();
     let changed = start.iter().zip(&state).filter(|(a, b)| a != b).count();
-    assert!(changed > start.len() / 2, "{changed} of {} numbers moved", start.len());
+    assert!(
+        changed > start.len() / 2,
+        "{changed} of {} numbers moved",
+        start.len()
+    );
     state
 }
 
@@ -113,7 +117,10 @@ fn the_seed_draws_the_masks_of_dropout() {
         let mut stol = Stol { window: 2 };
         let mut seen = |index| training.learn(&mut stol, &batch(&vgg11(), 0), index).0;
         let batches = [seen(0), seen(1)];
-        let masks = batches.iter().flat_map(|b| &b.steps).map(|step| step.masks.clone());
+        let masks = batches
+            .iter()
+            .flat_map(|b| &b.steps)
+            .map(|step| step.masks.clone());
         masks.collect::<Vec<_>>()
     };
     let (seven, eight) = (masks(7), masks(8));

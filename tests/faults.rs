@@ -1,4 +1,4 @@
-//! Numbers that stop being numbers are noticed in the time step in which they do, by the name of the
+//! Numbers that stop being finite are noticed in the time step in which they do, by the name of the
 //! layer where it began; nothing is updated from them.
 
 use synfire::graph::models::{ModelName, ModelOptions};
@@ -59,9 +59,16 @@ fn each(
         let before = training.weights();
         let (seen, result) = training.learn(algorithm, &frames, 0);
         let fault = result.expect_err("the numbers are spoilt");
-        assert_eq!(seen.steps.len(), fault.time_step, "steps before it were seen");
+        assert_eq!(
+            seen.steps.len(),
+            fault.time_step,
+            "steps before it were seen"
+        );
         // Nothing after it is updated.
-        let last = seen.updates.last().map_or(&before, |update| &update.weights);
+        let last = seen
+            .updates
+            .last()
+            .map_or(&before, |update| &update.weights);
         let after = training.weights();
         for (name, values) in last {
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -84,10 +91,16 @@ fn a_nan_in_the_input_is_named_with_its_time_step() {
             let spoil = |_: &mut Training, frames: &mut Frames| {
                 frames.frames[t * len + len / 2] = f32::NAN;
             };
-            each(&model, 0.01, spoil, &mut Stol { window: 2 }, |seen, found| {
-                assert_eq!(*found, fault(t, "the input"));
-                assert_eq!(seen.updates.len(), t);
-            });
+            each(
+                &model,
+                0.01,
+                spoil,
+                &mut Stol { window: 2 },
+                |seen, found| {
+                    assert_eq!(*found, fault(t, "the input"));
+                    assert_eq!(seen.updates.len(), t);
+                },
+            );
         }
     }
 }
@@ -119,10 +132,16 @@ fn an_infinite_weight_is_named_with_its_layer() {
 #[test]
 fn a_learning_rate_of_1e30_is_noticed_in_the_loss_of_the_next_time_step() {
     for model in [small(), ms(false)] {
-        each(&model, 1e30, |_, _| (), &mut Stol { window: 2 }, |_, found| {
-            // The first time step is computed with the weights of the start.
-            assert_eq!(*found, fault(1, "the loss itself"));
-        });
+        each(
+            &model,
+            1e30,
+            |_, _| (),
+            &mut Stol { window: 2 },
+            |_, found| {
+                // The first time step is computed with the weights of the start.
+                assert_eq!(*found, fault(1, "the loss itself"));
+            },
+        );
     }
 }
 
@@ -130,11 +149,21 @@ fn a_learning_rate_of_1e30_is_noticed_in_the_loss_of_the_next_time_step() {
 fn weights_that_overflow_are_named_in_the_next_time_step() {
     for model in [small(), ms(true), ms(false)] {
         // Infinite in f32.
-        each(&model, 1e39, |_, _| (), &mut Stol { window: 2 }, |seen, found| {
-            assert_eq!(seen.updates.len(), 1);
-            let first = if model.name == ModelName::Small { "conv1" } else { "stem.conv" };
-            assert_eq!(*found, fault(1, &format!("the weights of {first}")));
-        });
+        each(
+            &model,
+            1e39,
+            |_, _| (),
+            &mut Stol { window: 2 },
+            |seen, found| {
+                assert_eq!(seen.updates.len(), 1);
+                let first = if model.name == ModelName::Small {
+                    "conv1"
+                } else {
+                    "stem.conv"
+                };
+                assert_eq!(*found, fault(1, &format!("the weights of {first}")));
+            },
+        );
     }
 }
 
@@ -143,7 +172,10 @@ fn an_output_that_overflows_is_named_with_its_layer() {
     let model = ms(false);
     let spoil = |training: &mut Training, _: &mut Frames| {
         // Large enough that a sum of a few overflows.
-        let mut weight = training.weights().remove("stem.conv.weight").expect("it is there");
+        let mut weight = training
+            .weights()
+            .remove("stem.conv.weight")
+            .expect("it is there");
         weight.fill(3e38);
         training.set("stem.conv.weight", &weight);
     };
@@ -166,6 +198,9 @@ fn bptt_stops_before_its_only_update() {
 #[test]
 fn a_fault_says_what_to_do() {
     let text = fault(2, "the weights of conv1").to_string();
-    assert!(text.contains("time step 2") && text.contains("conv1"), "{text}");
+    assert!(
+        text.contains("time step 2") && text.contains("conv1"),
+        "{text}"
+    );
     assert!(text.contains("lower optimiser.lr"), "{text}");
 }

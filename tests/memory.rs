@@ -54,7 +54,10 @@ fn windows_of_stol_take_the_same_bytes_for_any_number_of_time_steps() {
             for window in [1, 2, 4] {
                 let stol = Stol { window };
                 let bytes = [4, 8, 32].map(|t| window_bytes(&graph, &stol, t, make));
-                assert!(bytes[0] > 0 && bytes.iter().all(|b| *b == bytes[0]), "{name}: {bytes:?}");
+                assert!(
+                    bytes[0] > 0 && bytes.iter().all(|b| *b == bytes[0]),
+                    "{name}: {bytes:?}"
+                );
             }
         }
     }
@@ -111,7 +114,10 @@ fn the_bytes_that_a_network_tells_are_those_that_it_allocates() {
         let settings = Setup::new(SAMPLES, window).settings();
         let (held, network) = bytes_held_by(|| Network::new(graph, &settings, 1, &mut *kernels));
         let roles = [Role::Kept, Role::Transient, Role::Error];
-        let told: u64 = roles.map(|role| network.bytes(&*kernels, role)).iter().sum();
+        let told: u64 = roles
+            .map(|role| network.bytes(&*kernels, role))
+            .iter()
+            .sum();
         (held, i64::try_from(told).expect("it is small"))
     };
     for (name, graph) in graphs() {

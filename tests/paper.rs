@@ -1,8 +1,8 @@
 //! One test per equation or sentence of the paper that the engine implements: Xue, Liu, Wang, Qu,
 //! *Reasonable Gradients for Online Training Algorithms in Spiking Neural Networks*.
 //!
-//! Each is checked on every back end with a network small enough to compute by hand. Where the paper
-//! and its released code differ, the test of our choice is named in ARCHITECTURE.md.
+//! Each is checked on every back end with a network small enough to compute by hand. Where the
+//! paper and its released code differ, the test of our choice is named in ARCHITECTURE.md.
 
 use synfire::kernel::{Arena, Neuron, Reset};
 use synfire::learn::bptt::Bptt;
@@ -13,8 +13,10 @@ use synfire_tests::training::{Frames, PAPER, Seen, Setup, Training, back_ends};
 mod chain;
 #[path = "paper/layers.rs"]
 mod layers;
+#[path = "paper/neurons.rs"]
+mod neurons;
 
-use chain::{Chain, Row, Weights, surrogate};
+use chain::{Chain, Row, Weights};
 
 /// Both neurons see what is put in; the readout tells them apart.
 const PLAIN: Weights = Weights {
@@ -28,13 +30,18 @@ const PLAIN: Weights = Weights {
 #[track_caller]
 fn assert_near(got: f32, expected: f64) {
     let off = (f64::from(got) - expected).abs();
-    assert!(off <= 2e-6 * (1.0 + expected.abs()), "{got}, should be {expected}");
+    assert!(
+        off <= 2e-6 * (1.0 + expected.abs()),
+        "{got}, should be {expected}"
+    );
 }
 
 #[track_caller]
 fn assert_all_near(got: &[f32], expected: &[f64]) {
     assert_eq!(got.len(), expected.len());
-    got.iter().zip(expected).for_each(|(g, e)| assert_near(*g, *e));
+    got.iter()
+        .zip(expected)
+        .for_each(|(g, e)| assert_near(*g, *e));
 }
 
 /// Potentials of a layer over time.
@@ -55,146 +62,44 @@ fn gradients(seen: &Seen, parameter: &str) -> Vec<f32> {
 
 /// STOL of window k on every back end.
 fn each_stol(chain: &Chain, window: usize, check: impl Fn(&Seen)) {
-    back_ends().into_iter().for_each(|kernels| {
+    for kernels in back_ends() {
         check(&chain.on(kernels, &mut Stol { window }));
-    });
+    }
 }
 
 /// Everything that Algorithm 1 makes of the chain.
 fn assert_as_by_hand(chain: &Chain, window: usize) {
     let rows = chain.by_hand(window);
     each_stol(chain, window, |seen| {
-        assert_eq!((seen.steps.len(), seen.updates.len()), (rows.len(), rows.len()));
+        assert_eq!(
+            (seen.steps.len(), seen.updates.len()),
+            (rows.len(), rows.len())
+        );
         for (t, row) in rows.iter().enumerate() {
-            let Row { u, gradients, weights, .. } = row;
+            let Row {
+                u,
+                gradients,
+                weights,
+                ..
+            } = row;
             assert_near(seen.steps[t].u["sn1"][0], u[0]);
             assert_near(seen.steps[t].u["sn2"][0], u[1]);
             for (expected, got) in [
                 (gradients, &seen.updates[t].gradients),
                 (weights, &seen.updates[t].weights),
             ] {
-                let layer = |n| [got[&format!("fc{n}.weight")][0], got[&format!("fc{n}.bias")][0]];
+                let layer = |n| {
+                    [
+                        got[&format!("fc{n}.weight")][0],
+                        got[&format!("fc{n}.bias")][0],
+                    ]
+                };
                 assert_all_near(&layer(1), &expected.first);
                 assert_all_near(&layer(2), &expected.second);
                 assert_all_near(&got["fc3.weight"], &expected.readout);
                 assert_all_near(&got["fc3.bias"], &expected.shifts);
             }
         }
-    });
-}
-
-/// Eq. (2): `u_t = (1 - 1/tau...)`: the potential of before, without what fired, divided by tau_m;
-/// the input is not divided. Hard reset is the paper's; 0.6 0.6 0.9 0.3 fires at the third alone.
-#[test]
-fn eq_2_the_potential_leaks_by_1_over_tau_and_a_spike_resets_it() {
-    for (reset, expected) in [
-        (Reset::Hard, [0.6, 0.9, 1.35, 0.3]),
-        (Reset::Soft, [0.6, 0.9, 1.35, 0.475]),
-        (Reset::None, [0.6, 0.9, 1.35, 0.975]),
-    ] {
-        let mut chain = Chain::new(PLAIN, &[0.6, 0.6, 0.9, 0.3]);
-        chain.neuron.reset = reset;
-        each_stol(&chain, 2, |seen| {
-            assert_all_near(&potentials(seen, "sn1"), &expected);
-            assert_eq!(spikes(seen, "sn1"), [0, 0, 1, 0]);
-        });
-    }
-}
-
-/// Eq. (2), "tau_m is the membrane time constant": Table 2's 4 leaks to a quarter, not to three.
-#[test]
-fn eq_2_tau_of_4_leaves_a_quarter_and_does_not_divide_the_input() {
-    let mut chain = Chain::new(PLAIN, &[0.8, 0.4, 0.0]);
-    chain.neuron.tau_m = 4.0;
-    each_stol(&chain, 2, |seen| {
-        assert_all_near(&potentials(seen, "sn1"), &[0.8, 0.6, 0.15]);
-    });
-}
-
-/// Eq. (3): `s = H(u - V_th)`, "1 if u >= V_th": the threshold itself fires.
-#[test]
-fn eq_3_a_potential_equal_to_the_threshold_fires() {
-    let below = f64::from(1.0_f32.next_down());
-    for (input, fires) in [(1.0, 1), (below, 0), (0.0, 0), (1.5, 1), (-1.0, 0)] {
-        each_stol(&Chain::new(PLAIN, &[input]), 2, |seen| {
-            assert_eq!(spikes(seen, "sn1"), [fires], "u = {input}");
-        });
-    }
-}
-
-/// Eq. (4): `H'(u) = max(0, alpha - alpha^2 |u - V_th|)`; printed without the absolute value, it
-/// would be 2 at u = 0. It is 0 at u = 0 and u = 2, and alpha at the threshold.
-#[test]
-fn eq_4_the_surrogate_is_a_triangle_that_is_zero_at_0_and_2() {
-    // Neuron 1 never fires into neuron 2 here: its potential is the shift, whatever happens.
-    for (u, expected) in [
-        (0.0, 0.0),
-        (2.0, 0.0),
-        (-1.0, 0.0),
-        (3.0, 0.0),
-        (0.5, 0.5),
-        (1.0, 1.0),
-        (1.25, 0.75),
-        (0.25, 0.25),
-    ] {
-        let weights = Weights { second: [0.0, u], ..PLAIN };
-        each_stol(&Chain::new(weights, &[0.0]), 1, |seen| {
-            // dL/ds2: softmax of (0.8 s, -0.4 s), class 1.
-            let s = f64::from(u8::from(u >= 1.0));
-            let p0 = 1.0 / (1.0 + (-1.2 * s).exp());
-            let from_above = p0 * 0.8 - p0 * -0.4;
-            assert_near(gradients(seen, "fc2.bias")[0], from_above * expected);
-        });
-        assert!((surrogate(&PAPER, u) - expected).abs() < 1e-12);
-    }
-}
-
-/// Eq. (4): alpha is height and slope: with 2 the triangle is 2 high and reaches from 0.5 to 1.5.
-#[test]
-fn eq_4_alpha_is_the_height_and_the_inverse_of_the_half_width() {
-    for (u, expected) in [(0.5, 0.0), (1.5, 0.0), (0.75, 1.0), (1.0, 2.0)] {
-        let weights = Weights { second: [0.0, u], ..PLAIN };
-        let mut chain = Chain::new(weights, &[0.0]);
-        chain.neuron.alpha = 2.0;
-        assert!((surrogate(&chain.neuron, u) - expected).abs() < 1e-12);
-        assert_as_by_hand(&chain, 1);
-    }
-}
-
-/// Section 3.3: "u_0 = s_0 = 0" before the first time step, of every batch.
-#[test]
-fn section_3_3_every_batch_starts_from_u_and_s_of_zero() {
-    for window in [1, 2, 3] {
-        for kernels in back_ends() {
-            let mut training = Training::new(kernels, &chain::graph(), &Setup::new(1, window));
-            training.set("fc1.weight", &[1.0]);
-            training.set("fc2.weight", &[0.5]);
-            let batch = |frames: &[f32]| Frames {
-                frames: frames.to_vec(),
-                labels: vec![1],
-                num_time_steps: frames.len(),
-            };
-            // The first batch ends with a spike at the one and a high potential at the other.
-            let mut learn = |frames: &[f32], index| {
-                let (seen, result) = training.learn(&mut Stol { window }, &batch(frames), index);
-                assert_eq!(result, Ok(()));
-                seen
-            };
-            learn(&[1.5, 0.9, 1.6], 0);
-            let second = learn(&[0.7, 0.2, 0.1], 1);
-            assert_all_near(&potentials(&second, "sn1"), &[0.7, 0.55, 0.375]);
-            assert_all_near(&potentials(&second, "sn2"), &[0.0, 0.0, 0.0]);
-        }
-    }
-}
-
-/// Algorithm 1, line 4: `x_t^l = w^l s_t^{l-1}`: spikes cross all layers within a time step, where
-/// Eq. (2) has `s_{t-1}^{l-1}`.
-#[test]
-fn line_4_a_layer_reads_the_spikes_of_the_same_time_step() {
-    each_stol(&Chain::new(PLAIN, &[1.2, 0.0]), 2, |seen| {
-        assert_eq!(spikes(seen, "sn1"), [1, 0]);
-        assert_all_near(&potentials(seen, "sn2"), &[1.0, 0.0]);
     });
 }
 
@@ -214,11 +119,14 @@ fn line_15_no_error_enters_at_the_logits_of_older_time_steps() {
 }
 
 /// Algorithm 1, line 17: `du_{t-1} = ds_{t-1} H'(u_{t-1}) + du_t (1 - s_{t-1} - u_{t-1}
-/// H'(u_{t-1})) / tau_m`. Neuron 2 has u = 0.6, then 0.9: its error at t is
-/// g = (0.8 + 0.4) / 2 times H'(0.9) = 0.9; at t - 1 that times (1 - 0.6 * 0.6) / 2 = 0.32.
+/// H'(u_{t-1})) / tau_m`. Neuron 2 has u = 0.6, then 0.9: its error at t is g = (0.8 + 0.4) / 2
+/// times H'(0.9) = 0.9; at t - 1 that times (1 - 0.6 * 0.6) / 2 = 0.32.
 #[test]
 fn line_17_the_error_of_the_older_step_is_carried_by_leak_and_reset() {
-    let weights = Weights { second: [0.0, 0.6], ..PLAIN };
+    let weights = Weights {
+        second: [0.0, 0.6],
+        ..PLAIN
+    };
     let newest = 0.6 * 0.9;
     for (reset, detach_reset, carried) in [
         (Reset::Hard, false, 0.32),
@@ -228,7 +136,11 @@ fn line_17_the_error_of_the_older_step_is_carried_by_leak_and_reset() {
         (Reset::None, false, 0.5),
     ] {
         let mut chain = Chain::new(weights, &[0.0, 0.0]);
-        chain.neuron = Neuron { reset, detach_reset, ..PAPER };
+        chain.neuron = Neuron {
+            reset,
+            detach_reset,
+            ..PAPER
+        };
         each_stol(&chain, 2, |seen| {
             let shift = gradients(seen, "fc2.bias");
             assert_all_near(&shift, &[0.6 * 0.6, newest * (1.0 + carried)]);
@@ -247,7 +159,12 @@ fn line_17_holds_at_every_layer_under_every_reset_and_window() {
     let inputs = [0.7, 1.1, 0.4, 0.8, 0.2];
     for (reset, detach_reset) in synfire_tests::oracle::resets() {
         let mut chain = Chain::new(weights, &inputs);
-        chain.neuron = Neuron { reset, detach_reset, tau_m: 1.7, ..PAPER };
+        chain.neuron = Neuron {
+            reset,
+            detach_reset,
+            tau_m: 1.7,
+            ..PAPER
+        };
         for window in 1..=inputs.len() {
             assert_as_by_hand(&chain, window);
         }
@@ -258,17 +175,25 @@ fn line_17_holds_at_every_layer_under_every_reset_and_window() {
 /// -3 at t - 1.
 #[test]
 fn line_18_weight_gradients_are_summed_over_the_window_from_the_inputs_of_each_step() {
-    let weights = Weights { first: [0.2, 1.1], second: [0.6, 0.0], ..PLAIN };
+    let weights = Weights {
+        first: [0.2, 1.1],
+        second: [0.6, 0.0],
+        ..PLAIN
+    };
     let chain = Chain::new(weights, &[-3.0, 0.5]);
     let rows = chain.by_hand(2);
-    // Neuron 1: u = 0.5, then 1.45; neuron 2: 0, then 0.6. Neuron 2's errors: 0.6 H'(0.6) at t, half
-    // of that at t - 1; neuron 1's: those times 0.6 and H'(1.45), H'(0.5), and what is carried.
+    // Neuron 1: u = 0.5, then 1.45; neuron 2: 0, then 0.6. Neuron 2's errors: 0.6 H'(0.6) at t,
+    // half of that at t - 1; neuron 1's: those times 0.6 and H'(1.45), H'(0.5), and what is
+    // carried.
     let [newest_above, older_above] = [0.6 * 0.6, 0.6 * 0.6 / 2.0];
     let newest = newest_above * 0.6 * 0.55;
     let older = older_above * 0.6 * 0.5 + newest * (1.0 - 0.5 * 0.5) / 2.0;
     assert!((rows[1].gradients.first[0] - (newest * 0.5 + older * -3.0)).abs() < 1e-12);
     each_stol(&chain, 2, |seen| {
-        assert_near(gradients(seen, "fc1.weight")[1], newest * 0.5 + older * -3.0);
+        assert_near(
+            gradients(seen, "fc1.weight")[1],
+            newest * 0.5 + older * -3.0,
+        );
         assert_near(gradients(seen, "fc1.bias")[1], newest + older);
     });
 }
@@ -277,13 +202,24 @@ fn line_18_weight_gradients_are_summed_over_the_window_from_the_inputs_of_each_s
 #[test]
 fn line_21_weights_are_updated_at_every_time_step() {
     // Both neurons fire at every time step, whatever the updates.
-    let weights = Weights { first: [1.5, 0.0], second: [1.6, 0.0], ..PLAIN };
+    let weights = Weights {
+        first: [1.5, 0.0],
+        second: [1.6, 0.0],
+        ..PLAIN
+    };
     let mut chain = Chain::new(weights, &[1.2, 1.1, 1.3]);
     chain.lr = 0.1;
     each_stol(&chain, 2, |seen| {
         assert_eq!(seen.updates.len(), 3);
-        let weights: Vec<f32> = seen.updates.iter().map(|u| u.weights["fc3.weight"][0]).collect();
-        assert!(weights.windows(2).all(|w| w[1] < w[0]) && weights[0] < 0.8, "{weights:?}");
+        let weights: Vec<f32> = seen
+            .updates
+            .iter()
+            .map(|u| u.weights["fc3.weight"][0])
+            .collect();
+        assert!(
+            weights.windows(2).all(|w| w[1] < w[0]) && weights[0] < 0.8,
+            "{weights:?}"
+        );
     });
     assert_as_by_hand(&chain, 2);
     for kernels in back_ends() {
@@ -295,7 +231,10 @@ fn line_21_weights_are_updated_at_every_time_step() {
 /// has one.
 #[test]
 fn the_window_never_reaches_before_the_first_time_step() {
-    let weights = Weights { second: [0.0, 0.6], ..PLAIN };
+    let weights = Weights {
+        second: [0.0, 0.6],
+        ..PLAIN
+    };
     let chain = Chain::new(weights, &[0.0; 4]);
     let all: Vec<Vec<f32>> = (1..=4)
         .map(|window| {
@@ -305,8 +244,16 @@ fn the_window_never_reaches_before_the_first_time_step() {
         .collect();
     for t in 0..4 {
         // At t, windows of t + 1 and more are the same window.
-        assert!(all[t..].iter().all(|g| g[t].to_bits() == all[3][t].to_bits()), "t = {t}");
-        assert!(t == 0 || all[t - 1][t].to_bits() != all[t][t].to_bits(), "t = {t}");
+        assert!(
+            all[t..]
+                .iter()
+                .all(|g| g[t].to_bits() == all[3][t].to_bits()),
+            "t = {t}"
+        );
+        assert!(
+            t == 0 || all[t - 1][t].to_bits() != all[t][t].to_bits(),
+            "t = {t}"
+        );
     }
     (1..=4).for_each(|window| assert_as_by_hand(&chain, window));
 }
@@ -325,9 +272,16 @@ fn older_errors_go_through_the_weights_of_now_and_dw_uses_what_was_saved() {
     let rows = chain.by_hand(2);
     // The updates are large: with today's weights neuron 1 would not have fired at t = 0.
     let today = rows[0].weights.first;
-    assert!(rows[0].s[0] > 0.0 && today[0] * 1.02 + today[1] < 1.0, "{today:?}");
+    assert!(
+        rows[0].s[0] > 0.0 && today[0] * 1.02 + today[1] < 1.0,
+        "{today:?}"
+    );
     // And the two sets of weights give other errors at neuron 1.
-    assert!((rows[0].weights.second[0] - 0.7).abs() > 0.05, "{:?}", rows[0].weights);
+    assert!(
+        (rows[0].weights.second[0] - 0.7).abs() > 0.05,
+        "{:?}",
+        rows[0].weights
+    );
     assert_as_by_hand(&chain, 2);
     assert_as_by_hand(&chain, 3);
 }
@@ -336,7 +290,10 @@ fn older_errors_go_through_the_weights_of_now_and_dw_uses_what_was_saved() {
 /// the whole window, summed.
 #[test]
 fn bptt_sums_all_losses_over_the_whole_history() {
-    let weights = Weights { second: [0.7, 0.2], ..PLAIN };
+    let weights = Weights {
+        second: [0.7, 0.2],
+        ..PLAIN
+    };
     let chain = Chain::new(weights, &[0.7, 1.1, 0.4]);
     let rows = chain.by_hand(3);
     let sum = |of: fn(&Weights) -> f64| rows.iter().map(|r| of(&r.gradients)).sum::<f64>();
@@ -352,10 +309,17 @@ fn bptt_sums_all_losses_over_the_whole_history() {
 #[test]
 fn the_optimiser_keeps_its_state_over_time_steps_and_batches() {
     for kernels in back_ends() {
-        let setup = Setup { sgd: [0.5, 0.9, 0.1], ..Setup::new(1, 2) };
+        let setup = Setup {
+            sgd: [0.5, 0.9, 0.1],
+            ..Setup::new(1, 2)
+        };
         let mut training = Training::new(kernels, &chain::graph(), &setup);
         training.set("fc3.weight", &[1.0, 1.0]);
-        let frames = Frames { frames: vec![0.0; 2], labels: vec![1], num_time_steps: 2 };
+        let frames = Frames {
+            frames: vec![0.0; 2],
+            labels: vec![1],
+            num_time_steps: 2,
+        };
         // No spikes: the readout's weights see their decay alone: v <- 0.9 v + 0.1 p; p <- p - v/2.
         let (mut p, mut v) = (1.0, 0.0);
         for batch in 0..2 {

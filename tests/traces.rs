@@ -40,7 +40,10 @@ fn trace(net: &str, algorithm: &str) -> AlgorithmTrace {
 /// A trace that claims something else: in the string `key`, `from` has become `to`.
 fn edited(net: &str, algorithm: &str, [key, from, to]: [&str; 3]) -> AlgorithmTrace {
     let mut file = file::read(&path(&format!("{net}.{algorithm}"))).expect("golden files load");
-    let text = file.metadata.get_mut(key).expect("every trace has this key");
+    let text = file
+        .metadata
+        .get_mut(key)
+        .expect("every trace has this key");
     assert!(text.contains(from), "{text}");
     *text = text.replace(from, to);
     AlgorithmTrace::from_file(&file, &common(net)).expect("the edited file is well formed")
@@ -70,7 +73,11 @@ fn assert_complete(net: &str, trace: &AlgorithmTrace, comparison: &Comparison) {
     ] {
         assert_eq!(count(quantity), expected, "{}: {quantity}", trace.name);
     }
-    assert!(comparison.waiting().is_empty(), "{:?}", comparison.waiting());
+    assert!(
+        comparison.waiting().is_empty(),
+        "{:?}",
+        comparison.waiting()
+    );
 }
 
 /// Replays every trace of a net; returns how many there were.
@@ -124,7 +131,9 @@ fn there_are_24_golden_traces_and_no_others() {
         .filter_map(|name| name.strip_suffix(".safetensors").map(str::to_owned))
         .filter(|name| name != "ops" && !name.ends_with(".common"))
         .collect();
-    let replayed = NETS.iter().flat_map(|net| ALGORITHMS.map(|a| format!("{net}.{a}")));
+    let replayed = NETS
+        .iter()
+        .flat_map(|net| ALGORITHMS.map(|a| format!("{net}.{a}")));
     let mut expected: Vec<String> = replayed.collect();
     names.sort();
     expected.sort();
@@ -138,7 +147,10 @@ fn assert_refused(net: &str, algorithm: &str, edit: [&str; 3]) {
     for mut kernels in [reference(), cpu(2)] {
         let comparison = replayed(net, &trace, &mut *kernels);
         let name = kernels.name();
-        assert!(!comparison.passed(), "{net}.{algorithm}, {edit:?}, on {name}");
+        assert!(
+            !comparison.passed(),
+            "{net}.{algorithm}, {edit:?}, on {name}"
+        );
         // Not by a hair: what the option changes is no rounding.
         let ratios = comparison.deviations().map(|(_, d)| d.ratio);
         assert!(ratios.fold(0.0, f64::max) > 100.0, "{name}:\n{comparison}");
@@ -195,7 +207,10 @@ fn bptt_with_and_without_a_detached_reset_are_told_apart() {
 #[test]
 fn one_number_that_is_off_by_ten_tolerances_is_noticed() {
     let mut file = file::read(&path("mlp.stol_k2_saved")).expect("golden files load");
-    let gradients = file.tensors.iter_mut().find(|(name, _)| name.starts_with("grad/"));
+    let gradients = file
+        .tensors
+        .iter_mut()
+        .find(|(name, _)| name.starts_with("grad/"));
     let (_, gradient) = gradients.expect("a trace has gradients");
     let file::TensorData::F32(values) = &mut gradient.data else {
         panic!("gradients are floats");

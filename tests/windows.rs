@@ -59,8 +59,8 @@ impl Net {
 }
 
 /// Everything that a network may be made of, in sizes drawn from `seed`: a stem with a max pool; a
-/// block whose spikes are joined with its shortcut's; two blocks on a real stream, the second with a
-/// twin neuron and a strided shortcut; pools whose bins overlap; dropout.
+/// block whose spikes are joined with its shortcut's; two blocks on a real stream, the second with
+/// a twin neuron and a strided shortcut; pools; dropout.
 fn network(join: Join, seed: u64) -> Graph {
     let mut random = Random::new(seed);
     let width = 4 + random.below(4);
@@ -165,8 +165,15 @@ impl Case {
         let (seen, result) = training.learn(algorithm, &self.frames, 0);
         assert_eq!(result, Ok(()));
         let margin = seen.margin(self.neuron.v_th, NUM_TIME_STEPS);
-        assert!(margin > MARGIN, "{}: {margin:e}: take another seed", self.name);
-        assert!(training.weights() == self.parameters, "lr = 0 freezes weights");
+        assert!(
+            margin > MARGIN,
+            "{}: {margin:e}: take another seed",
+            self.name
+        );
+        assert!(
+            training.weights() == self.parameters,
+            "lr = 0 freezes weights"
+        );
         seen
     }
 
@@ -178,7 +185,12 @@ impl Case {
         };
         let drawn = masks(&both[0]);
         assert!(drawn == masks(&both[1]), "{}: masks", self.name);
-        let factors: BTreeSet<u32> = drawn.iter().flat_map(Tensors::values).flatten().map(|f| f.to_bits()).collect();
+        let factors: BTreeSet<u32> = drawn
+            .iter()
+            .flat_map(Tensors::values)
+            .flatten()
+            .map(|f| f.to_bits())
+            .collect();
         assert_eq!(factors.len(), 2, "something is dropped, something kept");
         (both, drawn)
     }
@@ -251,7 +263,11 @@ fn windows_of_1_to_t_match_autodiff_of_the_truncated_graph_under_every_reset() {
 
 #[test]
 fn windows_of_2_and_3_match_autodiff_with_every_join() {
-    for (join, seeds) in [(Join::Add, 40..42), (Join::And, 42..44), (Join::Iand, 44..46)] {
+    for (join, seeds) in [
+        (Join::Add, 40..42),
+        (Join::And, 42..44),
+        (Join::Iand, 44..46),
+    ] {
         for seed in seeds {
             let case = Case::new(join, PAPER, seed);
             case.hold_stol_to_autodiff(2);
@@ -262,7 +278,11 @@ fn windows_of_2_and_3_match_autodiff_with_every_join() {
 
 #[test]
 fn other_leaks_thresholds_and_slopes_match_autodiff() {
-    for (seed, tau_m, v_th, alpha) in [(50, 4.0, 1.0, 1.0), (51, 2.0, 0.7, 0.8), (52, 1.3, 1.1, 2.0)] {
+    for (seed, tau_m, v_th, alpha) in [
+        (50, 4.0, 1.0, 1.0),
+        (51, 2.0, 0.7, 0.8),
+        (52, 1.3, 1.1, 2.0),
+    ] {
         let neuron = Neuron {
             tau_m,
             v_th,
@@ -326,7 +346,9 @@ fn differ(a: &Tensors, b: &Tensors) -> bool {
 #[test]
 fn every_window_differs_from_the_next_longer_one_as_soon_as_it_can() {
     let case = Case::new(Join::Add, PAPER, 70);
-    let windows: Vec<_> = (1..=NUM_TIME_STEPS).map(|window| case.seen(&mut Stol { window }).0).collect();
+    let windows: Vec<_> = (1..=NUM_TIME_STEPS)
+        .map(|window| case.seen(&mut Stol { window }).0)
+        .collect();
     for (window, pair) in (1..).zip(windows.windows(2)) {
         for (shorter, longer) in pair[0].iter().zip(&pair[1]) {
             for (t, (a, b)) in shorter.updates.iter().zip(&longer.updates).enumerate() {

@@ -1,8 +1,8 @@
 //! Algorithm 1 for a chain of single neurons, in f64, line by line: what the tests of sentences are
 //! computed with by hand.
 //!
-//! `x -> w1 x + b1 -> neuron 1 -> w2 s + b2 -> neuron 2 -> two logits w3 s + b3`, cross-entropy, one
-//! sample of class 1.
+//! `x -> w1 x + b1 -> neuron 1 -> w2 s + b2 -> neuron 2 -> two logits w3 s + b3`, cross-entropy,
+//! one sample of class 1.
 
 use synfire::graph::{Graph, Op, ValueId};
 use synfire::kernel::{Kernels, Neuron, Reset};
@@ -207,7 +207,7 @@ pub(super) fn surrogate(neuron: &Neuron, u: f64) -> f64 {
     (alpha - alpha * alpha * (u - f64::from(neuron.v_th)).abs()).max(0.0)
 }
 
-/// du_{t+1}/du_t.
+/// `du_{t+1}/du_t`.
 fn jacobian(neuron: &Neuron, u: f64, s: f64) -> f64 {
     let h = if neuron.detach_reset {
         0.0

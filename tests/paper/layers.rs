@@ -7,15 +7,15 @@ use synfire_tests::training::{Frames, Setup, Training, back_ends};
 
 use super::{assert_all_near, assert_near};
 
-/// Eq. (11): `L = (1 - lambda) CE + lambda MSE`, lambda = 0.05, and what the released code has in its
-/// place. Two samples, three classes; the logits are the readout's biases.
+/// Eq. (11): `L = (1 - lambda) CE + lambda MSE`, lambda = 0.05, and what the released code has in
+/// its place. Two samples, three classes; the logits are the readout's biases.
 #[test]
 fn eq_11_the_loss_is_a_weighted_sum_of_cross_entropy_and_squared_error() {
     let logits = [1.0_f64, -0.5, 0.25];
     let labels = [2_u32, 0];
     let sum: f64 = logits.iter().map(|y| y.exp()).sum();
     let ce = labels.map(|l| sum.ln() - logits[l as usize]);
-    let ce = (ce[0] + ce[1]) / 2.0;
+    let ce = f64::midpoint(ce[0], ce[1]);
     let target = |c: usize, label: u32| f64::from(u8::from(c == label as usize));
     let squares = |label: u32| -> f64 {
         let each = logits.iter().enumerate();
@@ -30,12 +30,21 @@ fn eq_11_the_loss_is_a_weighted_sum_of_cross_entropy_and_squared_error() {
         for kernels in back_ends() {
             let mut graph = Graph::new(Shape::vector(1));
             let x = graph.input();
-            let y = graph.add("fc", Op::Linear { outputs: 3 }, &[x]).expect("it fits");
+            let y = graph
+                .add("fc", Op::Linear { outputs: 3 }, &[x])
+                .expect("it fits");
             let graph = graph.finish(y).expect("it is whole");
-            let setup = Setup { loss, ..Setup::new(2, 1) };
+            let setup = Setup {
+                loss,
+                ..Setup::new(2, 1)
+            };
             let mut training = Training::new(kernels, &graph, &setup);
             training.set("fc.bias", &[1.0, -0.5, 0.25]);
-            let frames = Frames { frames: vec![0.0; 2], labels: labels.into(), num_time_steps: 1 };
+            let frames = Frames {
+                frames: vec![0.0; 2],
+                labels: labels.into(),
+                num_time_steps: 1,
+            };
             let (seen, _) = training.learn(&mut Stol { window: 1 }, &frames, 0);
             assert!((seen.steps[0].loss - expected).abs() < 1e-6, "{loss:?}");
             let gradient = |c: usize| -> f64 {
@@ -44,7 +53,7 @@ fn eq_11_the_loss_is_a_weighted_sum_of_cross_entropy_and_squared_error() {
                     let square = 2.0 * (logits[c] - target(c, label)) / 3.0;
                     f64::from(loss.0) * off + f64::from(loss.1) * square
                 };
-                (of(2) + of(0)) / 2.0
+                f64::midpoint(of(2), of(0))
             };
             let expected = [gradient(0), gradient(1), gradient(2)];
             assert_all_near(&seen.updates[0].gradients["fc.bias"], &expected);
@@ -124,18 +133,31 @@ fn batch_norm_normalises_each_time_step_by_itself() {
 fn dropout_draws_per_time_step_and_divides_by_1_minus_p_by_default() {
     let mut graph = Graph::new(Shape::vector(40));
     let x = graph.input();
-    let x = graph.add("drop", Op::Dropout { p: 0.25 }, &[x]).expect("it fits");
-    let x = graph.add("fc1", Op::Linear { outputs: 1 }, &[x]).expect("it fits");
+    let x = graph
+        .add("drop", Op::Dropout { p: 0.25 }, &[x])
+        .expect("it fits");
+    let x = graph
+        .add("fc1", Op::Linear { outputs: 1 }, &[x])
+        .expect("it fits");
     let x = graph.add("sn", Op::Lif, &[x]).expect("it fits");
-    let x = graph.add("fc", Op::Linear { outputs: 2 }, &[x]).expect("it fits");
+    let x = graph
+        .add("fc", Op::Linear { outputs: 2 }, &[x])
+        .expect("it fits");
     let graph = graph.finish(x).expect("it is whole");
     for (dropout_rescale, kept) in [(true, 4.0 / 3.0), (false, 1.0)] {
         for kernels in back_ends() {
-            let setup = Setup { dropout_rescale, ..Setup::new(1, 2) };
+            let setup = Setup {
+                dropout_rescale,
+                ..Setup::new(1, 2)
+            };
             let mut training = Training::new(kernels, &graph, &setup);
             training.set("fc1.bias", &[0.6]);
             training.set("fc.weight", &[0.8, -0.4]);
-            let frames = Frames { frames: vec![1.0; 80], labels: vec![1], num_time_steps: 2 };
+            let frames = Frames {
+                frames: vec![1.0; 80],
+                labels: vec![1],
+                num_time_steps: 2,
+            };
             let (seen, _) = training.learn(&mut Stol { window: 2 }, &frames, 0);
             let masks = [&seen.steps[0].masks["drop"], &seen.steps[1].masks["drop"]];
             assert_ne!(masks[0], masks[1]);

@@ -1,7 +1,10 @@
 //! An allocator that counts. A test binary makes it the global one:
 //! `#[global_allocator] static ALLOCATOR: Counting = Counting;`
 
-#![expect(unsafe_code, reason = "an allocator is an unsafe trait; it hands every call on")]
+#![expect(
+    unsafe_code,
+    reason = "an allocator is an unsafe trait; it hands every call on"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;

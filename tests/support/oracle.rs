@@ -1,8 +1,8 @@
 //! A whole network in the oracle's tensors, and its gradients through a window by autodiff.
 //!
-//! With frozen weights, an older time step that is run again is the one that was saved, so the plain
-//! form needs no memory: Algorithm 1 is autodiff of `L_t` where nothing passes into the newest k
-//! time steps.
+//! With frozen weights, an older time step that is run again is the one that was saved, so the
+//! plain form needs no memory: Algorithm 1 is autodiff of `L_t` where nothing passes into the
+//! newest k time steps.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

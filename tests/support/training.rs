@@ -326,7 +326,10 @@ impl Observer for Seen {
                 Stage::NormLif { layer, .. } => {
                     let Some(lif) = layer.lif else { continue };
                     let values = read(lif.u, layer.samples * layer.shape.elements());
-                    let named = plan.neurons.iter().find(|(_, counter)| *counter == lif.index);
+                    let named = plan
+                        .neurons
+                        .iter()
+                        .find(|(_, counter)| *counter == lif.index);
                     let (layer, _) = named.expect("every counter has a layer");
                     u.insert(layer.clone(), values);
                 }

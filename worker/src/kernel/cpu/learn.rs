@@ -65,7 +65,7 @@ impl CpuKernels {
         report.samples[t] += labelled as u64;
         report.batches[t] += 1;
         // In f32, as everything else: the sum in f64 hides that logits have left all bounds.
-        if !(total as f32).is_finite() {
+        if !single(total).is_finite() {
             self.fault.get_or_insert(t);
         }
         if let Some(buffer) = dlogits {
