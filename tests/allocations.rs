@@ -110,7 +110,6 @@ fn after_the_first_batch_no_time_step_allocates() {
             for mut algorithm in algorithms {
                 let (counts, place) = allocations(&model, &mut *algorithm, threads, 4);
                 let what = format!("{}, {}, {threads} threads", model.name, algorithm.name());
-                eprintln!("{what}: {counts:?}");
                 assert!(counts[0] > 0, "{what}: buffers grow in the first batch");
                 assert!(
                     counts[1..].iter().all(|n| *n == 0),
