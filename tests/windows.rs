@@ -59,8 +59,8 @@ impl Net {
 }
 
 /// Everything that a network may be made of, in sizes drawn from `seed`: a stem with a max pool; a
-/// block whose spikes are joined with its shortcut's; two blocks on a real stream, the second with
-/// a twin neuron and a strided shortcut; pools; dropout.
+/// block whose spikes are joined with its shortcut's; two blocks on a real stream with dropout, the
+/// second with a twin neuron and a strided shortcut; a block that ends in the readout; pools.
 fn network(join: Join, seed: u64) -> Graph {
     let mut random = Random::new(seed);
     let width = 4 + random.below(4);
@@ -82,17 +82,22 @@ fn network(join: Join, seed: u64) -> Graph {
     let h = net.lif("real1.sn", stream);
     let h = net.conv("real1", h, width + 1, [3, 1]);
     let stream = net.add("real1.add", Op::Residual(Join::Add), &[h, stream]);
+    let stream = net.add("real1.drop", Op::Dropout { p: 0.25 }, &[stream]);
     let h = net.lif("real2.sn", stream);
     let twin = net.lif("real2.twin", stream);
     let h = net.conv("real2", h, width + 2, [3, 2]);
     let short = net.conv("real2.short", twin, width + 2, [1, 2]);
     let stream = net.add("real2.add", Op::Residual(Join::Add), &[h, short]);
     let x = net.lif("head.sn", stream);
+    // The shortcut's error comes from the readout, at the newest step alone; the branch's at all.
+    let a = net.conv("head", x, width + 2, [3, 1]);
+    let a = net.lif("head.last", a);
+    let x = net.add("head.join", Op::Residual(join), &[a, x]);
 
     let x = net.add("average", Op::AvgPool { kernel: 2 }, &[x]);
     let x = net.add("adaptive", Op::AdaptiveAvgPool { side: 2 }, &[x]);
     let x = net.add("flat", Op::Flatten, &[x]);
-    let x = net.add("drop", Op::Dropout { p: 0.25 }, &[x]);
+    let x = net.add("head.drop", Op::Dropout { p: 0.25 }, &[x]);
     let logits = net.add("fc", Op::Linear { outputs: CLASSES }, &[x]);
     net.0.finish(logits).expect("it is whole")
 }
@@ -192,6 +197,7 @@ impl Case {
             .map(|f| f.to_bits())
             .collect();
         assert_eq!(factors.len(), 2, "something is dropped, something kept");
+        assert_eq!(drawn[0].len(), 2, "both layers draw");
         (both, drawn)
     }
 
