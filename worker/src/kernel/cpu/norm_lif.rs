@@ -20,7 +20,33 @@ fn rows_per_block(channels: usize) -> usize {
     (16_384 / channels).clamp(1, 512)
 }
 
-/// Moments of a block: the mean, then the sum of squared deviations from it.
+/// Numbers in a strip at most: what a body works on at once.
+const STRIP: usize = 64;
+
+/// How far a strip may go before channels start again: a whole row, or as many narrow rows as fit
+/// in a strip. Vectors by channel are repeated to this length.
+fn tile(channels: usize) -> usize {
+    if channels < STRIP {
+        STRIP / channels * channels
+    } else {
+        channels
+    }
+}
+
+/// Repeats a vector by channel along a tile.
+fn repeat(vector: &mut [f32], channels: usize) {
+    for i in channels..vector.len() {
+        vector[i] = vector[i - channels];
+    }
+}
+
+/// Sums of a channel over a block's tile.
+fn folded(sums: &[f32], channels: usize, channel: usize) -> f64 {
+    let repeats = sums.iter().skip(channel).step_by(channels);
+    repeats.map(|&sum| f64::from(sum)).sum()
+}
+
+/// Moments of a block: the mean by channel, then the sum of squared deviations along a tile.
 struct Moments<'a> {
     z: &'a [f32],
     channels: usize,
@@ -29,21 +55,25 @@ struct Moments<'a> {
 impl Body<0> for Moments<'_> {
     #[inline(always)]
     fn run(&self, block: Block<'_, 0>) {
-        let c = self.channels;
+        let (c, width) = (self.channels, tile(self.channels));
         let rows = &self.z[block.rows.start * c..block.rows.end * c];
-        let (mean, squares) = block.sums.split_at_mut(c);
+        let (mean, squares) = block.sums.split_at_mut(width);
         mean.fill(0.0);
         squares.fill(0.0);
-        for row in rows.chunks_exact(c) {
+        for row in rows.chunks(width) {
             for (sum, &z) in mean.iter_mut().zip(row) {
                 *sum += z;
             }
         }
+        for i in c..width {
+            mean[i % c] += mean[i];
+        }
         let scale = 1.0 / block.rows.len() as f32;
-        for m in &mut *mean {
+        for m in &mut mean[..c] {
             *m *= scale;
         }
-        for row in rows.chunks_exact(c) {
+        repeat(mean, c);
+        for row in rows.chunks(width) {
             for ((sum, &z), &m) in squares.iter_mut().zip(row).zip(&*mean) {
                 *sum += (z - m) * (z - m);
             }
@@ -51,7 +81,7 @@ impl Body<0> for Moments<'_> {
     }
 }
 
-/// The affine map of a norm at one time step, by channel.
+/// The affine map of a norm at one time step, along a tile.
 #[derive(Clone, Copy)]
 struct Affine<'a> {
     mean: &'a [f32],
@@ -62,7 +92,6 @@ struct Affine<'a> {
 
 struct Forward<'a> {
     channels: usize,
-    words: usize,
     z: &'a [f32],
     affine: Option<Affine<'a>>,
     before: Option<&'a [f32]>,
@@ -76,46 +105,37 @@ struct Forward<'a> {
 impl Body<3> for Forward<'_> {
     #[inline(always)]
     fn run(&self, block: Block<'_, 3>) {
-        let c = self.channels;
+        let (c, width) = (self.channels, tile(self.channels));
         let [y_out, u_out, out] = block.floats;
-        let mut y = [0.0f32; 64];
-        let mut count = 0u64;
-        for (local, row) in block.rows.clone().enumerate() {
-            for begin in (0..c).step_by(64) {
-                let n = 64.min(c - begin);
-                let at = row * c + begin;
-                let here = local * c + begin;
-                let y = &mut y[..n];
-                self.input(y, at, begin);
-                if !y_out.is_empty() {
-                    y_out[here..here + n].copy_from_slice(y);
-                }
-                let Some(neuron) = self.neuron else { continue };
+        let (first, len) = (block.rows.start * c, block.rows.len() * c);
+        let mut y = [0.0f32; STRIP];
+        let (mut here, mut begin, mut word, mut count) = (0, 0, 0, 0u64);
+        while here < len {
+            let n = STRIP.min(width - begin).min(len - here);
+            let at = first + here;
+            let y = &mut y[..n];
+            self.input(y, at, begin);
+            if !y_out.is_empty() {
+                y_out[here..here + n].copy_from_slice(y);
+            }
+            if let Some(neuron) = self.neuron {
                 let u = &mut u_out[here..here + n];
                 self.charge(neuron, u, y, at);
-                // Eq. (3): s = [u >= v_th].
-                let word = spikes(u, neuron.v_th);
-                count += u64::from(word.count_ones());
-                if !block.words.is_empty() {
-                    block.words[local * self.words + begin / 64] = word;
+                // Eq. (3): s = [u >= v_th]; a word for each row, or part of a wide row.
+                for row in u.chunks(c) {
+                    let bits = spikes(row, neuron.v_th);
+                    count += u64::from(bits.count_ones());
+                    if let Some(place) = block.words.get_mut(word) {
+                        *place = bits;
+                    }
+                    word += 1;
                 }
                 if !out.is_empty() {
-                    let out = &mut out[here..here + n];
-                    match self.after {
-                        Some(after) => {
-                            let after = &after[at..at + n];
-                            for ((o, &u), &b) in out.iter_mut().zip(&*u).zip(after) {
-                                *o = f32::from(u8::from(u >= neuron.v_th)) + b;
-                            }
-                        }
-                        None => {
-                            for (o, &u) in out.iter_mut().zip(&*u) {
-                                *o = f32::from(u8::from(u >= neuron.v_th));
-                            }
-                        }
-                    }
+                    self.emit(neuron, u, &mut out[here..here + n], at);
                 }
             }
+            here += n;
+            begin = if begin + n < width { begin + n } else { 0 };
         }
         if let Some(total) = block.counts.first_mut() {
             *total = count;
@@ -143,6 +163,20 @@ impl Forward<'_> {
             for (y, &b) in y.iter_mut().zip(&before[at..at + n]) {
                 *y += b;
             }
+        }
+    }
+
+    /// out = s + after.
+    #[inline(always)]
+    fn emit(&self, neuron: Neuron, u: &[f32], out: &mut [f32], at: usize) {
+        let fired = |u: f32| f32::from(u8::from(u >= neuron.v_th));
+        match self.after {
+            Some(after) => {
+                for ((o, &u), &b) in out.iter_mut().zip(u).zip(&after[at..at + u.len()]) {
+                    *o = fired(u) + b;
+                }
+            }
+            None => out.iter_mut().zip(u).for_each(|(o, &u)| *o = fired(u)),
         }
     }
 
@@ -223,12 +257,11 @@ impl CpuKernels {
         let words = c.div_ceil(64);
         let body = Forward {
             channels: c,
-            words,
             z: z.plain(t, len),
             affine: layer.norm.map(|n| Affine {
-                mean: &scratch.mean[..c],
-                scale: &scratch.scale[..c],
-                beta: &self.weights[n.beta.range()],
+                mean: &scratch.mean[..tile(c)],
+                scale: &scratch.scale[..tile(c)],
+                beta: tiled(&mut scratch.gain, &self.weights[n.beta.range()]),
             }),
             before: layer.before.map(plain),
             after: layer.after.map(plain),
@@ -278,25 +311,28 @@ impl CpuKernels {
         let Scratch {
             mean, scale, sums, ..
         } = &mut self.scratch;
-        let (mean, scale) = (grow(mean, c), grow(scale, c));
+        let width = tile(c);
+        let (mean, scale) = (grow(mean, width), grow(scale, width));
         let gamma = &self.weights[norm.gamma.range()];
         if phase == Phase::Evaluate {
-            mean.copy_from_slice(&self.statistics[norm.running_mean.range()]);
+            mean[..c].copy_from_slice(&self.statistics[norm.running_mean.range()]);
             let var = &self.statistics[norm.running_var.range()];
             for ((scale, &gamma), &var) in scale.iter_mut().zip(gamma).zip(var) {
                 *scale = gamma / (var + norm.eps).sqrt();
             }
+            repeat(mean, c);
+            repeat(scale, c);
             return;
         }
         let block = rows_per_block(c);
-        let sums = grow(sums, num_rows.div_ceil(block) * 2 * c);
+        let sums = grow(sums, num_rows.div_ceil(block) * 2 * width);
         let z = self.rings[layer.z.0 as usize].plain(t, num_rows * c);
         for_row_blocks(
             self.isa,
             num_rows,
             block,
             Written {
-                sums: Rows::new(sums, 2 * c),
+                sums: Rows::new(sums, 2 * width),
                 ..Written::floats([])
             },
             &Moments { z, channels: c },
@@ -318,6 +354,8 @@ impl CpuKernels {
             step(norm.running_mean.offset + channel, m);
             step(norm.running_var.offset + channel, v * unbias);
         }
+        repeat(mean, c);
+        repeat(scale, c);
     }
 
     pub(super) fn norm_lif_backward_now(
@@ -368,6 +406,7 @@ impl CpuKernels {
             stage: staged,
             delta,
             sums,
+            tiled: [mean, inv],
             ..
         } = &mut self.scratch;
         let g_out = if stage {
@@ -380,11 +419,11 @@ impl CpuKernels {
         let block = rows_per_block(c);
         let sums = layer
             .norm
-            .map(|_| &mut *grow(sums, num_rows.div_ceil(block) * 2 * c));
+            .map(|_| &mut *grow(sums, num_rows.div_ceil(block) * 2 * tile(c)));
         let normed = layer.norm.map(|n| {
             let z = self.rings[layer.z.0 as usize].plain(t, len);
             let moments = self.rings[n.moments.0 as usize].plain(t, 2 * c);
-            let (mean, inv) = moments.split_at(c);
+            let (mean, inv) = (tiled(mean, &moments[..c]), tiled(inv, &moments[c..]));
             Normed { z, mean, inv }
         });
         let adds = |e: Option<ErrorsOut>| e.is_some_and(|e| e.accumulate);
@@ -408,7 +447,7 @@ impl CpuKernels {
             Rows::optional(after_ring.map(|a| a.plain_mut(t, len)), c),
             Rows::optional(delta, c),
         ];
-        let sums = Rows::optional(sums, 2 * c);
+        let sums = Rows::optional(sums, 2 * tile(c));
         let written = Written {
             sums,
             ..Written::floats(floats)
@@ -429,12 +468,13 @@ impl CpuKernels {
         let Scratch {
             sums, mean, scale, ..
         } = &mut self.scratch;
+        let width = tile(c);
         let (dbeta, dgamma) = (grow(mean, c), grow(scale, c));
         for channel in 0..c {
             let (mut g, mut g_xhat) = (0.0f64, 0.0f64);
-            for part in sums[..num_blocks * 2 * c].chunks_exact(2 * c) {
-                g += f64::from(part[channel]);
-                g_xhat += f64::from(part[c + channel]);
+            for part in sums[..num_blocks * 2 * width].chunks_exact(2 * width) {
+                g += folded(&part[..width], c, channel);
+                g_xhat += folded(&part[width..], c, channel);
             }
             (dbeta[channel], dgamma[channel]) = (single(g), single(g_xhat));
         }
@@ -464,20 +504,26 @@ impl CpuKernels {
             mean: dbeta,
             scale: dgamma,
             gain,
+            tiled: [tiled_mean, _],
             ..
         } = &mut self.scratch;
-        let (dbeta, dgamma, gain) = (grow(dbeta, c), grow(dgamma, c), grow(gain, c));
+        let width = tile(c);
+        let (dbeta, dgamma) = (grow(dbeta, width), grow(dgamma, width));
+        let gain = grow(gain, width);
         let scale = 1.0 / num_rows as f32;
         for i in 0..c {
             gain[i] = gamma[i] * inv[i];
             dbeta[i] *= scale;
             dgamma[i] *= scale * inv[i];
         }
+        for vector in [&mut *dbeta, &mut *dgamma, &mut *gain] {
+            repeat(vector, c);
+        }
         let body = NormBackward {
             channels: c,
             z: self.rings[layer.z.0 as usize].plain(t, len),
             staged: to.accumulate.then(|| &stage[..len]),
-            mean,
+            mean: tiled(tiled_mean, mean),
             gain,
             dbeta,
             dgamma_inv: dgamma,
@@ -514,37 +560,38 @@ struct Backward<'a> {
 impl Body<4> for Backward<'_> {
     #[inline(always)]
     fn run(&self, block: Block<'_, 4>) {
-        let c = self.channels;
+        let (c, width) = (self.channels, tile(self.channels));
         let [g_out, before, after, delta] = block.floats;
+        let (first, len) = (block.rows.start * c, block.rows.len() * c);
         block.sums.fill(0.0);
-        let mut g = [0.0f32; 64];
-        for (local, row) in block.rows.clone().enumerate() {
-            for begin in (0..c).step_by(64) {
-                let n = 64.min(c - begin);
-                let (at, here) = (row * c + begin, local * c + begin);
-                let g = &mut g[..n];
-                let carry = delta.get_mut(here..here + n).unwrap_or(&mut []);
-                self.neurons(g, at, carry);
-                if let Some(y) = self.y {
-                    g.iter_mut().zip(&y[at..at + n]).for_each(|(g, &y)| *g += y);
-                }
-                put(g_out, here, g, self.adds[0]);
-                put(before, here, g, self.adds[1]);
-                if let Some(out) = self.out {
-                    put(after, here, &out[at..at + n], self.adds[2]);
-                }
-                if let Some(Normed { z, mean, inv }) = self.normed {
-                    let (sum, sum_xhat) = block.sums.split_at_mut(c);
-                    let (sum, sum_xhat) =
-                        (&mut sum[begin..begin + n], &mut sum_xhat[begin..begin + n]);
-                    let (mean, inv) = (&mean[begin..begin + n], &inv[begin..begin + n]);
-                    let z = &z[at..at + n];
-                    for i in 0..n {
-                        sum[i] += g[i];
-                        sum_xhat[i] += g[i] * ((z[i] - mean[i]) * inv[i]);
-                    }
+        let mut g = [0.0f32; STRIP];
+        let (mut here, mut begin) = (0, 0);
+        while here < len {
+            let n = STRIP.min(width - begin).min(len - here);
+            let at = first + here;
+            let g = &mut g[..n];
+            let carry = delta.get_mut(here..here + n).unwrap_or(&mut []);
+            self.neurons(g, at, carry);
+            if let Some(y) = self.y {
+                g.iter_mut().zip(&y[at..at + n]).for_each(|(g, &y)| *g += y);
+            }
+            put(g_out, here, g, self.adds[0]);
+            put(before, here, g, self.adds[1]);
+            if let Some(out) = self.out {
+                put(after, here, &out[at..at + n], self.adds[2]);
+            }
+            if let Some(Normed { z, mean, inv }) = self.normed {
+                let (sum, sum_xhat) = block.sums.split_at_mut(width);
+                let (sum, sum_xhat) = (&mut sum[begin..begin + n], &mut sum_xhat[begin..begin + n]);
+                let (mean, inv) = (&mean[begin..begin + n], &inv[begin..begin + n]);
+                let z = &z[at..at + n];
+                for i in 0..n {
+                    sum[i] += g[i];
+                    sum_xhat[i] += g[i] * ((z[i] - mean[i]) * inv[i]);
                 }
             }
+            here += n;
+            begin = if begin + n < width { begin + n } else { 0 };
         }
     }
 }
@@ -608,22 +655,28 @@ struct NormBackward<'a> {
 impl Body<1> for NormBackward<'_> {
     #[inline(always)]
     fn run(&self, block: Block<'_, 1>) {
-        let c = self.channels;
+        let (c, width) = (self.channels, tile(self.channels));
         let [dz] = block.floats;
-        let (mean, gain) = (&self.mean[..c], &self.gain[..c]);
-        let (dbeta, dgamma) = (&self.dbeta[..c], &self.dgamma_inv[..c]);
-        for (local, row) in block.rows.clone().enumerate() {
-            let z = &self.z[row * c..(row + 1) * c];
-            let dz = &mut dz[local * c..(local + 1) * c];
-            match self.staged {
-                None => {
-                    for i in 0..c {
+        let rows = block.rows.start * c..block.rows.end * c;
+        let z = self.z[rows.clone()].chunks(width);
+        match self.staged {
+            None => {
+                for (dz, z) in dz.chunks_mut(width).zip(z) {
+                    let n = z.len();
+                    let (mean, gain) = (&self.mean[..n], &self.gain[..n]);
+                    let (dbeta, dgamma) = (&self.dbeta[..n], &self.dgamma_inv[..n]);
+                    for i in 0..n {
                         dz[i] = gain[i] * (dz[i] - dbeta[i] - (z[i] - mean[i]) * dgamma[i]);
                     }
                 }
-                Some(staged) => {
-                    let g = &staged[row * c..(row + 1) * c];
-                    for i in 0..c {
+            }
+            Some(staged) => {
+                let staged = staged[rows].chunks(width);
+                for ((dz, z), g) in dz.chunks_mut(width).zip(z).zip(staged) {
+                    let n = z.len();
+                    let (mean, gain) = (&self.mean[..n], &self.gain[..n]);
+                    let (dbeta, dgamma) = (&self.dbeta[..n], &self.dgamma_inv[..n]);
+                    for i in 0..n {
                         dz[i] += gain[i] * (g[i] - dbeta[i] - (z[i] - mean[i]) * dgamma[i]);
                     }
                 }
@@ -676,6 +729,14 @@ pub(super) fn single(wide: f64) -> f32 {
     wide as f32
 }
 
+/// A vector by channel, repeated along a tile in a scratch buffer.
+fn tiled<'a>(buffer: &'a mut Vec<f32>, vector: &[f32]) -> &'a [f32] {
+    let tiled = grow(buffer, tile(vector.len()));
+    tiled[..vector.len()].copy_from_slice(vector);
+    repeat(tiled, vector.len());
+    tiled
+}
+
 fn optional<T>(slice: &mut [T], per_row: usize) -> Rows<'_, T> {
     if slice.is_empty() {
         Rows::absent()
@@ -695,12 +756,13 @@ pub(super) fn grow(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 /// Joins the moments of all blocks in their order (Chan, Golub, `LeVeque`, 1979), in f64.
 fn combine(sums: &[f32], c: usize, channel: usize, num_rows: usize, block: usize) -> (f64, f64) {
     let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
-    for (index, part) in sums.chunks_exact(2 * c).enumerate() {
+    let width = tile(c);
+    for (index, part) in sums.chunks_exact(2 * width).enumerate() {
         let n = block.min(num_rows - index * block) as f64;
         let delta = f64::from(part[channel]) - mean;
         let total = count + n;
         mean += delta * n / total;
-        squares += f64::from(part[c + channel]) + delta * delta * count * n / total;
+        squares += folded(&part[width..], c, channel) + delta * delta * count * n / total;
         count = total;
     }
     (mean, squares / count)

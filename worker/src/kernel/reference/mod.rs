@@ -128,7 +128,7 @@ impl ReferenceKernels {
 
 impl Kernels for ReferenceKernels {
     fn name(&self) -> String {
-        format!("reference ({:?})", self.memory.device())
+        "burn (reference)".into()
     }
 
     fn bytes(&self, spec: &BufferSpec) -> u64 {
