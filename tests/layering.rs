@@ -134,13 +134,13 @@ fn arrows_of_the_worker() -> (usize, Arrows) {
     let files = rust_files(&root);
     let mut arrows = Arrows::new();
     for file in &files {
-        let module = module_of(file.strip_prefix(&root).unwrap());
+        let module = module_of(file.strip_prefix(&root).expect("it was found there"));
         let module: Vec<&str> = module.iter().map(String::as_str).collect();
         // `lib.rs` and `main.rs` name everything.
         let Some(&from) = module.first() else {
             continue;
         };
-        let code = code_of(&fs::read_to_string(file).unwrap());
+        let code = code_of(&fs::read_to_string(file).expect("sources are text"));
         for to in modules_named(&module, &code) {
             if to != from {
                 let places = arrows.entry((from.into(), to)).or_default();
@@ -169,8 +169,8 @@ fn forbidden(arrows: &Arrows) -> Vec<String> {
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("sources lie beside the tests") {
+        let path = entry.expect("folders can be listed").path();
         if path.is_dir() {
             files.extend(rust_files(&path));
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -186,9 +186,9 @@ fn module_of(file: &Path) -> Vec<String> {
     let path = file.with_extension("");
     let mut parts: Vec<String> = path
         .iter()
-        .map(|part| part.to_str().unwrap().into())
+        .map(|part| part.to_string_lossy().into_owned())
         .collect();
-    if ["mod", "lib", "main"].contains(&parts.last().unwrap().as_str()) {
+    if ["mod", "lib", "main"].contains(&parts.last().expect("a file has a name").as_str()) {
         parts.pop();
     }
     parts
@@ -196,7 +196,11 @@ fn module_of(file: &Path) -> Vec<String> {
 
 /// A file without its comments.
 fn code_of(text: &str) -> String {
-    let code = |line: &str| line.split("//").next().unwrap().to_owned();
+    let code = |line: &str| {
+        line.split_once("//")
+            .map_or(line, |(code, _)| code)
+            .to_owned()
+    };
     text.lines().map(code).collect::<Vec<_>>().join("\n")
 }
 
