@@ -351,7 +351,7 @@ mod tests {
             (
                 "[data]\nshards = 1",
                 "2: unknown key \"data.shards\": the keys of [data] are source, path, batch, \
-                 test_batch, augment",
+                 augment",
             ),
             (
                 "[run.deep.er]\na = 1",
