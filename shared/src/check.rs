@@ -296,8 +296,8 @@ lr = 0.02
              goes with \"cifar10\""),
         (&["data.batch=0"],
             "\"data.batch\" must be a whole number from 1 to 1000000, but is 0"),
-        (&["data.test_batch=[1]"],
-            "\"data.test_batch\" must be a whole number from 1 to 1000000, but is a list"),
+        (&["run.evaluate_every=[1]"],
+            "\"run.evaluate_every\" must be a whole number from 1 to 1000000, but is a list"),
         (&["data.augment=standart"],
             "\"data.augment\" is \"standart\": did you mean \"standard\"? It must be \"none\" or \
              \"standard\""),

@@ -183,8 +183,6 @@ pub(crate) const KEYS: &[Key] = &[
         .only("data.source", &["cifar10"]),
     Key::new("data.batch", Kind::Integer(1, MANY), Fallback::Required,
         "Training samples per batch"),
-    Key::new("data.test_batch", Kind::Integer(1, MANY), Fallback::Integer(100),
-        "Test samples computed at once; accuracy does not depend on it"),
     Key::new("data.augment", choice(Augment::NAMES), Fallback::Text("standard"),
         "Random changes of training images. \"standard\" is, for fashion-mnist-subset, a shift by \
          up to 2 pixels and a flip; for cifar10, a crop of 32 x 32 pixels after padding by 4, a \

@@ -210,6 +210,17 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_below_a_large_bound_are_equally_likely() {
+        // Of 2^32 words and 3 2^30 numbers, each third number would come twice as often without
+        // the second draw: 1/2 instead of 1/3.
+        let mut rng = keyed(6, Purpose::Shuffle, &[]);
+        let num_thirds = (0..10_000)
+            .filter(|_| below(&mut rng, 3 << 30).is_multiple_of(3))
+            .count();
+        assert!((3100..3570).contains(&num_thirds), "{num_thirds}");
+    }
+
+    #[test]
     fn uniform_stays_inside_its_interval() {
         let mut rng = keyed(4, Purpose::Augment, &[]);
         let (low, high) = (1.0, 1.0_f64.next_up());

@@ -112,10 +112,8 @@ pub struct Data {
     /// The data set and where it is.
     #[serde(flatten)]
     pub source: Source,
-    /// Training samples per batch, at least 1.
+    /// Samples per batch, at least 1; evaluation uses the same.
     pub batch: usize,
-    /// Test samples computed at once, at least 1.
-    pub test_batch: usize,
     /// Random changes of training images.
     pub augment: Augment,
 }
@@ -172,7 +170,6 @@ impl Data {
                 },
             },
             batch: values.count("data.batch"),
-            test_batch: values.count("data.test_batch"),
             augment: Augment::from_name(&values.text("data.augment")),
         }
     }

@@ -351,7 +351,7 @@ mod tests {
             (
                 "[data]\nshards = 1",
                 "2: unknown key \"data.shards\": the keys of [data] are source, path, batch, \
-                 test_batch, augment",
+                 augment",
             ),
             (
                 "[run.deep.er]\na = 1",
@@ -388,14 +388,17 @@ mod tests {
 
     #[test]
     fn text_that_is_not_toml_is_a_fault_on_its_line_beside_the_others() {
-        let text = "[run]\nseed = \nepochs = 1 2\nepochs = 3\nfoo = 1\n";
+        let text = "[run]\nseed = \nepochs = 1 2\nepochs = 3\nfoo = 1\nbar = \n";
         let errors = Run::from_toml(text, "a.toml", &[]).unwrap_err();
         let places: Vec<_> = errors
             .faults()
             .iter()
             .map(|f| f.place.to_string())
             .collect();
-        assert_eq!(places, ["a.toml:2", "a.toml:3", "a.toml:4", "a.toml:5"]);
+        assert_eq!(
+            places,
+            ["a.toml:2", "a.toml:3", "a.toml:4", "a.toml:5", "a.toml:6"]
+        );
         assert!(errors.faults()[0].message.starts_with("not TOML: "));
     }
 
@@ -421,6 +424,9 @@ mod tests {
         assert_eq!(set(&["model.name='vgg11'"]).model.network.name(), "vgg11");
         let bptt = set(&["algorithm.name=bptt", "algorithm.window="]);
         assert_eq!(bptt.algorithm, Algorithm::Bptt);
+        // The default window gives way to the time steps; the quickstart's own has to be taken out.
+        let short = set(&["algorithm.time_steps=1", "algorithm.window="]);
+        assert_eq!(short.algorithm, Algorithm::Stol { window: 1 });
         for path in ["2024", "true", "a=b/c", "/data set/x"] {
             let source = set(&["data.source=cifar10", &format!("data.path={path}")])
                 .data

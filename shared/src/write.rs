@@ -113,7 +113,6 @@ fn run_and_data(run: &Run, entries: &mut Entries) {
         }
     }
     entries.insert("data.batch", count(run.data.batch));
-    entries.insert("data.test_batch", count(run.data.test_batch));
     entries.insert("data.augment", text(run.data.augment.name()));
 }
 

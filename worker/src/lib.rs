@@ -15,10 +15,15 @@
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod graph;
 pub mod kernel;
 pub mod learn;
+pub mod memory;
+pub mod node;
 pub mod shape;
 pub mod trace;
+pub mod train;
+pub mod weights;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `synfire` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    synfire::cli::main()
+}

@@ -208,7 +208,7 @@ mod tests {
             padded[(y + 4) * 40 + 4..][..32].copy_from_slice(row);
         }
         for (top, left) in [(0, 0), (0, 8), (8, 3), (4, 4)] {
-            let mut want = Vec::new();
+            let mut want: Vec<u8> = Vec::new();
             for y in 0..32 {
                 want.extend(padded[(y + top) * 40 + left..][..32].iter().rev());
             }

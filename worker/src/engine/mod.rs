@@ -21,6 +21,7 @@ use crate::kernel::{
     Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Phase,
     Span, Step, Window,
 };
+use crate::shape::Shape;
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
 use profile::{Profile, Work};
 
@@ -128,7 +129,7 @@ impl Network {
         self.profile.start(self.plan.stages.len());
     }
 
-    /// Copies a parameter (OIHW; [out, in]; [channels]) or a running statistic to the device.
+    /// Copies a parameter (OIHW; `[out, in]`; `[channels]`) or a running statistic to the device.
     ///
     /// # Errors
     /// If there is no such tensor, or it has another size.
@@ -204,6 +205,37 @@ impl Network {
                 None => kernels.dropout_mask(dropout, t, 0),
             }
         }
+    }
+
+    /// Hands out the dropout masks of time step t: layer, shape, factors `[N, H, W, C]`. Waits.
+    pub fn read_masks(
+        &self,
+        kernels: &mut dyn Kernels,
+        t: usize,
+        take: &mut dyn FnMut(&str, Shape, &[f32]),
+    ) {
+        for (node, dropout) in &self.dropouts {
+            let mut mask = vec![0.0; dropout.samples * dropout.shape.elements()];
+            kernels.read(dropout.mask, t, &mut mask);
+            take(node, dropout.shape, &mask);
+        }
+    }
+
+    /// How close a membrane potential of time step t is to the threshold: below the rounding of
+    /// f32, another machine may see another spike. Waits.
+    pub fn threshold_margin(&self, kernels: &mut dyn Kernels, t: usize) -> f32 {
+        let mut margin = f32::INFINITY;
+        for stage in &self.plan.stages {
+            let Stage::NormLif { layer, .. } = stage else {
+                continue;
+            };
+            let Some(lif) = layer.lif else { continue };
+            let mut u = vec![0.0; layer.samples * layer.shape.elements()];
+            kernels.read(lif.u, t, &mut u);
+            let distances = u.iter().map(|u| (u - lif.neuron.v_th).abs());
+            margin = distances.fold(margin, f32::min);
+        }
+        margin
     }
 
     /// Draws the dropout masks of time step t of a batch, each by its own key.
@@ -405,7 +437,7 @@ impl Network {
         })
     }
 
-    fn shape(&self, value: ValueId) -> crate::shape::Shape {
+    fn shape(&self, value: ValueId) -> Shape {
         self.plan.shapes[value.0]
     }
 

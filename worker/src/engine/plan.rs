@@ -381,19 +381,7 @@ impl Builder<'_> {
         let (input, output) = (self.graph.value(x).shape, self.graph.value(y).shape);
         let samples = self.settings.samples;
         let mut conv = |kernel, stride, padding| {
-            let parameter = |part: &str| self.layout.parameter(&format!("{}.{part}", node.name));
-            self.num_convs += 1;
-            let conv = Conv {
-                index: self.num_convs - 1,
-                samples,
-                input,
-                output,
-                kernel,
-                stride,
-                padding,
-                weight: parameter("weight").expect("the layout has every weight"),
-                bias: parameter("bias"),
-            };
+            let conv = self.conv(&node.name, (input, output), (kernel, stride, padding));
             Stage::Conv { conv, x, y }
         };
         let pool = |kind| Stage::Pool {
@@ -431,19 +419,7 @@ impl Builder<'_> {
             Op::AdaptiveAvgPool { .. } => pool(PoolKind::Adaptive),
             Op::Flatten => Stage::Flatten { input, x, y },
             Op::Dropout { p } => {
-                let mask = self.kept(samples, input, format!("{}: mask", node.name));
-                let scale = if self.settings.dropout_rescale {
-                    1.0 / (1.0 - p)
-                } else {
-                    1.0
-                };
-                let dropout = Dropout {
-                    samples,
-                    shape: input,
-                    mask,
-                    p,
-                    scale,
-                };
+                let dropout = self.dropout(&node.name, input, p);
                 Stage::Dropout { dropout, x, y }
             }
             Op::Residual(join) => {
@@ -460,6 +436,43 @@ impl Builder<'_> {
                 Stage::Residual { residual, a, b, y }
             }
             Op::BatchNorm | Op::Lif => unreachable!("norms and neurons are chains"),
+        }
+    }
+
+    fn conv(
+        &mut self,
+        node: &str,
+        (input, output): (Shape, Shape),
+        (kernel, stride, padding): (usize, usize, usize),
+    ) -> Conv {
+        let parameter = |part: &str| self.layout.parameter(&format!("{node}.{part}"));
+        self.num_convs += 1;
+        Conv {
+            index: self.num_convs - 1,
+            samples: self.settings.samples,
+            input,
+            output,
+            kernel,
+            stride,
+            padding,
+            weight: parameter("weight").expect("the layout has every weight"),
+            bias: parameter("bias"),
+        }
+    }
+
+    fn dropout(&mut self, node: &str, shape: Shape, p: f32) -> Dropout {
+        let samples = self.settings.samples;
+        let scale = if self.settings.dropout_rescale {
+            1.0 / (1.0 - p)
+        } else {
+            1.0
+        };
+        Dropout {
+            samples,
+            shape,
+            mask: self.kept(samples, shape, format!("{node}: mask")),
+            p,
+            scale,
         }
     }
 

@@ -139,7 +139,7 @@ pub struct ValueInfo {
 pub struct Parameter {
     /// `<node>.weight` or `<node>.bias`.
     pub name: String,
-    /// OIHW for convolutions, [out, in] for linear layers, [channels] else.
+    /// OIHW for convolutions, `[out, in]` for linear layers, `[channels]` else.
     pub shape: Vec<usize>,
     /// The position of its node.
     pub node: usize,
@@ -459,26 +459,17 @@ fn output_shape(name: &str, op: &Op, inputs: &[&ValueInfo]) -> Result<Shape, Gra
         input: x,
         reason: reason.into(),
     };
-    let window = |kernel: usize, stride: usize, padding: usize, channels: usize| {
-        for (what, got) in [
+    let window = |kernel, stride, padding, channels| {
+        let sizes = [
             ("the kernel", kernel),
             ("the stride", stride),
             ("the padding", padding),
-        ] {
+        ];
+        for (what, got) in sizes {
             limit(name, what, got, MAX_ATTRIBUTE)?;
         }
         limit(name, "the number of channels", channels, MAX_ELEMENTS)?;
-        if kernel == 0 || stride == 0 {
-            return Err(misfit("kernel and stride must be at least 1"));
-        }
-        if padding >= kernel && padding > 0 {
-            return Err(misfit("the padding must be smaller than the kernel"));
-        }
-        let side = |n| sliding_side(n, kernel, stride, padding);
-        match (side(x.height), side(x.width)) {
-            (Some(h), Some(w)) => Ok(Shape::new(h, w, channels)),
-            _ => Err(misfit("the kernel is larger than the padded input")),
-        }
+        slid_shape(x, kernel, stride, padding, channels).map_err(misfit)
     };
     let shape = match *op {
         Op::Conv {
@@ -528,13 +519,30 @@ fn output_shape(name: &str, op: &Op, inputs: &[&ValueInfo]) -> Result<Shape, Gra
     }
     let pixels = shape.height.checked_mul(shape.width);
     let elements = pixels.and_then(|p| p.checked_mul(shape.channels));
-    limit(
-        name,
-        "the size of its value",
-        elements.unwrap_or(usize::MAX),
-        MAX_ELEMENTS,
-    )?;
+    let elements = elements.unwrap_or(usize::MAX);
+    limit(name, "the size of its value", elements, MAX_ELEMENTS)?;
     Ok(shape)
+}
+
+/// The shape that a filter sliding over x makes, or why there is none.
+fn slid_shape(
+    x: Shape,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    channels: usize,
+) -> Result<Shape, &'static str> {
+    if kernel == 0 || stride == 0 {
+        return Err("kernel and stride must be at least 1");
+    }
+    if padding >= kernel && padding > 0 {
+        return Err("the padding must be smaller than the kernel");
+    }
+    let side = |n| sliding_side(n, kernel, stride, padding);
+    match (side(x.height), side(x.width)) {
+        (Some(h), Some(w)) => Ok(Shape::new(h, w, channels)),
+        _ => Err("the kernel is larger than the padded input"),
+    }
 }
 
 fn weight_limit(name: &str, out: usize, inp: usize, kernel: usize) -> Result<(), GraphError> {
@@ -556,11 +564,12 @@ fn output_content(op: &Op, inputs: &[&ValueInfo]) -> Content {
         Op::Lif => Content::Spikes,
         Op::MaxPool { .. } | Op::Flatten => x,
         Op::Residual(join) => match (join, x, inputs[1].content) {
-            (_, Content::Real, _) | (_, _, Content::Real) => Content::Real,
-            (Join::And | Join::Iand, Content::Spikes, Content::Spikes) => Content::Spikes,
             // (1 - a) b may be negative where a counts.
-            (Join::Iand, Content::Counts, _) => Content::Real,
-            (Join::And | Join::Iand, _, _) | (Join::Add, _, _) => Content::Counts,
+            (_, Content::Real, _) | (_, _, Content::Real) | (Join::Iand, Content::Counts, _) => {
+                Content::Real
+            }
+            (Join::And | Join::Iand, Content::Spikes, Content::Spikes) => Content::Spikes,
+            (Join::And | Join::Iand | Join::Add, _, _) => Content::Counts,
         },
         Op::Conv { .. }
         | Op::Linear { .. }

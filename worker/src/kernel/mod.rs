@@ -7,7 +7,7 @@
 //! # Layout
 //!
 //! - this file: the trait [`Kernels`] and the descriptions of operations that it takes.
-//! - [`reference`]: every operation in plain burn tensors. It is the definition.
+//! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
 //! - [`cpu`]: slices, threads and vectors; spikes as bits.
 //!
 //! # Time
@@ -128,6 +128,7 @@ impl Window {
     }
 
     /// Only its newest time step.
+    #[must_use]
     pub fn newest_only(self) -> Self {
         Self { len: 1, ..self }
     }
@@ -188,7 +189,7 @@ pub struct Neuron {
     pub alpha: f32,
     /// What a spike does to the membrane potential.
     pub reset: Reset,
-    /// Whether the reset passes no error (drops the H' term of du_{t+1}/du_t).
+    /// Whether the reset passes no error (drops the H' term of `du_{t+1}/du_t`).
     pub detach_reset: bool,
 }
 
@@ -430,7 +431,8 @@ pub trait Kernels: Send {
     /// Bytes that a buffer takes, without allocating it.
     fn bytes(&self, spec: &BufferSpec) -> u64;
 
-    /// Allocates a buffer, all zero.
+    /// Allocates a buffer, all zero. A plain buffer may serve, one after the other, any values whose
+    /// slots are not larger than its own: errors do.
     fn allocate(&mut self, spec: &BufferSpec) -> Buffer;
 
     /// Allocates the arenas, all zero. Called once.
@@ -542,7 +544,6 @@ pub fn dropout_keeps(key: u64, index: u64, p: f32) -> bool {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^= z >> 31;
-    #[expect(clippy::cast_possible_truncation, reason = "24 bits fit")]
     let uniform = (z >> 40) as u32 as f32 / 16_777_216.0;
     uniform >= p
 }

@@ -10,14 +10,9 @@ use super::error::shown;
 use super::file::{self, TraceFile};
 use super::metadata::Source;
 use super::network;
+use super::samples::{self, Mask, Sizes, nhwc};
 use crate::graph::{Graph, Op};
 use crate::kernel::{Neuron, Step};
-use crate::shape::Shape;
-
-/// The largest number of batches times time steps.
-pub const MAX_TIME_STEPS: usize = 100_000;
-/// The largest number of samples in a batch.
-pub const MAX_SAMPLES: usize = 1_000_000;
 
 /// The weight of the mean squared error in the losses that have one.
 pub const LAMBDA: f32 = 0.05;
@@ -118,12 +113,6 @@ pub struct CommonTrace {
     masks: BTreeMap<String, Mask>,
 }
 
-#[derive(Clone, Debug)]
-struct Mask {
-    elements: usize,
-    values: Vec<f32>,
-}
-
 impl CommonTrace {
     /// Reads and checks a file.
     ///
@@ -165,10 +154,10 @@ impl CommonTrace {
             param_order: order(source, "param_order", parameter_names.collect())?,
             lif_order: order(source, "lif_order", lif_names)?,
             inputs: nhwc(source.floats("input")?, sizes.input),
-            labels: labels(source, &sizes, num_classes)?,
+            labels: samples::labels(source, &sizes, num_classes)?,
             parameters: parameters(source, &graph)?,
             buffers: buffers(source, &graph)?,
-            masks: masks(source, &graph, &sizes)?,
+            masks: samples::masks(source, &graph, &sizes)?,
             graph,
         };
         source.no_others(|tensor| trace.knows(tensor))?;
@@ -272,77 +261,6 @@ impl CommonTrace {
     }
 }
 
-/// What the shape of `input` says.
-struct Sizes {
-    batches: usize,
-    time_steps: usize,
-    samples: usize,
-    input: Shape,
-}
-
-impl Sizes {
-    fn of(source: Source<'_>) -> Result<Self, TraceError> {
-        const WANT: &str = "[batches, T, N, C, H, W] or [batches, T, N, features], none of them 0";
-        let shape = &source.tensor("input")?.shape;
-        let input = match shape[..] {
-            [_, _, _, c] => Shape::vector(c),
-            [_, _, _, c, h, w] => Shape::new(h, w, c),
-            _ => return Err(source.wrong_shape("input", WANT)),
-        };
-        if shape.contains(&0) {
-            return Err(source.wrong_shape("input", WANT));
-        }
-        let (batches, time_steps, samples) = (shape[0], shape[1], shape[2]);
-        for (key, got) in [("batches", batches), ("T", time_steps)] {
-            let named = source.json::<u64>(key)?;
-            if named.is_some_and(|n| n != got as u64) {
-                return Err(source.wrong_key(key, format!("the input has {got}")));
-            }
-        }
-        let rows = batches.saturating_mul(time_steps);
-        for (what, got, limit) in [
-            ("batches times time steps", rows, MAX_TIME_STEPS),
-            ("samples in a batch", samples, MAX_SAMPLES),
-        ] {
-            if got > limit {
-                return Err(TraceError::TooLarge {
-                    file: source.name(),
-                    what,
-                    got: got as u64,
-                    limit: limit as u64,
-                });
-            }
-        }
-        Ok(Self {
-            batches,
-            time_steps,
-            samples,
-            input,
-        })
-    }
-}
-
-/// `[.., C, H, W]` to `[.., H, W, C]`.
-pub(super) fn nhwc(values: &[f32], shape: Shape) -> Vec<f32> {
-    transposed(values, shape.channels, shape.pixels())
-}
-
-/// `[.., H, W, C]` to `[.., C, H, W]`.
-pub(super) fn nchw(values: &[f32], shape: Shape) -> Vec<f32> {
-    transposed(values, shape.pixels(), shape.channels)
-}
-
-/// `[.., rows, columns]` to `[.., columns, rows]`.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(values.len());
-    for matrix in values.chunks_exact(rows * columns) {
-        for column in 0..columns {
-            out.extend(matrix.iter().skip(column).step_by(columns));
-        }
-    }
-    out
-}
-
 fn loss(source: Source<'_>) -> Result<TracedLoss, TraceError> {
     let word = source.text("loss")?;
     let found = TracedLoss::ALL.into_iter().find(|l| l.word() == word);
@@ -395,22 +313,6 @@ fn order(
     }
 }
 
-fn labels(source: Source<'_>, sizes: &Sizes, classes: usize) -> Result<Vec<u32>, TraceError> {
-    let labels = source.whole_of("labels", &[sizes.batches, sizes.samples])?;
-    let checked = labels.iter().enumerate().map(|(i, &label)| {
-        let fits = u32::try_from(label).ok();
-        let fits = fits.filter(|&l| (l as usize) < classes);
-        fits.ok_or_else(|| TraceError::Label {
-            file: source.name(),
-            batch: i / sizes.samples,
-            sample: i % sizes.samples,
-            label,
-            classes,
-        })
-    });
-    checked.collect()
-}
-
 fn parameters(source: Source<'_>, graph: &Graph) -> Result<BTreeMap<String, Vec<f32>>, TraceError> {
     let mut all = BTreeMap::new();
     for parameter in graph.parameters() {
@@ -443,42 +345,4 @@ pub(super) fn statistics(graph: &Graph) -> Vec<(String, Vec<usize>)> {
             ["running_mean", "running_var"].map(|part| (format!("{name}.{part}"), vec![channels]))
         })
         .collect()
-}
-
-fn masks(
-    source: Source<'_>,
-    graph: &Graph,
-    sizes: &Sizes,
-) -> Result<BTreeMap<String, Mask>, TraceError> {
-    let mut all = BTreeMap::new();
-    let dropouts = graph.nodes().iter();
-    for node in dropouts.filter(|n| matches!(n.op, Op::Dropout { .. })) {
-        let tensor = format!("mask/{}", node.name);
-        let shape = graph.value(node.output).shape;
-        let mut want = vec![sizes.batches, sizes.time_steps, sizes.samples];
-        if shape.is_vector() {
-            want.push(shape.channels);
-        } else {
-            want.extend([shape.channels, shape.height, shape.width]);
-        }
-        let values = nhwc(source.floats_of(&tensor, &want)?, shape);
-        let elements = sizes.samples * shape.elements();
-        all.insert(node.name.clone(), Mask { elements, values });
-    }
-    Ok(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pictures_become_channels_last_and_come_back() {
-        let shape = Shape::new(2, 3, 2);
-        let x: Vec<f32> = (0..24_u8).map(f32::from).collect();
-        let y = nhwc(&x, shape);
-        assert_eq!(&y[..6], &[0.0, 6.0, 1.0, 7.0, 2.0, 8.0]);
-        assert_eq!(&y[12..14], &[12.0, 18.0]);
-        assert_eq!(nchw(&y, shape), x);
-    }
 }

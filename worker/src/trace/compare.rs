@@ -168,7 +168,11 @@ impl Comparison {
         neurons: usize,
     ) {
         let expected = (f64::from(rate) * neurons as f64).round();
-        let same = got as f64 == expected;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a number that is too large saturates"
+        )]
+        let same = i128::from(got) == expected as i128;
         let ratio = if same { 0.0 } else { f64::INFINITY };
         self.record(Quantity::Spikes, layer, time_step, ratio);
     }

@@ -73,7 +73,7 @@ pub enum TraceError {
         tensor: String,
     },
     /// A tensor that nothing asks for.
-    #[error("{file}: tensor {tensor} belongs to nothing in the graph: remove or rename it")]
+    #[error("{file}: tensor {tensor} belongs to nothing: remove or rename it")]
     UnexpectedTensor {
         /// The file.
         file: String,
@@ -108,8 +108,9 @@ pub enum TraceError {
     },
     /// A label is no class of the network.
     #[error(
-        "{file}: the label of sample {sample} in batch {batch} is {label}: the output has {classes} \
-         classes, 0 to {last}", last = classes - 1
+        "{file}: the label of sample {sample} in batch {batch} is {label}: \
+         the output has {classes} classes, 0 to {last}",
+        last = classes - 1
     )]
     Label {
         /// The file.
@@ -168,14 +169,6 @@ pub enum TraceError {
         file: String,
         /// Why not.
         reason: GraphError,
-    },
-    /// A single layer that this program cannot replay.
-    #[error("{file}: case {case} is unknown: this program does not know which layer it checks")]
-    UnknownCase {
-        /// The file.
-        file: String,
-        /// The case, quoted.
-        case: String,
     },
 }
 

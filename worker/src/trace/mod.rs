@@ -7,14 +7,16 @@
 //!
 //! # Layout
 //!
-//! - [`file`]: bytes to named tensors and back.
-//! - [`metadata`]: the strings beside the tensors, as checked values.
-//! - [`network`]: the graph that a file describes.
+//! - [`mod@file`]: bytes to named tensors and back.
+//! - `metadata`: the strings beside the tensors, as checked values.
+//! - `network`: the graph that a file describes.
+//! - [`samples`]: what is shown to it: inputs, labels, masks.
 //! - [`common`]: what all algorithms of one net share.
 //! - [`algorithm`]: what one algorithm made of it.
 //! - [`compare`]: how far apart two runs may be, and the table that says how far they are.
+//! - [`replay`]: a recorded net, run again on any back end.
 //! - [`ops`]: single layers, replayed on any back end.
-//! - [`error`]: why a file is refused.
+//! - `error`: why a file is refused.
 
 pub mod algorithm;
 pub mod common;
@@ -24,5 +26,8 @@ pub mod file;
 mod metadata;
 mod network;
 pub mod ops;
+pub mod record;
+pub mod replay;
+pub mod samples;
 
 pub use error::TraceError;

@@ -1,8 +1,9 @@
 //! The graph that a file describes: a list of `{kind, name, ins, out, attrs}` in execution order.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::TraceError;
@@ -14,7 +15,7 @@ use crate::shape::{Join, Shape};
 /// The longest name of a node or value, in bytes.
 const MAX_NAME: usize = 200;
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NodeText {
     kind: String,
@@ -25,18 +26,44 @@ struct NodeText {
     attrs: Unique<Value>,
 }
 
+/// The list of nodes; errors name the position in it.
+struct Nodes(Vec<NodeText>);
+
+impl<'de> Deserialize<'de> for Nodes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements;
+        impl<'de> Visitor<'de> for Elements {
+            type Value = Nodes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of nodes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Nodes, A::Error> {
+                let mut nodes: Vec<NodeText> = Vec::new();
+                loop {
+                    let last = nodes.last().map(|n| format!(" (after {})", shown(&n.name)));
+                    let place = format!("node {}{}", nodes.len(), last.unwrap_or_default());
+                    let wrong = |e: A::Error| A::Error::custom(format!("{place}: {e}"));
+                    let Some(node) = list.next_element().map_err(wrong)? else {
+                        return Ok(Nodes(nodes));
+                    };
+                    if nodes.len() == MAX_NODES {
+                        let many = format!("there are more nodes than the limit of {MAX_NODES}");
+                        return Err(A::Error::custom(many));
+                    }
+                    nodes.push(node);
+                }
+            }
+        }
+        deserializer.deserialize_seq(Elements)
+    }
+}
+
 /// Builds the graph; filters and output features come from the shapes of `param/<node>.weight`.
 pub(super) fn graph(source: Source<'_>, input: Shape) -> Result<Graph, TraceError> {
     let output = source.text("output")?;
-    let nodes: Vec<NodeText> = source.required("graph")?;
-    if nodes.len() > MAX_NODES {
-        return Err(TraceError::TooLarge {
-            file: source.name(),
-            what: "the number of nodes",
-            got: nodes.len() as u64,
-            limit: MAX_NODES as u64,
-        });
-    }
+    let Nodes(nodes) = source.required("graph")?;
     let refused = |reason| TraceError::Graph {
         file: source.name(),
         reason,

@@ -1,6 +1,7 @@
 //! Loss and update on the CPU.
 
 use super::CpuKernels;
+use super::norm_lif::single;
 use crate::kernel::{Buffer, Loss, Span, Step};
 use rayon::prelude::*;
 
@@ -36,16 +37,20 @@ impl CpuKernels {
         for (row, &label) in self.labels.iter().enumerate() {
             let y = &y[row * k..(row + 1) * k];
             let summed = &mut self.summed[row * k..(row + 1) * k];
-            summed.iter_mut().zip(y).for_each(|(s, y)| *s += y);
-            let mut dy = errors
+            for (sum, y) in summed.iter_mut().zip(y) {
+                *sum += y;
+            }
+            let dy = errors
                 .as_mut()
                 .map(|e| &mut e.plain_mut(t, n * k)[row * k..(row + 1) * k]);
             if label == u32::MAX {
-                dy.into_iter().for_each(|dy| dy.fill(0.0));
+                if let Some(dy) = dy {
+                    dy.fill(0.0);
+                }
                 continue;
             }
             let label = label as usize;
-            total += sample_loss(loss, y, label, scale, dy.as_deref_mut());
+            total += sample_loss(loss, y, label, scale, dy);
             correct += u64::from(argmax(summed) == label);
         }
         let report = &mut self.report;
@@ -62,7 +67,9 @@ impl CpuKernels {
         if !total.is_finite() && self.fault.is_none() {
             self.fault = Some(t);
         }
-        dlogits.into_iter().for_each(|b| self.put(b, errors.take()));
+        if let Some(buffer) = dlogits {
+            self.put(buffer, errors);
+        }
     }
 
     pub(super) fn update_now(&mut self, span: Span, step: Step) {
@@ -91,7 +98,7 @@ impl CpuKernels {
                 let second = self.second_state[span.range()].par_chunks_mut(PIECE);
                 let power = |beta: f32| {
                     let exponent = i32::try_from(update).unwrap_or(i32::MAX);
-                    (1.0 - f64::from(beta).powi(exponent)) as f32
+                    single(1.0 - f64::from(beta).powi(exponent))
                 };
                 let (correct1, correct2) = (power(beta1), power(beta2));
                 let pieces = weights.zip(gradients).zip(state.zip(second));
@@ -136,7 +143,7 @@ fn sample_loss(loss: &Loss, y: &[f32], label: usize, scale: f64, dy: Option<&mut
         for (c, (dy, &v)) in dy.iter_mut().zip(y).enumerate() {
             let cross = exp(v) / sum - target(c);
             let square = 2.0 * (f64::from(v) - target(c)) / k;
-            *dy = ((ce * cross + mse * square) * scale) as f32;
+            *dy = single((ce * cross + mse * square) * scale);
         }
     }
     let cross = sum.ln() - f64::from(y[label] - top);

@@ -3,6 +3,11 @@
 //! Rows are pixels, columns are channels. Sums over rows are taken in fixed blocks and combined in
 //! f64 in the order of the blocks, so they are the same at any number of threads.
 
+#![expect(
+    clippy::inline_always,
+    reason = "bodies must vectorise inside the function that enables the vector instructions"
+)]
+
 use super::ring::Ring;
 use super::simd::rows::{Block, Body, Rows, Written, for_row_blocks, spikes};
 use super::{CpuKernels, Scratch};
@@ -35,7 +40,9 @@ impl Body<0> for Moments<'_> {
             }
         }
         let scale = 1.0 / block.rows.len() as f32;
-        mean.iter_mut().for_each(|m| *m *= scale);
+        for m in &mut *mean {
+            *m *= scale;
+        }
         for row in rows.chunks_exact(c) {
             for ((sum, &z), &m) in squares.iter_mut().zip(row).zip(&*mean) {
                 *sum += (z - m) * (z - m);
@@ -300,13 +307,13 @@ impl CpuKernels {
         for channel in 0..c {
             let (m, v) = combine(sums, c, channel, num_rows, block);
             let inv = 1.0 / (v + f64::from(norm.eps)).sqrt();
-            (mean[channel], moments[channel]) = (m as f32, m as f32);
-            moments[c + channel] = inv as f32;
-            scale[channel] = gamma[channel] * inv as f32;
+            (mean[channel], moments[channel]) = (single(m), single(m));
+            moments[c + channel] = single(inv);
+            scale[channel] = gamma[channel] * single(inv);
             let running = &mut self.statistics;
             let mut step = |at: usize, now: f64| {
                 let old = f64::from(running[at]);
-                running[at] = (old + f64::from(norm.momentum) * (now - old)) as f32;
+                running[at] = single(old + f64::from(norm.momentum) * (now - old));
             };
             step(norm.running_mean.offset + channel, m);
             step(norm.running_var.offset + channel, v * unbias);
@@ -374,12 +381,11 @@ impl CpuKernels {
         let sums = layer
             .norm
             .map(|_| &mut *grow(sums, num_rows.div_ceil(block) * 2 * c));
-        let moments = layer.norm.map(|n| {
+        let normed = layer.norm.map(|n| {
+            let z = self.rings[layer.z.0 as usize].plain(t, len);
             let moments = self.rings[n.moments.0 as usize].plain(t, 2 * c);
-            (
-                moments.split_at(c),
-                self.rings[layer.z.0 as usize].plain(t, len),
-            )
+            let (mean, inv) = moments.split_at(c);
+            Normed { z, mean, inv }
         });
         let adds = |e: Option<ErrorsOut>| e.is_some_and(|e| e.accumulate);
         let body = Backward {
@@ -387,7 +393,7 @@ impl CpuKernels {
             lif: lif.map(|l| (l.neuron, self.rings[l.u.0 as usize].plain(t, len))),
             out: arrived_out,
             y: arrived(errors.y),
-            moments,
+            normed,
             carries: !newest,
             adds: [
                 !stage && adds(errors.z),
@@ -430,7 +436,7 @@ impl CpuKernels {
                 g += f64::from(part[channel]);
                 g_xhat += f64::from(part[c + channel]);
             }
-            (dbeta[channel], dgamma[channel]) = (g as f32, g_xhat as f32);
+            (dbeta[channel], dgamma[channel]) = (single(g), single(g_xhat));
         }
         // Line 18: summed over the window.
         for (span, sum) in [(norm.beta, dbeta), (norm.gamma, dgamma)] {
@@ -483,14 +489,22 @@ impl CpuKernels {
     }
 }
 
+/// What a norm saved of one time step.
+#[derive(Clone, Copy)]
+struct Normed<'a> {
+    z: &'a [f32],
+    mean: &'a [f32],
+    /// 1 / std.
+    inv: &'a [f32],
+}
+
 /// One time step of the neurons' and the sums' backward.
 struct Backward<'a> {
     channels: usize,
     lif: Option<(Neuron, &'a [f32])>,
     out: Option<&'a [f32]>,
     y: Option<&'a [f32]>,
-    /// Mean and 1/std, and z.
-    moments: Option<((&'a [f32], &'a [f32]), &'a [f32])>,
+    normed: Option<Normed<'a>>,
     /// Whether `delta` holds that of the next time step.
     carries: bool,
     /// Whether g, before, after add to what is there.
@@ -519,7 +533,7 @@ impl Body<4> for Backward<'_> {
                 if let Some(out) = self.out {
                     put(after, here, &out[at..at + n], self.adds[2]);
                 }
-                if let Some(((mean, inv), z)) = self.moments {
+                if let Some(Normed { z, mean, inv }) = self.normed {
                     let (sum, sum_xhat) = block.sums.split_at_mut(c);
                     let (sum, sum_xhat) =
                         (&mut sum[begin..begin + n], &mut sum_xhat[begin..begin + n]);
@@ -536,7 +550,7 @@ impl Body<4> for Backward<'_> {
 }
 
 impl Backward<'_> {
-    /// Algorithm 1, line 17: delta_j = g_s(j) H'(u_j) + delta_{j+1} J_j.
+    /// Algorithm 1, line 17: `delta_j = g_s(j) H'(u_j) + delta_{j+1} J_j`.
     #[inline(always)]
     fn neurons(&self, g: &mut [f32], at: usize, carry: &mut [f32]) {
         let n = g.len();
@@ -651,6 +665,15 @@ fn split(
             false,
         )
     }
+}
+
+/// A sum or a moment, taken in f64, as everything else holds it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the engine computes in f32"
+)]
+pub(super) fn single(wide: f64) -> f32 {
+    wide as f32
 }
 
 fn optional<T>(slice: &mut [T], per_row: usize) -> Rows<'_, T> {

@@ -35,11 +35,52 @@ fn mean_pixel(x: &[f32], shape: Shape, rows: Range<usize>, columns: &Range<usize
     for row in rows {
         for column in columns.clone() {
             let pixel = &x[(row * shape.width + column) * c..][..c];
-            y.iter_mut().zip(pixel).for_each(|(y, &x)| *y += x);
+            for (y, &x) in y.iter_mut().zip(pixel) {
+                *y += x;
+            }
         }
     }
     let scale = 1.0 / count as f32;
-    y.iter_mut().for_each(|y| *y *= scale);
+    for y in y {
+        *y *= scale;
+    }
+}
+
+/// One sample of a max pool, and where in their windows its maxima were.
+fn max_sample(pool: &Pool, x: &[f32], y: &mut [f32], at: &mut [f32]) {
+    let (input, output) = (pool.input, pool.output);
+    let PoolKind::Max {
+        kernel,
+        stride,
+        padding,
+        ..
+    } = pool.kind
+    else {
+        unreachable!("only a max pool has maxima")
+    };
+    let corner = |i: usize| (i * stride).wrapping_sub(padding);
+    let pixels = y.chunks_mut(output.channels);
+    let pixels = pixels.zip(at.chunks_mut(output.channels));
+    for (pixel, (y, at)) in pixels.enumerate() {
+        let (i, j) = (pixel / output.width, pixel % output.width);
+        let rows = under(pool.kind, i, input.height, output.height);
+        let columns = under(pool.kind, j, input.width, output.width);
+        y.fill(f32::NEG_INFINITY);
+        for row in rows {
+            for column in columns.clone() {
+                let a = row.wrapping_sub(corner(i));
+                let b = column.wrapping_sub(corner(j));
+                let position = (a * kernel + b) as f32;
+                let x = &x[(row * input.width + column) * input.channels..];
+                for ((y, at), &x) in y.iter_mut().zip(&mut *at).zip(x) {
+                    // The first maximum wins; NaN is passed on.
+                    if x > *y || x.is_nan() {
+                        (*y, *at) = (x, position);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl CpuKernels {
@@ -57,45 +98,13 @@ impl CpuKernels {
         };
         let source = self.rings[x.0 as usize].plain(t, pool.samples * len_x);
         match pool.kind {
-            PoolKind::Max {
-                kernel,
-                stride,
-                padding,
-                argmax,
-            } => {
+            PoolKind::Max { argmax, .. } => {
                 let mut index = std::mem::take(&mut self.rings[argmax.0 as usize]);
                 let source = self.rings[x.0 as usize].plain(t, pool.samples * len_x);
                 let positions = index.plain_mut(t, pool.samples * len_y);
                 let samples = source.par_chunks(len_x).zip(target.par_chunks_mut(len_y));
-                let corner = |i: usize| (i * stride).wrapping_sub(padding);
-                samples
-                    .zip(positions.par_chunks_mut(len_y))
-                    .for_each(|((x, y), at)| {
-                        for (pixel, (y, at)) in y
-                            .chunks_mut(output.channels)
-                            .zip(at.chunks_mut(output.channels))
-                            .enumerate()
-                        {
-                            let (i, j) = (pixel / output.width, pixel % output.width);
-                            let rows = under(pool.kind, i, input.height, output.height);
-                            let columns = under(pool.kind, j, input.width, output.width);
-                            y.fill(f32::NEG_INFINITY);
-                            for row in rows {
-                                for column in columns.clone() {
-                                    let a = row.wrapping_sub(corner(i));
-                                    let b = column.wrapping_sub(corner(j));
-                                    let position = (a * kernel + b) as f32;
-                                    let x = &x[(row * input.width + column) * input.channels..];
-                                    for ((y, at), &x) in y.iter_mut().zip(&mut *at).zip(x) {
-                                        // The first maximum wins; NaN is passed on.
-                                        if x > *y || x.is_nan() {
-                                            (*y, *at) = (x, position);
-                                        }
-                                    }
-                                }
-                            }
-                        }
-                    });
+                let samples = samples.zip(positions.par_chunks_mut(len_y));
+                samples.for_each(|((x, y), at)| max_sample(pool, x, y, at));
                 self.rings[argmax.0 as usize] = index;
             }
             PoolKind::Average { .. } | PoolKind::Adaptive => {

@@ -116,39 +116,35 @@ impl Ring {
         } else {
             &mut []
         };
-        let bits = if self.bit_slots > 0 {
-            let words = self.bits.len() / self.bit_slots;
-            let slot = t % self.bit_slots;
-            &mut self.bits[slot * words..(slot + 1) * words]
-        } else {
-            &mut []
+        let bits = match self.bits.len().checked_div(self.bit_slots) {
+            Some(words) => {
+                let slot = t % self.bit_slots;
+                &mut self.bits[slot * words..(slot + 1) * words]
+            }
+            None => &mut [],
         };
         (plain, bits)
     }
 
     /// Packs the plain values of a slot, or those given, into its bits.
     pub(super) fn pack(&mut self, t: usize, values: &[f32]) {
-        let channels = self.channels;
-        let (_, bits) = self.both_mut(t);
-        if bits.is_empty() {
-            return;
-        }
-        let words = channels.div_ceil(64);
-        for (pixel, bits) in values.chunks(channels).zip(bits.chunks_mut(words)) {
-            for (part, word) in pixel.chunks(64).zip(bits) {
-                *word = super::simd::rows::spikes(part, 0.5);
-            }
+        if self.has_bits() {
+            let words = self.words_per_slot();
+            let slot = t % self.bit_slots;
+            let bits = &mut self.bits[slot * words..(slot + 1) * words];
+            pack(self.channels, values, bits);
         }
     }
 
     /// Packs a slot's own plain values into its bits.
     pub(super) fn pack_own(&mut self, t: usize) {
-        if !self.has_bits() {
-            return;
+        if self.has_bits() {
+            let words = self.words_per_slot();
+            let slot = t % self.bit_slots;
+            let plain = self.slot(t, self.elements);
+            let bits = &mut self.bits[slot * words..(slot + 1) * words];
+            pack(self.channels, &self.plain[plain], bits);
         }
-        let plain = std::mem::take(&mut self.plain);
-        self.pack(t, &plain[self.slot(t, self.elements)]);
-        self.plain = plain;
     }
 
     /// Whether one slot is finite; bits always are.
@@ -169,6 +165,16 @@ impl Ring {
             for (c, value) in pixel.iter_mut().enumerate() {
                 *value = f32::from(u8::from(bits[c / 64] >> (c % 64) & 1 == 1));
             }
+        }
+    }
+}
+
+/// Bits of spikes, pixel by pixel.
+fn pack(channels: usize, values: &[f32], bits: &mut [u64]) {
+    let words = channels.div_ceil(64);
+    for (pixel, bits) in values.chunks(channels).zip(bits.chunks_mut(words)) {
+        for (part, word) in pixel.chunks(64).zip(bits) {
+            *word = super::simd::rows::spikes(part, 0.5);
         }
     }
 }

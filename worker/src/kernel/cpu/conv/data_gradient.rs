@@ -2,8 +2,10 @@
 //! each residue of the input pixel modulo the stride.
 use super::forward::chunk;
 use super::pad::Frame;
-use super::{ConvKernel, ConvScratch, ConvShape, Operand, grown, pack, samples_per_part};
+use super::{ConvKernel, ConvScratch, ConvShape, Operand, PART_BYTES, pack, samples_per_part};
+use crate::kernel::cpu::simd::LANES;
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
+use crate::kernel::cpu::simd::winograd::{self, MOST_CHANNELS, TILE, Winograd};
 
 /// `dx` from `dy`.
 ///
@@ -18,6 +20,9 @@ pub(super) fn run(
     scratch: &mut ConvScratch,
 ) {
     let shape = &kernel.shape;
+    if winograd_pays(shape) {
+        return transformed(kernel, samples, dy, dx, accumulate, scratch);
+    }
     let frame = error_frame(shape);
     let part = samples_per_part(samples, frame.values() * 4);
     let (in_values, out_values) = (shape.in_values(), shape.positions() * shape.outputs);
@@ -28,7 +33,7 @@ pub(super) fn run(
         let source = if frame.is_image() {
             dy
         } else {
-            let padded = grown(&mut scratch.padded, samples * frame.values());
+            let padded = scratch.padded.grown(samples * frame.values());
             frame.fill(Operand::Real(dy), padded);
             padded
         };
@@ -42,6 +47,47 @@ pub(super) fn run(
             }
         }
     }
+}
+
+/// Whether the transforms cost less than the multiplications they save.
+fn winograd_pays(shape: &ConvShape) -> bool {
+    let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = *shape;
+    let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
+    kernel == 3
+        && stride == 1
+        && padding <= 2
+        && inputs.is_multiple_of(LANES)
+        && outputs.is_multiple_of(LANES)
+        && inputs.min(outputs) >= 32
+        && outputs <= MOST_CHANNELS
+        && tiles * 36 * 2 <= height * width * 9
+}
+
+/// The error of a 3 x 3 convolution with stride 1.
+fn transformed(
+    kernel: &ConvKernel,
+    samples: usize,
+    dy: &[f32],
+    dx: &mut [f32],
+    accumulate: bool,
+    scratch: &mut ConvScratch,
+) {
+    let shape = &kernel.shape;
+    let job = Winograd {
+        samples,
+        height: shape.out_height(),
+        width: shape.out_width(),
+        channels: shape.outputs,
+        out_height: shape.height,
+        out_width: shape.width,
+        outputs: shape.inputs,
+        before: 2 - shape.padding,
+        accumulate,
+    };
+    let [shared, slot] = job.scratch(PART_BYTES);
+    let shared = scratch.padded.grown(shared);
+    let scratch = (shared, scratch.slots.grown(slot), PART_BYTES);
+    winograd::convolve(kernel.isa, &job, dy, kernel.backward.values(), dx, scratch);
 }
 
 /// Rows (or columns) of the error's border before the first output.
@@ -109,6 +155,6 @@ fn class(
         chunk: chunk(frame.values(), height * width),
         accumulate,
     };
-    let weights = &kernel.backward[pack::class(shape, residues)];
+    let weights = &kernel.backward.values()[pack::class(shape, residues)];
     dense::convolve(kernel.isa, &dense, source, weights, None, dx);
 }

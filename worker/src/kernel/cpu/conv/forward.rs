@@ -1,6 +1,6 @@
 //! Forward: over set bits, or dense over a framed copy.
 use super::pad::Frame;
-use super::{ConvKernel, ConvScratch, Operand, denser_than, grown, samples_per_part};
+use super::{ConvKernel, ConvScratch, Operand, denser_than, samples_per_part};
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
 use crate::kernel::cpu::simd::spikes;
 
@@ -20,7 +20,7 @@ pub(super) fn run(
     if let Operand::Spikes(bits) = x
         && !denser_than(DENSE_PERCENT, shape, bits)
     {
-        return spikes::convolve(isa, shape, samples, bits, &kernel.forward, bias, y);
+        return spikes::convolve(isa, shape, samples, bits, kernel.forward.values(), bias, y);
     }
     let frame = Frame::of_input(shape);
     let part = samples_per_part(samples, frame.values() * 4);
@@ -34,7 +34,7 @@ pub(super) fn run(
         let source = match x {
             Operand::Real(x) if frame.is_image() => x,
             Operand::Real(_) | Operand::Spikes(_) => {
-                let padded = grown(&mut scratch.padded, samples * frame.values());
+                let padded = scratch.padded.grown(samples * frame.values());
                 frame.fill(x, padded);
                 padded
             }
@@ -46,12 +46,7 @@ pub(super) fn run(
             height: shape.out_height(),
             width: shape.out_width(),
             source: frame.strides(shape.stride),
-            target: Strides {
-                origin: 0,
-                sample: shape.out_height() * row,
-                row,
-                column,
-            },
+            target: Strides { origin: 0, sample: shape.out_height() * row, row, column },
             taps: [shape.kernel; 2],
             tap_row: frame.size[1] * shape.inputs,
             channels: shape.inputs,
@@ -61,7 +56,7 @@ pub(super) fn run(
             accumulate: false,
         };
         let y = &mut y[first * shape.positions() * shape.outputs..];
-        dense::convolve(isa, &dense, source, &kernel.forward, bias, y);
+        dense::convolve(isa, &dense, source, kernel.forward.values(), bias, y);
     }
 }
 

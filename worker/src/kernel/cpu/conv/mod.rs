@@ -5,23 +5,30 @@
 //! In the order data meets them:
 //!
 //! - [`ConvShape`], [`Operand`]: what is convolved.
+//! - [`ConvScratch`]: buffers for all of them.
 //! - `pack`: weights between OIHW and the layouts of the kernels.
 //! - `pad`: inputs with their borders.
 //! - `forward`, `data_gradient`, `weight_gradient`: which kernel runs over which part.
+//! - `bands`, `spike_gradient`: the weight gradient of spikes.
 //!
 //! Work is cut by sizes alone, never by the number of threads, and partial sums are added in a
 //! fixed order: results have the same bits on any pool.
 
+pub(crate) mod bands;
 mod data_gradient;
 mod forward;
 mod pack;
 mod pad;
+pub(crate) mod scratch;
+mod spike_gradient;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
 use super::simd::Isa;
 use rayon::prelude::*;
+use scratch::Buffer;
+pub use scratch::ConvScratch;
 pub use weight_gradient::bias_gradient;
 
 /// Bytes that one scratch buffer aims to stay below: larger batches pass in parts.
@@ -92,29 +99,6 @@ pub enum Operand<'a> {
     Real(&'a [f32]),
 }
 
-/// Buffers shared by all convolutions of a back end; they grow at first use and never shrink.
-#[derive(Debug, Default)]
-pub struct ConvScratch {
-    /// Inputs or errors with their borders.
-    padded: Vec<f32>,
-    /// Errors in another layout.
-    errors: Vec<f32>,
-    /// Partial weight gradients.
-    sums: Vec<f32>,
-    /// Positions of spikes.
-    lists: Vec<u16>,
-    /// Lengths of the lists.
-    counts: Vec<u16>,
-}
-
-/// The first `len` values, made at first use.
-fn grown<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
-    }
-    &mut buffer[..len]
-}
-
 /// Samples that pass together when each takes `bytes` of scratch, in parts of equal size.
 fn samples_per_part(samples: usize, bytes: usize) -> usize {
     let most = (PART_BYTES / bytes.max(1)).max(1);
@@ -127,9 +111,9 @@ pub struct ConvKernel {
     shape: ConvShape,
     isa: Isa,
     /// `[group][word][kh][kw][64][32]` over outputs and inputs.
-    forward: Vec<f32>,
+    forward: Buffer,
     /// `[group][class][tap row][tap column][output][32]`, groups of inputs, taps mirrored.
-    backward: Vec<f32>,
+    backward: Buffer,
 }
 
 impl ConvKernel {
@@ -140,31 +124,15 @@ impl ConvKernel {
     /// If a size is 0, the kernel does not fit the padded input, or the machine lacks `isa`.
     pub fn new(shape: ConvShape, isa: Isa) -> Self {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
-        let ConvShape {
-            height,
-            width,
-            inputs,
-            outputs,
-            kernel,
-            stride,
-            padding,
-        } = shape;
-        assert!(
-            [height, width, inputs, outputs, kernel, stride]
-                .iter()
-                .all(|n| *n > 0)
-        );
-        assert!(
-            height.min(width) + 2 * padding >= kernel,
-            "a kernel larger than its input"
-        );
+        let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = shape;
+        assert!([height, width, inputs, outputs, kernel, stride].iter().all(|n| *n > 0));
+        assert!(height.min(width) + 2 * padding >= kernel, "a kernel larger than its input");
+        let mut kernel =
+            Self { shape, isa, forward: Buffer::default(), backward: Buffer::default() };
         let [forward, backward] = pack::lengths(&shape);
-        Self {
-            shape,
-            isa,
-            forward: vec![0.0; forward],
-            backward: vec![0.0; backward],
-        }
+        kernel.forward.grown(forward);
+        kernel.backward.grown(backward);
+        kernel
     }
 
     /// The sizes.
@@ -178,13 +146,11 @@ impl ConvKernel {
     ///
     /// If the weights do not have the shape's size.
     pub fn set_weights(&mut self, oihw: &[f32]) {
-        assert_eq!(
-            oihw.len(),
-            self.shape.weights(),
-            "weights are [o, i, kh, kw]"
-        );
-        pack::forward(self.isa, &self.shape, oihw, &mut self.forward);
-        pack::backward(self.isa, &self.shape, &self.forward, &mut self.backward);
+        assert_eq!(oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        let [forward, backward] = pack::lengths(&self.shape);
+        let forward = self.forward.grown(forward);
+        pack::forward(self.isa, &self.shape, oihw, forward);
+        pack::backward(self.isa, &self.shape, forward, self.backward.grown(backward));
     }
 
     /// Convolves: `y[n, oh, ow, outputs]`, overwritten.
@@ -236,11 +202,7 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, x, dy.len());
-        assert_eq!(
-            dw_oihw.len(),
-            self.shape.weights(),
-            "weights are [o, i, kh, kw]"
-        );
+        assert_eq!(dw_oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
         weight_gradient::run(self, samples, x, dy, dw_oihw, scratch);
     }
 
@@ -249,18 +211,10 @@ impl ConvKernel {
         let pixels = samples * self.shape.height * self.shape.width;
         match x {
             Operand::Spikes(x) => {
-                assert_eq!(
-                    x.len(),
-                    pixels * self.shape.words(),
-                    "spikes are [n, h, w, words]"
-                );
+                assert_eq!(x.len(), pixels * self.shape.words(), "spikes are [n, h, w, words]");
             }
             Operand::Real(x) => {
-                assert_eq!(
-                    x.len(),
-                    pixels * self.shape.inputs,
-                    "real input is [n, h, w, c]"
-                );
+                assert_eq!(x.len(), pixels * self.shape.inputs, "real input is [n, h, w, c]");
             }
         }
         let outputs = samples * self.shape.positions() * self.shape.outputs;

@@ -1,101 +1,155 @@
 //! Weight gradient over lists of active positions: for each input channel, the errors around
 //! its spikes are added into sums that stay in registers.
 use super::{Isa, LANES, Simd, per_isa};
+use crate::kernel::cpu::conv::{ConvShape, bands::Bands};
+use rayon::prelude::*;
 
 /// Most sums of one walk, over all instruction sets.
 const SUMS: usize = 9;
+/// Channels of one word of bits.
+const WORD: usize = 64;
 
-/// A band of errors that fits L1, and the lists of the spikes over it.
-#[derive(Debug)]
-pub(crate) struct Band<'a> {
-    /// Errors, 16 values per position.
-    pub(crate) errors: &'a [f32],
-    /// Positions of spikes: list `c` starts at `c * capacity`.
-    pub(crate) lists: &'a [u16],
-    pub(crate) capacity: usize,
-    /// Length of each list.
-    pub(crate) counts: &'a [u16],
-    /// For each sum of a channel: where its error lies from a spike's position (in values), and
-    /// the index of the sum's vector.
-    pub(crate) sums: &'a [(u32, u32)],
-    /// Vectors per channel in the gradient.
-    pub(crate) vectors: usize,
+/// Positions of spikes, per band, word, residue class and channel.
+///
+/// Every position in a list lies in its band's error block: only [`Lists::build`] writes them.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    positions: Vec<u16>,
+    counts: Vec<u16>,
+    /// Room of one list.
+    capacity: usize,
+    /// Bound of all positions.
+    limit: usize,
+    classes: usize,
+    words: usize,
+    /// Bands of the last build: all that `add_band` may read.
+    bands: usize,
 }
 
-struct Task<'a> {
-    band: &'a Band<'a>,
-    gradient: *mut f32,
-}
-
-/// Adds a band to the gradient `[channel][vectors][16]`; one channel per list.
-///
-/// # Panics
-///
-/// If a list or a sum reaches outside its buffer.
-pub(crate) fn add_band(isa: Isa, band: &Band<'_>, gradient: &mut [f32]) {
-    assert!(isa.is_available(), "{isa} kernels on a machine without it");
-    assert!(
-        gradient.len() >= band.counts.len() * band.vectors * LANES,
-        "gradient too short"
-    );
-    assert!(
-        band.sums.iter().all(|s| (s.1 as usize) < band.vectors),
-        "sums outside the gradient"
-    );
-    let reach = band.sums.iter().map(|s| s.0 as usize).max().unwrap_or(0);
-    let limit = band.errors.len().saturating_sub(reach) / LANES;
-    for (list, count) in band.lists.chunks_exact(band.capacity).zip(band.counts) {
-        // The walk reads no other position, so this is what makes it safe.
-        let last = list[..usize::from(*count)].iter().fold(0, |a, b| a.max(*b));
-        assert!(
-            *count == 0 || usize::from(last) < limit,
-            "a spike outside its band"
-        );
+impl Lists {
+    /// Lists the spikes of some bands; `bits` is the whole batch.
+    pub(crate) fn build(&mut self, bands: &Bands, which: std::ops::Range<usize>, bits: &[u64]) {
+        let shape = &bands.shape;
+        self.capacity = bands.capacity();
+        self.limit = bands.limit();
+        self.classes = shape.stride * shape.stride;
+        self.words = shape.words();
+        self.bands = which.len();
+        let lists = which.len() * self.words * self.classes * WORD;
+        if self.counts.len() < lists {
+            self.counts.resize(lists, 0);
+        }
+        if self.positions.len() < lists * self.capacity {
+            self.positions.resize(lists * self.capacity, 0);
+        }
+        let (per_task, capacity, limit) = (self.classes * WORD, self.capacity, self.limit);
+        let positions = self.positions[..lists * capacity].par_chunks_mut(per_task * capacity);
+        let counts = self.counts[..lists].par_chunks_mut(per_task);
+        positions.zip(counts).enumerate().for_each(|(task, (positions, counts))| {
+            let (band, word) = (which.start + task / shape.words(), task % shape.words());
+            counts.fill(0);
+            bands.for_each_pixel(band, |pixel, class, position| {
+                assert!(position < limit, "a spike outside its band");
+                let mut bits = bits[pixel * shape.words() + word];
+                let position = u16::try_from(position).expect("bands are shorter");
+                while bits != 0 {
+                    let list = class * WORD + bits.trailing_zeros() as usize;
+                    bits &= bits - 1;
+                    positions[list * capacity + usize::from(counts[list])] = position;
+                    counts[list] += 1;
+                }
+            });
+        });
     }
-    assert!(
-        band.lists.len() >= band.counts.len() * band.capacity,
-        "a list per channel"
-    );
-    // SAFETY: positions, sums and the gradient's size were just checked; all are borrowed for
-    // the call.
-    unsafe {
-        run_task(
-            isa,
-            &mut Task {
-                band,
-                gradient: gradient.as_mut_ptr(),
-            },
-        )
-    };
+
+    /// Adds one band to the gradient `[input][vectors][16]`: `band` counts from the first one
+    /// built, `errors` is its block, `sums` names for each class the sums of a channel.
+    ///
+    /// # Panics
+    ///
+    /// If a sum reaches outside its buffer.
+    pub(crate) fn add_band(
+        &self,
+        isa: Isa,
+        shape: &ConvShape,
+        band: usize,
+        errors: &[f32],
+        (vectors, sums): (usize, &[&[Sum]]),
+        gradient: &mut [f32],
+    ) {
+        assert!(isa.is_available(), "{isa} kernels on a machine without it");
+        assert_eq!(gradient.len(), shape.inputs * vectors * LANES, "gradient");
+        assert!(sums.len() == self.classes && shape.words() == self.words, "another shape");
+        assert!(band < self.bands, "a band that was not built");
+        for word in 0..self.words {
+            for (class, sums) in sums.iter().enumerate() {
+                let list = ((band * self.words + word) * self.classes + class) * WORD;
+                let channels = WORD.min(shape.inputs - word * WORD);
+                let gradient = &mut gradient[word * WORD * vectors * LANES..];
+                let mut task = Task {
+                    lists: &self.positions[list * self.capacity..],
+                    capacity: self.capacity,
+                    counts: &self.counts[list..list + channels],
+                    errors: errors.as_ptr(),
+                    sums,
+                    vectors,
+                    gradient: gradient.as_mut_ptr(),
+                };
+                for sum in *sums {
+                    let end = sum.error as usize + self.limit * LANES;
+                    assert!((sum.vector as usize) < vectors && end <= errors.len(), "sums");
+                }
+                assert!(task.lists.len() >= WORD * self.capacity, "lists were built");
+                // SAFETY: positions are below `limit`, counts at most `capacity`, sums were just
+                // checked; all is borrowed for the call.
+                unsafe { run_task(isa, &mut task) };
+            }
+        }
+    }
+}
+
+/// One sum of a channel.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sum {
+    /// Where its error lies from a spike's position, in values.
+    pub(crate) error: u32,
+    /// The sum's vector within the channel's gradient.
+    pub(crate) vector: u32,
+}
+
+/// The channels of one word and class.
+struct Task<'a> {
+    lists: &'a [u16],
+    capacity: usize,
+    counts: &'a [u16],
+    errors: *const f32,
+    sums: &'a [Sum],
+    vectors: usize,
+    gradient: *mut f32,
 }
 
 per_isa!(run_task(Task<'_>) = task_body <9> <6> <3>);
 
 #[inline(always)]
 unsafe fn task_body<S: Simd, const MOST: usize>(task: &mut Task<'_>) {
-    let band = task.band;
-    for channel in 0..band.counts.len() {
-        let count = usize::from(band.counts[channel]);
-        if count == 0 {
+    for (channel, count) in task.counts.iter().enumerate() {
+        if *count == 0 {
             continue;
         }
-        // SAFETY: checked by `add_band`; at most MOST <= SUMS sums are walked at a time.
-        unsafe {
-            let list = band.lists.as_ptr().add(channel * band.capacity);
-            let gradient = task.gradient.add(channel * band.vectors * LANES);
-            let mut sums = band.sums;
-            while !sums.is_empty() {
-                let taken = MOST.min(sums.len());
-                let (now, later) = sums.split_at(taken);
-                sums = later;
+        let mut sums = task.sums;
+        while !sums.is_empty() {
+            let (now, later) = sums.split_at(MOST.min(sums.len()));
+            sums = later;
+            // SAFETY: the lists and the gradient have this channel; `now` has so many sums.
+            unsafe {
                 let walk = Walk {
-                    list,
-                    count,
-                    errors: band.errors.as_ptr(),
-                    gradient,
+                    list: task.lists.as_ptr().add(channel * task.capacity),
+                    count: usize::from(*count),
+                    errors: task.errors,
+                    gradient: task.gradient.add(channel * task.vectors * LANES),
                     sums: now,
                 };
-                match taken {
+                match now.len() {
                     1 => walk.run::<S, 1>(),
                     2 => walk.run::<S, 2>(),
                     3 => walk.run::<S, 3>(),
@@ -117,17 +171,17 @@ struct Walk<'a> {
     count: usize,
     errors: *const f32,
     gradient: *mut f32,
-    sums: &'a [(u32, u32)],
+    sums: &'a [Sum],
 }
 
 impl Walk<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, const T: usize>(&self) {
-        // SAFETY: checked by `add_band`; `sums` has T entries.
+        // SAFETY: `sums` has T entries; everything else was checked by `add_band`.
         unsafe {
             let mut errors = [self.errors; T];
-            for (e, s) in errors.iter_mut().zip(self.sums) {
-                *e = e.add(s.0 as usize);
+            for t in 0..T {
+                errors[t] = self.errors.add(self.sums.get_unchecked(t).error as usize);
             }
             let mut sums = [S::splat(0.0); T];
             for i in 0..self.count {
@@ -137,9 +191,8 @@ impl Walk<'_> {
                 }
             }
             for t in 0..T {
-                let to = self
-                    .gradient
-                    .add(self.sums.get_unchecked(t).1 as usize * LANES);
+                let vector = self.sums.get_unchecked(t).vector as usize;
+                let to = self.gradient.add(vector * LANES);
                 S::store(to, S::add(S::load(to), sums[t]));
             }
         }

@@ -10,6 +10,7 @@
 //! - `avx512`, `avx2`, `portable`: one vector of 16 lanes each.
 //! - `transpose`: weights between OIHW and the packed layouts.
 //! - `dense`: direct convolution, register-blocked.
+//! - `winograd`: the same for 3 x 3 with stride 1, with a quarter of the multiplications.
 //! - `spikes`: forward convolution over set bits.
 //! - `lists`: weight gradient over lists of active positions.
 //! - `rows`: loops over rows for everything else.
@@ -34,6 +35,7 @@ mod portable;
 pub(crate) mod rows;
 pub(crate) mod spikes;
 pub(crate) mod transpose;
+pub(crate) mod winograd;
 
 #[cfg(target_arch = "x86_64")]
 use self::{avx2::Avx2, avx512::Avx512};

@@ -1,0 +1,70 @@
+//! The verbs of the command line, one short file each.
+//!
+//! # Layout
+//!
+//! - this file: the arguments, and which verb they mean.
+//! - `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `model`: the arguments that describe a model by name.
+//! - `table`: columns and numbers for people.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is what the command prints"
+)]
+
+mod bench;
+mod inspect;
+mod model;
+mod table;
+mod trace;
+mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Trains spiking neural networks online: a forward, a backward and an update at every time step
+/// (STOL; Xue, Liu, Wang, Qu, "Reasonable Gradients for Online Training Algorithms in Spiking
+/// Neural Networks").
+#[derive(Debug, Parser)]
+#[command(name = "synfire", version, arg_required_else_help = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Train a network; without a configuration, a small one on built-in pictures
+    Train(train::Arguments),
+    /// Replay recorded reference traces and compare every number
+    Verify(verify::Arguments),
+    /// Record a trace of a run of your own, for `verify` on other machines
+    Trace(trace::Arguments),
+    /// Print what a network consists of and what it needs
+    #[command(subcommand)]
+    Inspect(inspect::Arguments),
+    /// Time training by layer and phase
+    Bench(bench::Arguments),
+}
+
+/// Runs the command line; the exit status says how it ended.
+pub fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("SYNFIRE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Arguments::parse().verb {
+        Verb::Train(arguments) => train::run(&arguments),
+        Verb::Verify(arguments) => verify::run(&arguments),
+        Verb::Trace(arguments) => trace::run(&arguments),
+        Verb::Inspect(arguments) => inspect::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

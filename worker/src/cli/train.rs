@@ -1,0 +1,211 @@
+//! `synfire train`.
+
+use super::table::{Table, duration, mib, percent, thousands};
+use crate::engine::plan::Role;
+use crate::memory::peak_resident_mib;
+use crate::train::{self, EpochRecord, Event, Progress, Trained};
+use crate::weights;
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use synfire_shared::{Run, run::QUICKSTART};
+
+/// Seconds between two lines where the output is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  synfire train                                      two minutes on built-in pictures
+  synfire train --print-config > mine.toml           a configuration to start from
+  synfire train mine.toml --set optimiser.lr=0.05    the same with another learning rate
+  synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT")]
+pub(super) struct Arguments {
+    /// The run as a TOML file; without it, the built-in one
+    config: Option<PathBuf>,
+    /// Change a key of the configuration; may be repeated. An empty value takes the key out
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the whole configuration, every default filled in, and stop
+    #[arg(long)]
+    print_config: bool,
+    /// Write the trained weights to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    save_weights: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let run = read(arguments.config.as_ref(), &arguments.set)?;
+    if arguments.print_config {
+        print!("{}", run.to_toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(path) = &arguments.save_weights {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let missing = folder.filter(|folder| !folder.is_dir());
+        if let Some(folder) = missing {
+            anyhow::bail!("--save-weights: {} is no folder: make it first", folder.display());
+        }
+    }
+    let mut display = Display::new(&run);
+    let mut trained = train::train(&run, &mut |event| display.show(&event))?;
+    summarise(&run, &mut trained, arguments.config.is_none());
+    if let Some(path) = &arguments.save_weights {
+        let node = &mut trained.node;
+        weights::save(path, &node.learner.network, &mut *node.kernels)?;
+        println!("weights written to {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The run of a file, or the built-in one, with overrides.
+pub(super) fn read(config: Option<&PathBuf>, set: &[String]) -> anyhow::Result<Run> {
+    let (text, name) = match config {
+        None => (QUICKSTART.to_owned(), "built-in configuration".to_owned()),
+        Some(path) => {
+            let shown = path.display().to_string();
+            let text = std::fs::read_to_string(path);
+            (text.with_context(|| format!("cannot read {shown}"))?, shown)
+        }
+    };
+    Ok(Run::from_toml(&text, &name, set)?)
+}
+
+/// Shows a run while it goes: a bar on a terminal, a line now and then elsewhere.
+struct Display {
+    bar: Option<ProgressBar>,
+    epochs: u32,
+    begin: Instant,
+    last_line: Instant,
+}
+
+impl Display {
+    fn new(run: &Run) -> Self {
+        let now = Instant::now();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  ETA {eta}  {msg}");
+            ProgressBar::new(0).with_style(style.expect("the template is a constant"))
+        });
+        Self {
+            bar,
+            epochs: run.epochs,
+            begin: now,
+            last_line: now,
+        }
+    }
+
+    fn show(&mut self, event: &Event) {
+        match event {
+            Event::Began {
+                engine,
+                algorithm,
+                parameters,
+                images,
+            } => println!(
+                "training {} parameters with {algorithm} on {engine}: {} images, {} to test",
+                thousands(*parameters as u64),
+                thousands(images.0 as u64),
+                thousands(images.1 as u64),
+            ),
+            Event::Progress(progress) => self.progress(progress),
+            Event::Epoch(record) => self.epoch(record),
+        }
+    }
+
+    fn progress(&mut self, p: &Progress) {
+        let now = format!(
+            "epoch {}/{}  {:.0} images/s  loss {:.4}  accuracy {}  firing rate {:.3}",
+            p.epoch + 1,
+            self.epochs,
+            p.images_per_second,
+            p.tally.mean_loss(),
+            percent(p.tally.accuracy()),
+            p.tally.firing_rate(),
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(p.batches_in_all);
+            bar.set_position(p.batches_done);
+            bar.set_message(now);
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            let left = (p.batches_in_all - p.batches_done) as f64 / p.batches_done as f64;
+            let eta = duration(left * self.begin.elapsed().as_secs_f64());
+            println!("batch {}/{}  ETA {eta}  {now}", p.batches_done, p.batches_in_all);
+        }
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        let mut line = format!(
+            "epoch {:>3}/{}  {:.1} s  {:.0} images/s  lr {:.4}  loss {:.4}  train {}",
+            record.epoch + 1,
+            self.epochs,
+            record.train_seconds,
+            record.images_per_second,
+            record.lr,
+            record.train.mean_loss(),
+            percent(record.train.accuracy()),
+        );
+        if let Some(test) = record.test.as_ref().filter(|t| t.samples.iter().any(|&n| n > 0)) {
+            line += &format!("  test {}", percent(test.accuracy()));
+        }
+        line += &format!("  firing rate {:.3}", record.train.firing_rate());
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+        self.last_line = Instant::now();
+    }
+}
+
+/// What a finished run has to say.
+fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
+    let Some(last) = trained.epochs.last() else {
+        return;
+    };
+    let test = last.test.as_ref().filter(|t| t.samples.iter().any(|&n| n > 0));
+    println!();
+    if let Some(test) = test {
+        println!("test accuracy after the last epoch  {}", percent(test.accuracy()));
+        let steps = test.accuracies().into_iter().enumerate();
+        let steps: Vec<String> = steps
+            .map(|(t, accuracy)| format!("t={t} {}", percent(accuracy)))
+            .collect();
+        println!("  by the logits up to time step     {}", steps.join("   "));
+    }
+    println!();
+    let rates = last.train.firing_rates();
+    let mut table = Table::new(&["neurons", "spikes per neuron and time step"]);
+    for (name, counter) in &trained.node.learner.network.plan().neurons {
+        table.push(vec![name.clone(), format!("{:.4}", rates[*counter])]);
+    }
+    println!("{}", table.text());
+    let network = &trained.node.learner.network;
+    let kernels = &*trained.node.kernels;
+    let kept = network.bytes(kernels, Role::Kept);
+    let window = network.plan().settings.window;
+    print!("memory: {} kept over the window of {window} time steps", mib(kept));
+    match peak_resident_mib() {
+        Some(peak) => println!(", {peak:.0} MiB resident at the peak"),
+        None => println!(),
+    }
+    println!("time: {}", duration(trained.seconds));
+    if built_in {
+        next_steps(run);
+    }
+}
+
+fn next_steps(run: &Run) {
+    let seed = run.seed + 1;
+    println!(
+        "
+what to try next
+  synfire train --set run.seed={seed}                   is it luck?
+  synfire train --set algorithm.window=1           without the older time step
+  synfire train --set algorithm.name=bptt --set algorithm.window=    one update per batch
+  synfire train --print-config > mine.toml         then: synfire train mine.toml
+  synfire inspect model small --input 1x28x28 --width 0.5
+  synfire bench --model ms_resnet18 --batch 16 --time-steps 6"
+    );
+}

@@ -1,0 +1,152 @@
+//! `synfire verify`.
+
+use crate::kernel::Kernels;
+use crate::kernel::cpu::CpuKernels;
+use crate::kernel::cpu::simd::Isa;
+use crate::kernel::reference::ReferenceKernels;
+use crate::trace::algorithm::AlgorithmTrace;
+use crate::trace::common::CommonTrace;
+use crate::trace::compare::Comparison;
+use crate::trace::replay::{ReplayError, replay};
+use crate::trace::{file, ops};
+use anyhow::Context;
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum EngineArgument {
+    Cpu,
+    Burn,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IsaArgument {
+    Avx512,
+    Avx2,
+    Portable,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Tolerances: gradients 1e-4 max|g| + 1e-6; loss, logits, parameters, running \
+statistics and single layers 1e-5 max|x| + 1e-6; spike counts exactly. An error of 1 in the table \
+is the tolerance.
+
+Exit status: 0 all within tolerance; 1 something beyond it, or a file cannot be read; 2 an \
+algorithm or option that is not built in this version.")]
+pub(super) struct Arguments {
+    /// Traces NET.ALGORITHM.safetensors; NET.common.safetensors lies beside each
+    #[arg(value_name = "TRACE", required_unless_present = "ops")]
+    traces: Vec<PathBuf>,
+    /// Check single layers from this file
+    #[arg(long, value_name = "FILE")]
+    ops: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, default_value = "cpu")]
+    engine: EngineArgument,
+    /// The instruction set of the cpu engine; the best of this machine if left out
+    #[arg(long, value_enum)]
+    isa: Option<IsaArgument>,
+    /// Threads of the cpu engine; 0 is one per core
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    threads: u16,
+}
+
+/// How one file came out.
+enum Outcome {
+    Passed,
+    Failed,
+    NotBuilt,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let (mut failed, mut not_built) = (0, 0);
+    let mut count = |outcome: Outcome| match outcome {
+        Outcome::Passed => {}
+        Outcome::Failed => failed += 1,
+        Outcome::NotBuilt => not_built += 1,
+    };
+    if let Some(path) = &arguments.ops {
+        let read = file::read(path)?;
+        let mut made = Ok(());
+        let mut make = || match kernels(arguments) {
+            Ok(kernels) => kernels,
+            Err(error) => {
+                made = Err(error);
+                Box::new(ReferenceKernels::new())
+            }
+        };
+        let comparison = ops::check(&read, &mut make)?;
+        made?;
+        count(show(path, &comparison));
+    }
+    for path in &arguments.traces {
+        count(verify(arguments, path)?);
+    }
+    let all = arguments.traces.len() + usize::from(arguments.ops.is_some());
+    println!(
+        "{} of {all} within tolerance, {failed} beyond, {not_built} not built",
+        all - failed - not_built
+    );
+    Ok(match (failed, not_built) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn kernels(arguments: &Arguments) -> anyhow::Result<Box<dyn Kernels>> {
+    let isa = arguments.isa.map(|isa| match isa {
+        IsaArgument::Avx512 => Isa::Avx512,
+        IsaArgument::Avx2 => Isa::Avx2,
+        IsaArgument::Portable => Isa::Portable,
+    });
+    Ok(match arguments.engine {
+        EngineArgument::Cpu => Box::new(CpuKernels::new(usize::from(arguments.threads), isa)?),
+        EngineArgument::Burn => Box::new(ReferenceKernels::new()),
+    })
+}
+
+fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let net = name.split('.').next().filter(|net| !net.is_empty());
+    let net = net.with_context(|| format!("{} has no name", path.display()))?;
+    anyhow::ensure!(
+        !name.starts_with(&format!("{net}.common.")),
+        "{} is what the traces of {net} share: name one of its algorithms",
+        path.display()
+    );
+    let beside = path.with_file_name(format!("{net}.common.safetensors"));
+    let common = CommonTrace::read(&beside)?;
+    let trace = AlgorithmTrace::read(path, &common)?;
+    let mut kernels = kernels(arguments)?;
+    match replay(&common, &trace, &mut *kernels) {
+        Ok(comparison) => {
+            println!("on {}", kernels.name());
+            Ok(show(path, &comparison))
+        }
+        Err(error @ ReplayError::NotBuilt { .. }) => {
+            eprintln!("{error}");
+            Ok(Outcome::NotBuilt)
+        }
+        Err(error @ ReplayError::Fault { .. }) => {
+            eprintln!("{error}");
+            Ok(Outcome::Failed)
+        }
+    }
+}
+
+fn show(path: &Path, comparison: &Comparison) -> Outcome {
+    println!("{}", path.display());
+    println!("{comparison}");
+    for waiting in comparison.waiting() {
+        println!("not compared: {waiting}");
+    }
+    if comparison.passed() {
+        println!("within tolerance\n");
+        Outcome::Passed
+    } else {
+        println!("BEYOND TOLERANCE\n");
+        Outcome::Failed
+    }
+}

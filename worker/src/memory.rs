@@ -1,0 +1,23 @@
+//! How much memory the process has held.
+
+/// The largest resident size of this process so far, in MiB; `None` where the system does not say.
+pub fn peak_resident_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_grows_with_what_is_touched() {
+        let before = peak_resident_mib().unwrap();
+        let touched = vec![1u8; 256 << 20];
+        assert!(touched.iter().step_by(4096).all(|&b| b == 1));
+        assert!(peak_resident_mib().unwrap() > before.max(200.0));
+    }
+}
