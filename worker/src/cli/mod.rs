@@ -28,7 +28,12 @@ use tracing_subscriber::EnvFilter;
 /// (STOL; Xue, Liu, Wang, Qu, "Reasonable Gradients for Online Training Algorithms in Spiking
 /// Neural Networks").
 #[derive(Debug, Parser)]
-#[command(name = "synfire", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "synfire",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
