@@ -10,6 +10,8 @@ pub enum Tolerance {
     Forward,
     /// `1e-4 max|g| + 1e-6`: gradients, which are differences of such sums.
     Gradient,
+    /// `1e-5`: the gradient of a bias before a batch norm, which is 0 but for rounding.
+    BiasBeforeNorm,
 }
 
 impl Tolerance {
@@ -19,6 +21,7 @@ impl Tolerance {
             Self::Exact => 0.0,
             Self::Forward => 1e-5 * largest + 1e-6,
             Self::Gradient => 1e-4 * largest + 1e-6,
+            Self::BiasBeforeNorm => 1e-5,
         }
     }
 }

@@ -156,7 +156,7 @@ impl PoolCase {
 }
 
 /// Max pool by comparing one pixel after the other: autodiff follows the one that is kept.
-fn first_maximum(x: &Value, kernel: usize, stride: usize, padding: usize) -> Value {
+pub(crate) fn first_maximum(x: &Value, kernel: usize, stride: usize, padding: usize) -> Value {
     let [_, h, w, _] = x.dims();
     let side = |n: usize| (n + 2 * padding - kernel) / stride + 1;
     let pixel = |row: usize, column: usize| {
@@ -176,7 +176,7 @@ fn first_maximum(x: &Value, kernel: usize, stride: usize, padding: usize) -> Val
 }
 
 /// Adaptive average pool by the definition of its bins.
-fn bins(x: &Value, side: usize) -> Value {
+pub(crate) fn bins(x: &Value, side: usize) -> Value {
     let [_, h, w, _] = x.dims();
     let bin = |i: usize, n: usize| i * n / side..((i + 1) * n).div_ceil(side);
     picture(side, side, |row, column| {

@@ -521,8 +521,9 @@ pub trait Kernels: Send {
     /// for the newest step alone and others for the whole window.
     fn zero(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize);
 
-    /// The first time step since the last report whose loss was not finite. A device that would
-    /// have to wait may answer late, but not later than the batch after.
+    /// The first time step since the last report of which the loss or a membrane potential was not
+    /// finite: neurons turn NaN into silence, so the loss alone would not show it. A device that
+    /// would have to wait may answer late, but not later than the batch after.
     fn poll_fault(&mut self) -> Option<usize>;
 
     /// Whether everything in one slot is finite. Waits.

@@ -60,11 +60,11 @@ pub struct Batch<'a> {
     pub masks: Masks<'a>,
 }
 
-/// A loss that is not a number, and where it came from.
+/// A loss or a membrane potential that is not a number, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the loss is not finite at time step {time_step}: it began in {place}; lower optimiser.lr, or \
-     look at the input"
+    "not every number is finite at time step {time_step}: it began in {place}; lower optimiser.lr, \
+     or look at the input"
 )]
 pub struct Fault {
     /// The time step t, from 0.
@@ -120,7 +120,7 @@ impl Learner {
         }
     }
 
-    /// Stops at a loss that is not finite, naming where it began.
+    /// Stops at a loss or membrane potential that is not finite, naming where it began.
     pub(crate) fn check(&self, kernels: &mut dyn Kernels) -> Result<(), Fault> {
         let Some(time_step) = kernels.poll_fault() else {
             return Ok(());
@@ -164,7 +164,8 @@ pub trait Algorithm: Send {
     /// Learns from one batch; states start at u = s = 0.
     ///
     /// # Errors
-    /// If the loss stops being finite; nothing has been updated after that time step's loss.
+    /// If the loss or a membrane potential stops being finite; nothing has been updated after that
+    /// time step's loss.
     fn learn(
         &mut self,
         learner: &mut Learner,

@@ -121,7 +121,7 @@ impl NormLifCase {
 }
 
 /// xhat of one time step.
-fn normalised(z: Value) -> Value {
+pub(crate) fn normalised(z: Value) -> Value {
     let mean = z.clone().mean_dims(&[0, 1, 2]);
     let centred = z - mean;
     let variance = centred.clone().square().mean_dims(&[0, 1, 2]);
@@ -129,7 +129,7 @@ fn normalised(z: Value) -> Value {
 }
 
 /// What is left of u after reset and leak, Eq. (2).
-fn charged(neuron: &Neuron, u: Value, s: Value) -> Value {
+pub(crate) fn charged(neuron: &Neuron, u: Value, s: Value) -> Value {
     let left = match neuron.reset {
         Reset::Hard => u * (s.ones_like() - s),
         Reset::Soft => u - s * neuron.v_th,
@@ -140,7 +140,7 @@ fn charged(neuron: &Neuron, u: Value, s: Value) -> Value {
 
 /// `[u >= v_th]` whose gradient is Eq. (4): the spikes as a constant, plus 0 in the form F - F,
 /// where only the first F has a gradient, F' = H'.
-fn spikes(neuron: &Neuron, u: &Value) -> Value {
+pub(crate) fn spikes(neuron: &Neuron, u: &Value) -> Value {
     let Neuron { alpha, v_th, .. } = *neuron;
     let s = u.clone().greater_equal_scalar(v_th).float().detach();
     // The integral of alpha - alpha^2 |x| over x, up to the end of the triangle.

@@ -8,7 +8,7 @@
 //! - `loops`: the forward in plain f64 loops.
 //! - `autodiff`: both directions by autodiff.
 
-mod autodiff;
+pub(crate) mod autodiff;
 mod loops;
 pub mod rows;
 mod run;

@@ -64,8 +64,9 @@ impl CpuKernels {
         report.correct[t] += correct;
         report.samples[t] += labelled as u64;
         report.batches[t] += 1;
-        if !total.is_finite() && self.fault.is_none() {
-            self.fault = Some(t);
+        // In f32, as everything else: the sum in f64 hides that logits have left all bounds.
+        if !single(total).is_finite() {
+            self.fault.get_or_insert(t);
         }
         if let Some(buffer) = dlogits {
             self.put(buffer, errors);

@@ -81,6 +81,10 @@ impl Body<0> for Moments<'_> {
     }
 }
 
+/// Beside a block's count of spikes: some potential in it is not finite. NaN never reaches the
+/// threshold, so neurons would turn it into silence and no loss would show it.
+const NOT_FINITE: u64 = 1 << 63;
+
 /// The affine map of a norm at one time step, along a tile.
 #[derive(Clone, Copy)]
 struct Affine<'a> {
@@ -110,6 +114,7 @@ impl Body<3> for Forward<'_> {
         let (first, len) = (block.rows.start * c, block.rows.len() * c);
         let mut y = [0.0f32; STRIP];
         let (mut here, mut begin, mut word, mut count) = (0, 0, 0, 0u64);
+        let mut largest = 0u32;
         while here < len {
             let n = STRIP.min(width - begin).min(len - here);
             let at = first + here;
@@ -121,6 +126,7 @@ impl Body<3> for Forward<'_> {
             if let Some(neuron) = self.neuron {
                 let u = &mut u_out[here..here + n];
                 self.charge(neuron, u, y, at);
+                largest = largest.max(largest_magnitude(u));
                 // Eq. (3): s = [u >= v_th]; a word for each row, or part of a wide row.
                 for row in u.chunks(c) {
                     let bits = spikes(row, neuron.v_th);
@@ -138,7 +144,8 @@ impl Body<3> for Forward<'_> {
             begin = if begin + n < width { begin + n } else { 0 };
         }
         if let Some(total) = block.counts.first_mut() {
-            *total = count;
+            let finite = largest < f32::INFINITY.to_bits();
+            *total = count | if finite { 0 } else { NOT_FINITE };
         }
     }
 }
@@ -197,6 +204,14 @@ impl Forward<'_> {
             u.copy_from_slice(y);
         }
     }
+}
+
+/// The bits of the largest |u|: those of infinity and, above them, NaN are larger than any number's.
+/// Whole numbers, because compilers vectorise their maximum.
+#[inline(always)]
+fn largest_magnitude(u: &[f32]) -> u32 {
+    let magnitudes = u.iter().map(|u| u.abs().to_bits());
+    magnitudes.fold(0, u32::max)
 }
 
 /// What is left of u after its spike, before the leak.
@@ -291,7 +306,10 @@ impl CpuKernels {
             },
             &body,
         );
-        let fired: u64 = counts.iter().sum();
+        let fired: u64 = counts.iter().map(|count| count & !NOT_FINITE).sum();
+        if counts.iter().any(|count| count & NOT_FINITE != 0) {
+            self.fault.get_or_insert(t);
+        }
         if let Some(Lif {
             index, u: handle, ..
         }) = layer.lif

@@ -57,7 +57,13 @@ pub(super) fn loss(loss: &Loss, y: &Tensor<2>, labels: &Labels) -> (f32, Tensor<
 
     let ce = -(e.clone() * log_p.clone()).sum() / n;
     let mse = off.clone().square().sum() / (n * k);
-    let value = ce * loss.ce + mse * loss.mse; // Eq. (11)
+    // Eq. (11). Squares overflow long before the cross-entropy does: where they do not count, they
+    // must not make it 0 times infinity.
+    let value = if loss.mse == 0.0 {
+        ce * loss.ce
+    } else {
+        ce * loss.ce + mse * loss.mse
+    };
 
     let dce = (log_p.exp() - e) * labels.labelled.clone() / n;
     let dmse = off * 2.0 / (n * k);

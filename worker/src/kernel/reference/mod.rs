@@ -198,7 +198,9 @@ impl Kernels for ReferenceKernels {
     }
 
     fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase) {
-        norm_lif::forward(&mut self.memory, &mut self.report, layer, t, phase);
+        if !norm_lif::forward(&mut self.memory, &mut self.report, layer, t, phase) {
+            self.fault.get_or_insert(t);
+        }
     }
 
     fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors) {

@@ -7,14 +7,14 @@ use super::neuron;
 use super::norm::{self, Moments};
 use crate::kernel::{Arena, Lif, Norm, NormLif, NormLifErrors, Phase, Report, Window};
 
-/// One time step (Algorithm 1, lines 4 to 7).
+/// One time step (Algorithm 1, lines 4 to 7). Returns whether all potentials are finite.
 pub(super) fn forward(
     memory: &mut Memory,
     report: &mut Report,
     layer: &NormLif,
     t: usize,
     phase: Phase,
-) {
+) -> bool {
     let z = memory.load(layer.z, t);
     let mut y = match &layer.norm {
         Some(norm) => normalise(memory, norm, z, t, phase),
@@ -26,16 +26,20 @@ pub(super) fn forward(
     if let Some(buffer) = layer.y {
         memory.store(buffer, t, y.clone());
     }
-    if let Some(lif) = &layer.lif {
-        let s = fire(memory, report, lif, y, t);
-        let out = match layer.after {
-            Some(after) => s + memory.load(after, t),
-            None => s,
-        };
-        if let Some(buffer) = layer.out {
-            memory.store(buffer, t, out);
-        }
+    let Some(lif) = &layer.lif else {
+        return true;
+    };
+    let s = fire(memory, report, lif, y, t);
+    let out = match layer.after {
+        Some(after) => s + memory.load(after, t),
+        None => s,
+    };
+    if let Some(buffer) = layer.out {
+        memory.store(buffer, t, out);
     }
+    // NaN never reaches the threshold: neurons turn it into silence.
+    let u = to_host(memory.load(lif.u, t));
+    u.iter().all(|u| u.is_finite())
 }
 
 /// Batch norm at one time step: with the statistics of the batch, which move the running ones, or
