@@ -19,7 +19,10 @@ pub fn reference() -> Box<dyn Kernels> {
     Box::new(ReferenceKernels::new())
 }
 
-/// Slices, threads and vectors: one thread, or two; the widest vectors here, or none.
+/// Slices, threads and vectors: so many threads, the widest vectors of the machine or those given.
+///
+/// # Panics
+/// If the machine lacks the vectors or cannot start threads.
 pub fn cpu(threads: usize, isa: Option<Isa>) -> Box<dyn Kernels> {
     let kernels = CpuKernels::new(threads, isa);
     Box::new(kernels.expect("a machine starts two threads and runs what it says it has"))

@@ -119,7 +119,10 @@ fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
         path.display()
     );
     let beside = path.with_file_name(format!("{net}.common.safetensors"));
-    let common = CommonTrace::read(&beside)?;
+    let common = CommonTrace::read(&beside);
+    let common = common.with_context(|| {
+        format!("{} is read together with {}", path.display(), beside.display())
+    })?;
     let trace = AlgorithmTrace::read(path, &common)?;
     let mut kernels = kernels(arguments)?;
     match replay(&common, &trace, &mut *kernels) {
