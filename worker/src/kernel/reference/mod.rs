@@ -128,13 +128,9 @@ impl ReferenceKernels {
 
 impl Kernels for ReferenceKernels {
     fn name(&self) -> String {
-<<<<<<< HEAD
-        "burn (reference)".into()
-=======
         let device = format!("{:?}", self.memory.device());
         let device = device.trim_start_matches("Device<").trim_end_matches('>');
         format!("reference (burn, {device})")
->>>>>>> burn
     }
 
     fn bytes(&self, spec: &BufferSpec) -> u64 {
