@@ -5,13 +5,14 @@
 //! autodiff finds every gradient, the temporal ones of Algorithm 1, line 17, included.
 
 use synfire::kernel::Phase;
+use synfire::kernel::cpu::simd::Isa;
 use synfire_tests::cases::conv::{self, ConvCase};
 use synfire_tests::cases::loss::{self, LossCase};
 use synfire_tests::cases::norm_lif::{NormLifCase, rows};
 use synfire_tests::cases::pointwise::{self, PointwiseCase};
 use synfire_tests::cases::pool::{self, PoolCase};
 use synfire_tests::outcome::Outcome;
-use synfire_tests::rig::{Case, Make, reference, run};
+use synfire_tests::rig::{Case, Make, cpu, reference, run};
 
 fn hold_to<C: Case>(cases: &[C], make: Make, oracle: fn(&C) -> Outcome) {
     assert!(!cases.is_empty());
@@ -80,6 +81,8 @@ macro_rules! suite {
     };
 }
 
+// One line per back end.
 suite!(reference_back_end, reference);
-// One line per back end:
-// suite!(cpu, || Box::new(synfire::kernel::cpu::CpuKernels::new(2, None)));
+suite!(cpu_of_one_thread, || cpu(1, None));
+suite!(cpu_of_two_threads, || cpu(2, None));
+suite!(cpu_portable, || cpu(2, Some(Isa::Portable)));

@@ -3,10 +3,11 @@
 //! The reference itself goes through the suite too, which shows that it is deterministic; that it
 //! is right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
 
+use synfire::kernel::cpu::simd::Isa;
 use synfire::kernel::{Arena, BufferSpec, Span};
 use synfire::shape::Shape;
 use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
-use synfire_tests::rig::{Make, hold_to_reference, reference};
+use synfire_tests::rig::{Make, cpu, hold_to_reference, hold_to_same_bits, reference};
 
 /// The suite for one back end.
 macro_rules! suite {
@@ -95,10 +96,26 @@ macro_rules! suite {
     };
 }
 
+// One line per back end.
 suite!(reference_back_end, reference);
-// One line per back end:
-// suite!(cpu, || Box::new(synfire::kernel::cpu::CpuKernels::new(2, None)));
+suite!(cpu_of_one_thread, || cpu(1, None));
+suite!(cpu_of_two_threads, || cpu(2, None));
+suite!(cpu_portable, || cpu(2, Some(Isa::Portable)));
+suite!(cpu_without_avx512, || {
+    let mut forms = [Isa::Avx2, Isa::Portable].into_iter();
+    cpu(2, forms.find(|isa| isa.is_available()))
+});
 
+#[test]
+fn bits_on_the_cpu_do_not_depend_on_the_number_of_threads() {
+    let (one, three): (Make, Make) = (|| cpu(1, None), || cpu(3, None));
+    hold_to_same_bits(&conv::edges(), one, three);
+    hold_to_same_bits(&conv::random(60), one, three);
+    hold_to_same_bits(&rows::norms(), one, three);
+    hold_to_same_bits(&rows::parts(), one, three);
+    hold_to_same_bits(&pool::all(), one, three);
+    hold_to_same_bits(&loss::all(), one, three);
+}
 fn memory_comes_zeroed_and_rings_wrap(make: Make) {
     let mut kernels = make();
     let shape = Shape::new(2, 3, 5);

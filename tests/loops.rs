@@ -5,6 +5,7 @@
 
 use synfire::shape::Shape;
 use synfire_tests::cases::conv::{self, ConvCase, ConvData};
+use synfire_tests::cases::loss::{self, LossCase};
 use synfire_tests::cases::norm_lif::{NormLifCase, rows};
 use synfire_tests::cases::pool::{self, Kind, PoolCase};
 use synfire_tests::cases::update::{self, UpdateCase};
@@ -40,6 +41,11 @@ fn reference_norms_and_neurons_match_loops() {
 #[test]
 fn reference_pools_and_flatten_match_loops() {
     hold_to_loops(&pool::all(), pool_loops);
+}
+
+#[test]
+fn reference_counts_match_loops() {
+    hold_to_loops(&loss::all(), LossCase::loops);
 }
 
 #[test]

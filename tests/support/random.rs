@@ -31,7 +31,7 @@ impl Random {
     /// A whole number below `n`.
     ///
     /// # Panics
-    /// Never.
+    /// Never: it is below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         let wide = u128::from(self.bits()) * n as u128;
         usize::try_from(wide >> 64).expect("it is below n")

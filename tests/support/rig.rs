@@ -1,5 +1,7 @@
 //! A back end with its buffers filled, and what was read from it.
 
+use synfire::kernel::cpu::CpuKernels;
+use synfire::kernel::cpu::simd::Isa;
 use synfire::kernel::reference::ReferenceKernels;
 use synfire::kernel::{
     Arena, ArenaSizes, Buffer, BufferSpec, Errors, ErrorsOut, Kernels, Span, Window,
@@ -15,6 +17,15 @@ pub type Make = fn() -> Box<dyn Kernels>;
 /// The definition.
 pub fn reference() -> Box<dyn Kernels> {
     Box::new(ReferenceKernels::new())
+}
+
+/// Slices, threads and vectors: so many threads, the widest vectors of the machine or those given.
+///
+/// # Panics
+/// If the machine lacks the vectors or cannot start threads.
+pub fn cpu(threads: usize, isa: Option<Isa>) -> Box<dyn Kernels> {
+    let kernels = CpuKernels::new(threads, isa);
+    Box::new(kernels.expect("a machine starts two threads and runs what it says it has"))
 }
 
 /// Something that a back end computes and an oracle may confirm.
@@ -52,6 +63,24 @@ pub fn hold_to_reference<C: Case>(cases: &[C], make: Make) {
         let mut outside = Rig::new(&mut *kernels);
         case.run(&mut outside);
         expected.assert_met_by(&outside.outcome, &format!("{}, outside run", case.name()));
+    }
+}
+
+/// Holds two back ends to the same bits: forms of one that differ in their threads.
+///
+/// # Panics
+/// If a bit differs; names the case and the result.
+pub fn hold_to_same_bits<C: Case>(cases: &[C], one: Make, other: Make) {
+    for case in cases {
+        let (one, other) = (run(case, one), run(case, other));
+        assert!(one.names().eq(other.names()), "{}", case.name());
+        for name in one.names() {
+            let bits = |outcome: &Outcome| -> Vec<u32> {
+                let values = outcome.get(name).unwrap_or_default();
+                values.iter().map(|x| x.to_bits()).collect()
+            };
+            assert_eq!(bits(&one), bits(&other), "{}: {name}", case.name());
+        }
     }
 }
 
@@ -156,7 +185,8 @@ impl<'a> Rig<'a> {
         Errors { buffer, steps }
     }
 
-    /// A place for errors of a window: to be overwritten, or with something to add to.
+    /// A place for errors of a window: with something to add to, or a larger one, which served
+    /// another value before.
     pub fn errors_out(
         &mut self,
         samples: usize,
@@ -164,10 +194,16 @@ impl<'a> Rig<'a> {
         window: Window,
         accumulate: bool,
     ) -> ErrorsOut {
-        let buffer = self.plain(samples, shape, Content::Real, window.len);
-        let elements = samples * shape.elements();
+        let served = if accumulate {
+            shape
+        } else {
+            Shape::new(shape.height + 1, shape.width, shape.channels + 3)
+        };
+        let buffer = self.plain(samples, served, Content::Real, window.len);
+        let elements = samples * served.elements();
         for t in window.newest_first() {
-            self.kernels.write(buffer, t, &earlier_error(t, elements));
+            let before = earlier_error(t, elements);
+            self.kernels.write(buffer, t, &before);
         }
         ErrorsOut { buffer, accumulate }
     }
@@ -193,13 +229,13 @@ impl<'a> Rig<'a> {
         self.outcome.note(name, tolerance, values);
     }
 
-    /// Notes and resets the back end's report.
+    /// Notes and resets the back end's report. Zeros at the end of a list may be there or not.
     pub fn note_report(&mut self, name: &str) {
         let report = self.kernels.take_report();
         #[expect(clippy::cast_possible_truncation, reason = "losses are f32 numbers")]
-        let loss = report.loss.iter().map(|loss| *loss as f32).collect();
+        let loss: Vec<f32> = report.loss.iter().map(|loss| *loss as f32).collect();
         self.outcome
-            .note(format!("{name} loss"), Tolerance::Forward, loss);
+            .note(format!("{name} loss"), Tolerance::Forward, trimmed(loss));
         for (part, counts) in [
             ("correct", report.correct),
             ("samples", report.samples),
@@ -207,11 +243,21 @@ impl<'a> Rig<'a> {
             ("spikes", report.spikes),
             ("neurons", report.neurons),
         ] {
-            let counts = counts.iter().map(|n| *n as f32).collect();
+            let counts = trimmed(counts.iter().map(|n| *n as f32).collect());
             self.outcome
                 .note(format!("{name} {part}"), Tolerance::Exact, counts);
         }
     }
+}
+
+/// Without the zeros at its end.
+pub fn trimmed(mut values: Vec<f32>) -> Vec<f32> {
+    let len = values
+        .iter()
+        .rposition(|x| *x != 0.0)
+        .map_or(0, |last| last + 1);
+    values.truncate(len);
+    values
 }
 
 fn next(used: &mut usize, len: usize) -> Span {

@@ -51,6 +51,9 @@ impl std::fmt::Debug for Node {
 ///
 /// # Errors
 /// If the model does not fit the input, or the back end cannot start.
+///
+/// # Panics
+/// Never: initial values are drawn for the graph's own parameters.
 pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError> {
     let options = model_options(&run.model, input, classes);
     let graph = models::build(&options)?;
@@ -104,7 +107,10 @@ pub fn algorithm(algorithm: run::Algorithm) -> Box<dyn Algorithm> {
 }
 
 /// A neuron as the kernels take it.
-#[expect(clippy::cast_possible_truncation, reason = "the engine computes in f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the engine computes in f32"
+)]
 pub fn neuron(neuron: &run::Neuron) -> Neuron {
     Neuron {
         tau_m: neuron.tau_m as f32,
@@ -120,7 +126,10 @@ pub fn neuron(neuron: &run::Neuron) -> Neuron {
 }
 
 /// A loss as two weights (Eq. 11).
-#[expect(clippy::cast_possible_truncation, reason = "the engine computes in f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the engine computes in f32"
+)]
 pub fn loss(loss: run::Loss, samples: usize, classes: usize) -> Loss {
     let (ce, mse) = match loss {
         run::Loss::Paper { lambda } => (1.0 - lambda, lambda),
@@ -136,15 +145,26 @@ pub fn loss(loss: run::Loss, samples: usize, classes: usize) -> Loss {
 }
 
 /// A model of a run for the data's input and classes.
-#[expect(clippy::cast_possible_truncation, reason = "a rate is a rate in f32 too")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a rate is a rate in f32 too"
+)]
 pub fn model_options(model: &run::Model, input: Shape, classes: usize) -> ModelOptions {
     use run::Depth::{Eighteen, ThirtyFour};
     let name = match model.network {
         run::Network::Small => ModelName::Small,
-        run::Network::MsResnet { depth: Eighteen, .. } => ModelName::MsResnet18,
-        run::Network::MsResnet { depth: ThirtyFour, .. } => ModelName::MsResnet34,
-        run::Network::SewResnet { depth: Eighteen, .. } => ModelName::SewResnet18,
-        run::Network::SewResnet { depth: ThirtyFour, .. } => ModelName::SewResnet34,
+        run::Network::MsResnet {
+            depth: Eighteen, ..
+        } => ModelName::MsResnet18,
+        run::Network::MsResnet {
+            depth: ThirtyFour, ..
+        } => ModelName::MsResnet34,
+        run::Network::SewResnet {
+            depth: Eighteen, ..
+        } => ModelName::SewResnet18,
+        run::Network::SewResnet {
+            depth: ThirtyFour, ..
+        } => ModelName::SewResnet34,
         run::Network::Vgg11 { .. } => ModelName::Vgg11,
     };
     let mut options = ModelOptions {

@@ -202,7 +202,12 @@ pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainErr
     let dataset = Arc::new(dataset(&run.data)?);
     let shape = dataset.shape();
     let input = Shape::new(shape.height, shape.width, shape.channels);
-    let loader = Loader::new(Arc::clone(&dataset), augment(&run.data), run.seed, run.data.batch);
+    let loader = Loader::new(
+        Arc::clone(&dataset),
+        augment(&run.data),
+        run.seed,
+        run.data.batch,
+    );
     if loader.train_batches() == 0 {
         return Err(TrainError::BatchTooLarge {
             len: dataset.train.len(),
@@ -214,7 +219,10 @@ pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainErr
     tell(Event::Began {
         engine: node.kernels.name(),
         algorithm: node.algorithm.name(),
-        parameters: parameters.iter().map(crate::graph::Parameter::elements).sum(),
+        parameters: parameters
+            .iter()
+            .map(crate::graph::Parameter::elements)
+            .sum(),
         images: (dataset.train.len(), dataset.test.len()),
     });
     let first = Place {

@@ -45,11 +45,7 @@ pub enum WeightsError {
 ///
 /// # Errors
 /// If the file cannot be written; what was there before is then still there.
-pub fn save(
-    path: &Path,
-    network: &Network,
-    kernels: &mut dyn Kernels,
-) -> Result<(), WeightsError> {
+pub fn save(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result<(), WeightsError> {
     let layout = &network.plan().layout;
     let mut saved = TraceFile::default();
     for (parameter, span) in layout.parameters() {
@@ -74,22 +70,27 @@ pub fn save(
 ///
 /// # Errors
 /// If the file cannot be read, or its tensors are not those of the network; nothing is changed then.
-pub fn load(
-    path: &Path,
-    network: &Network,
-    kernels: &mut dyn Kernels,
-) -> Result<(), WeightsError> {
+///
+/// # Panics
+/// Never: names and sizes are checked before anything is set.
+pub fn load(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result<(), WeightsError> {
     let read = file::read(path)?;
     let shown = || path.display().to_string();
     let layout = &network.plan().layout;
-    let parameters = layout.parameters().iter().map(|(p, span)| (&p.name, span.len));
+    let parameters = layout
+        .parameters()
+        .iter()
+        .map(|(p, span)| (&p.name, span.len));
     let statistics = layout.statistics().iter().map(|(n, span)| (n, span.len));
     let mut found = Vec::new();
     for (name, want) in parameters.chain(statistics) {
-        let tensor = read.tensors.get(name).ok_or_else(|| WeightsError::Missing {
-            file: shown(),
-            name: name.clone(),
-        })?;
+        let tensor = read
+            .tensors
+            .get(name)
+            .ok_or_else(|| WeightsError::Missing {
+                file: shown(),
+                name: name.clone(),
+            })?;
         let TensorData::F32(values) = &tensor.data else {
             return Err(WeightsError::Integers {
                 file: shown(),

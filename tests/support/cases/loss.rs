@@ -8,7 +8,7 @@ use synfire::shape::{Content, Shape};
 use crate::autodiff::{constant, gradient, leaf, numbers};
 use crate::outcome::{Outcome, Tolerance};
 use crate::random::{Random, Series};
-use crate::rig::{Case, Rig, at};
+use crate::rig::{Case, Rig, at, trimmed};
 
 /// The loss of some time steps of some batches.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,43 @@ impl LossCase {
                 }
             }
         }
-        outcome.note("report loss", Tolerance::Forward, losses);
+        outcome.note("report loss", Tolerance::Forward, trimmed(losses));
+        outcome
+    }
+
+    /// What is counted, by plain loops.
+    pub fn loops(&self) -> Outcome {
+        let Loss {
+            samples, classes, ..
+        } = self.loss;
+        let mut correct = vec![0.0; self.num_steps];
+        let mut num_labelled = vec![0.0; self.num_steps];
+        for batch in 0..BATCHES {
+            let (labels, logits) = self.data(batch);
+            let mut sums = vec![0.0; samples * classes];
+            for (t, logits) in logits.iter().enumerate() {
+                sums.iter_mut().zip(logits).for_each(|(sum, y)| *sum += y);
+                for (label, row) in labels.iter().zip(sums.chunks(classes)) {
+                    if *label == u32::MAX {
+                        continue;
+                    }
+                    num_labelled[t] += 1.0;
+                    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let first = row.iter().position(|y| y.to_bits() == largest.to_bits());
+                    correct[t] += f32::from(first == Some(*label as usize));
+                }
+            }
+        }
+        let mut outcome = Outcome::default();
+        let batches = vec![BATCHES as f32; self.num_steps];
+        for (name, counts) in [
+            ("report correct", correct),
+            ("report samples", num_labelled),
+            ("report batches", batches),
+            ("empty report batches", Vec::new()),
+        ] {
+            outcome.note(name, Tolerance::Exact, trimmed(counts));
+        }
         outcome
     }
 

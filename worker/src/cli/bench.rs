@@ -17,6 +17,7 @@ use crate::train::Tally;
 use crate::{node, weights};
 use clap::ValueEnum;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,9 +38,11 @@ enum AlgorithmArgument {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without --images, pictures are fixed noise; without --weights, weights are \
+#[command(
+    after_help = "Without --images, pictures are fixed noise; without --weights, weights are \
 freshly drawn. The cpu engine's speed depends on how many neurons spike, so time it on both. A \
-median whose minimum and maximum differ by more than a tenth was disturbed: time again.")]
+median whose minimum and maximum differ by more than a tenth was disturbed: time again."
+)]
 pub(super) struct Arguments {
     #[arg(long, value_parser = model::name, help = format!("The model: {NAMES}"))]
     model: ModelName,
@@ -72,7 +75,7 @@ pub(super) struct Arguments {
     /// Weights to start from: a safetensors file of `synfire train --save-weights`
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Pictures: plain CIFAR-10 records (data_batch_1.bin) or the folder that holds them
+    /// Pictures: plain CIFAR-10 records (`data_batch_1.bin`) or the folder that holds them
     #[arg(long, value_name = "FILE")]
     images: Option<PathBuf>,
     /// The learning rate of the timed updates
@@ -260,7 +263,9 @@ impl Bench {
 
     fn work_seconds(&self, work: Work) -> f64 {
         let rows = self.learner.network.profile.rows();
-        rows.iter().map(|row| row[work as usize].as_secs_f64()).sum()
+        rows.iter()
+            .map(|row| row[work as usize].as_secs_f64())
+            .sum()
     }
 
     fn text(&self, arguments: &Arguments, tally: &Tally) -> String {
@@ -276,8 +281,9 @@ impl Bench {
             self.kernels.name(),
             self.seconds.len(),
         );
-        text += &self.layers(batches, all).text();
-        text += &format!(
+        text.push_str(&self.layers(batches, all).text());
+        let _ = write!(
+            text,
             "\nimages/s        {middle:.2} (median; {least:.2} to {most:.2})\n\
              firing rate     {:.4}\n\
              warm-up         {}\n",
@@ -285,13 +291,15 @@ impl Bench {
             duration(self.warmup_seconds),
         );
         let network = &self.learner.network;
-        text += &format!(
-            "window          {:.1} MiB\n",
+        let _ = writeln!(
+            text,
+            "window          {:.1} MiB",
             mib(network.bytes(&*self.kernels, Role::Kept))
         );
         if let Some(peak) = peak_resident_mib() {
-            text += &format!(
-                "peak resident   {peak:.0} MiB, {:.0} of them before the network was built\n",
+            let _ = writeln!(
+                text,
+                "peak resident   {peak:.0} MiB, {:.0} of them before the network was built",
                 self.resident_before_mib
             );
         }
@@ -308,7 +316,13 @@ impl Bench {
         let mut push = |name: &str, shape: String, row: &[f64]| {
             let total: f64 = row.iter().sum();
             let mut cells = vec![name.to_owned(), shape];
-            let number = |ms: f64| if ms == 0.0 { String::new() } else { format!("{ms:.2}") };
+            let number = |ms: f64| {
+                if ms == 0.0 {
+                    String::new()
+                } else {
+                    format!("{ms:.2}")
+                }
+            };
             cells.extend(row.iter().map(|&s| number(1e3 * s / batches)));
             cells.push(number(1e3 * total / batches));
             cells.push(format!("{:.1} %", 100.0 * total / all));
@@ -316,10 +330,17 @@ impl Bench {
         };
         let seconds = |row: &[std::time::Duration; Work::ALL.len()]| row.map(|d| d.as_secs_f64());
         for (index, row) in rows.iter().enumerate() {
-            let name = plan.stage_names.get(index).map_or("loss, update", |name| name);
+            let name = plan
+                .stage_names
+                .get(index)
+                .map_or("loss, update", |name| name);
             let shape = plan.stage_nodes.get(index).and_then(|nodes| nodes.last());
             let shape = shape.map(|&n| self.graph.value(self.graph.nodes()[n].output).shape);
-            push(name, shape.map_or(String::new(), |s| s.to_string()), &seconds(row));
+            push(
+                name,
+                shape.map_or(String::new(), |s| s.to_string()),
+                &seconds(row),
+            );
         }
         let sums = Work::ALL.map(|work| self.work_seconds(work));
         push("all", String::new(), &sums);

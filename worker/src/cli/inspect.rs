@@ -50,7 +50,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         seed: 0,
     };
     let plan = Plan::new(&graph, &settings);
-    println!("{} on {}, {} classes\n", options.name, options.input, options.classes);
+    println!(
+        "{} on {}, {} classes\n",
+        options.name, options.input, options.classes
+    );
     println!("{}", layers(&graph, &plan).text());
     println!("{}", totals(&graph).text());
     println!("{}", memory(&plan).text());
@@ -138,7 +141,10 @@ fn totals(graph: &Graph) -> Table {
         .map(|n| graph.value(n.output).shape.elements())
         .sum();
     let parameters = graph.parameters();
-    let parameters: usize = parameters.iter().map(crate::graph::Parameter::elements).sum();
+    let parameters: usize = parameters
+        .iter()
+        .map(crate::graph::Parameter::elements)
+        .sum();
     let mut table = Table::new(&["in all", ""]);
     let mut row = |name: &str, value: String| table.push(vec![name.into(), value]);
     row("parameters", thousands(parameters as u64));
@@ -149,7 +155,10 @@ fn totals(graph: &Graph) -> Table {
     row("layers of neurons", count(|op| *op == Op::Lif).to_string());
     row("neurons per image", thousands(neurons as u64));
     let macs = graph.multiply_accumulates() as f64 / 1e6;
-    row("MMAC per image and time step, forward", format!("{macs:.1}"));
+    row(
+        "MMAC per image and time step, forward",
+        format!("{macs:.1}"),
+    );
     table
 }
 

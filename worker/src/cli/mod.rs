@@ -20,7 +20,8 @@ mod trace;
 mod train;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -28,7 +29,12 @@ use tracing_subscriber::EnvFilter;
 /// (STOL; Xue, Liu, Wang, Qu, "Reasonable Gradients for Online Training Algorithms in Spiking
 /// Neural Networks").
 #[derive(Debug, Parser)]
-#[command(name = "synfire", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "synfire",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -54,8 +60,14 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SYNFIRE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
         .with_writer(std::io::stderr)
         .init();
+    if std::env::args_os().len() < 2 {
+        print!("{}", Arguments::command().render_help());
+        return ExitCode::SUCCESS;
+    }
     let result = match Arguments::parse().verb {
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),

@@ -102,5 +102,4 @@ pub(super) fn name(text: &str) -> Result<ModelName, String> {
 }
 
 /// Every name, for help.
-pub(super) const NAMES: &str =
-    "small, ms_resnet18, ms_resnet34, sew_resnet18, sew_resnet34, vgg11";
+pub(super) const NAMES: &str = "small, ms_resnet18, ms_resnet34, sew_resnet18, sew_resnet34, vgg11";

@@ -1,5 +1,7 @@
 //! Columns and numbers for people.
 
+use std::fmt::Write as _;
+
 /// Lines of cells, the first column to the left, the others to the right.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -29,11 +31,11 @@ impl Table {
             let mut line = String::new();
             for (c, cell) in row.iter().enumerate() {
                 let width = widths[c];
-                if c == 0 {
-                    line += &format!("{cell:<width$}");
+                let _ = if c == 0 {
+                    write!(line, "{cell:<width$}")
                 } else {
-                    line += &format!("  {cell:>width$}");
-                }
+                    write!(line, "  {cell:>width$}")
+                };
             }
             text += line.trim_end();
             text.push('\n');
@@ -77,7 +79,10 @@ pub(super) fn duration(seconds: f64) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
     }
-    #[expect(clippy::cast_possible_truncation, reason = "a run of 136 years is long enough")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a run of 136 years is long enough"
+    )]
     #[expect(clippy::cast_sign_loss, reason = "time goes forward")]
     let whole = seconds.round().min(f64::from(u32::MAX)) as u32;
     if whole < 3600 {

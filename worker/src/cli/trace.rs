@@ -15,7 +15,8 @@ use synfire_shared::ids::Epoch;
 use synfire_shared::run;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Writes OUT/NET.common.safetensors (graph, starting weights, pictures) and \
+#[command(
+    after_help = "Writes OUT/NET.common.safetensors (graph, starting weights, pictures) and \
 OUT/NET.ALGORITHM.safetensors (loss, logits, rates, every gradient, parameter and running statistic \
 at every time step). `synfire verify` replays them on another machine, driver or back end.
 
@@ -25,7 +26,8 @@ rounding alone; then record another seed.
 
 Example:
   synfire trace --net quick --set data.batch=4 --out traces
-  synfire verify traces/quick.stol_k2_saved.safetensors --engine burn")]
+  synfire verify traces/quick.stol_k2_saved.safetensors --engine burn"
+)]
 pub(super) struct Arguments {
     /// The run as a TOML file; without it, the built-in one
     config: Option<PathBuf>,
@@ -58,7 +60,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let dataset = Arc::new(crate::train::dataset(&run.data)?);
     let shape = dataset.shape();
     let input = Shape::new(shape.height, shape.width, shape.channels);
-    let loader = Loader::new(Arc::clone(&dataset), Augment::None, run.seed, run.data.batch);
+    let loader = Loader::new(
+        Arc::clone(&dataset),
+        Augment::None,
+        run.seed,
+        run.data.batch,
+    );
     let wanted = arguments.batches as usize;
     anyhow::ensure!(
         loader.train_batches() >= wanted,

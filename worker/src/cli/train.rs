@@ -7,6 +7,7 @@ use crate::train::{self, EpochRecord, Event, Progress, Trained};
 use crate::weights;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,7 +47,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
         let missing = folder.filter(|folder| !folder.is_dir());
         if let Some(folder) = missing {
-            anyhow::bail!("--save-weights: {} is no folder: make it first", folder.display());
+            anyhow::bail!(
+                "--save-weights: {} is no folder: make it first",
+                folder.display()
+            );
         }
     }
     let mut display = Display::new(&run);
@@ -132,7 +136,10 @@ impl Display {
             self.last_line = Instant::now();
             let left = (p.batches_in_all - p.batches_done) as f64 / p.batches_done as f64;
             let eta = duration(left * self.begin.elapsed().as_secs_f64());
-            println!("batch {}/{}  ETA {eta}  {now}", p.batches_done, p.batches_in_all);
+            println!(
+                "batch {}/{}  ETA {eta}  {now}",
+                p.batches_done, p.batches_in_all
+            );
         }
     }
 
@@ -147,10 +154,14 @@ impl Display {
             record.train.mean_loss(),
             percent(record.train.accuracy()),
         );
-        if let Some(test) = record.test.as_ref().filter(|t| t.samples.iter().any(|&n| n > 0)) {
-            line += &format!("  test {}", percent(test.accuracy()));
+        if let Some(test) = record
+            .test
+            .as_ref()
+            .filter(|t| t.samples.iter().any(|&n| n > 0))
+        {
+            let _ = write!(line, "  test {}", percent(test.accuracy()));
         }
-        line += &format!("  firing rate {:.3}", record.train.firing_rate());
+        let _ = write!(line, "  firing rate {:.3}", record.train.firing_rate());
         match &self.bar {
             Some(bar) => bar.suspend(|| println!("{line}")),
             None => println!("{line}"),
@@ -164,10 +175,16 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     let Some(last) = trained.epochs.last() else {
         return;
     };
-    let test = last.test.as_ref().filter(|t| t.samples.iter().any(|&n| n > 0));
+    let test = last
+        .test
+        .as_ref()
+        .filter(|t| t.samples.iter().any(|&n| n > 0));
     println!();
     if let Some(test) = test {
-        println!("test accuracy after the last epoch  {}", percent(test.accuracy()));
+        println!(
+            "test accuracy after the last epoch  {}",
+            percent(test.accuracy())
+        );
         let steps = test.accuracies().into_iter().enumerate();
         let steps: Vec<String> = steps
             .map(|(t, accuracy)| format!("t={t} {}", percent(accuracy)))
@@ -185,7 +202,10 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     let kernels = &*trained.node.kernels;
     let kept = network.bytes(kernels, Role::Kept);
     let window = network.plan().settings.window;
-    print!("memory: {} kept over the window of {window} time steps", mib(kept));
+    print!(
+        "memory: {} kept over the window of {window} time steps",
+        mib(kept)
+    );
     match peak_resident_mib() {
         Some(peak) => println!(", {peak:.0} MiB resident at the peak"),
         None => println!(),

@@ -28,12 +28,14 @@ enum IsaArgument {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Tolerances: gradients 1e-4 max|g| + 1e-6; loss, logits, parameters, running \
+#[command(
+    after_help = "Tolerances: gradients 1e-4 max|g| + 1e-6; loss, logits, parameters, running \
 statistics and single layers 1e-5 max|x| + 1e-6; spike counts exactly. An error of 1 in the table \
 is the tolerance.
 
 Exit status: 0 all within tolerance; 1 something beyond it, or a file cannot be read; 2 an \
-algorithm or option that is not built in this version.")]
+algorithm or option that is not built in this version."
+)]
 pub(super) struct Arguments {
     /// Traces NET.ALGORITHM.safetensors; NET.common.safetensors lies beside each
     #[arg(value_name = "TRACE", required_unless_present = "ops")]
@@ -117,7 +119,10 @@ fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
         path.display()
     );
     let beside = path.with_file_name(format!("{net}.common.safetensors"));
-    let common = CommonTrace::read(&beside)?;
+    let common = CommonTrace::read(&beside);
+    let common = common.with_context(|| {
+        format!("{} is read together with {}", path.display(), beside.display())
+    })?;
     let trace = AlgorithmTrace::read(path, &common)?;
     let mut kernels = kernels(arguments)?;
     match replay(&common, &trace, &mut *kernels) {

@@ -179,7 +179,9 @@ impl Comparison {
 
     /// Notes what cannot be compared yet, and why.
     pub fn wait(&mut self, what: String) {
-        self.waiting.push(what);
+        if !self.waiting.contains(&what) {
+            self.waiting.push(what);
+        }
     }
 
     /// What could not be compared, and why.

@@ -92,11 +92,9 @@ pub fn record(
     let (mut own, masks) = seen.files(graph, batches.len(), settings.samples);
     common.tensors.extend(masks);
     let (class, args, update) = match run.algorithm {
-        run::Algorithm::Stol { window } => (
-            "STOL",
-            json!({"k": window, "variant": "saved"}),
-            "step",
-        ),
+        run::Algorithm::Stol { window } => {
+            ("STOL", json!({"k": window, "variant": "saved"}), "step")
+        }
         run::Algorithm::Bptt => ("BPTT", json!({}), "batch"),
     };
     for (key, text) in [
@@ -112,7 +110,11 @@ pub fn record(
 }
 
 fn recorded_by(kernels: &dyn Kernels) -> String {
-    format!("synfire {} on {}", env!("CARGO_PKG_VERSION"), kernels.name())
+    format!(
+        "synfire {} on {}",
+        env!("CARGO_PKG_VERSION"),
+        kernels.name()
+    )
 }
 
 fn loss_word(loss: run::Loss) -> Result<&'static str, RecordError> {
@@ -180,7 +182,9 @@ fn nodes(graph: &Graph) -> Vec<Value> {
             Op::AvgPool { kernel } => json!({"k": kernel}),
             Op::AdaptiveAvgPool { side } => json!({"o": side}),
             Op::Dropout { p } => json!({"p": p}),
-            Op::Linear { .. } | Op::BatchNorm | Op::Lif | Op::Flatten | Op::Residual(_) => json!({}),
+            Op::Linear { .. } | Op::BatchNorm | Op::Lif | Op::Flatten | Op::Residual(_) => {
+                json!({})
+            }
         };
         json!({
             "kind": node.op.kind(),
@@ -236,7 +240,10 @@ fn samples(common: &mut TraceFile, graph: &Graph, num_time_steps: usize, batches
     let full = full_shape(&[batches.len(), num_time_steps, n], shape);
     let tensors = &mut common.tensors;
     tensors.insert("input".into(), TraceTensor::f32(&full, inputs));
-    tensors.insert("labels".into(), TraceTensor::i64(&[batches.len(), n], labels));
+    tensors.insert(
+        "labels".into(),
+        TraceTensor::i64(&[batches.len(), n], labels),
+    );
 }
 
 /// Collects what a run makes, row by row.

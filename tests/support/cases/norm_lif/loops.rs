@@ -18,6 +18,7 @@ struct Step {
     moments: Vec<f64>,
     y: Vec<f64>,
     u: Vec<f64>,
+    s: Vec<f64>,
     out: Vec<f64>,
 }
 
@@ -44,6 +45,14 @@ impl NormLifCase {
         if self.norm {
             note("running mean".into(), &loops.running_mean);
             note("running variance".into(), &loops.running_var);
+        }
+        if self.neuron.is_some() {
+            let fired = loops.steps.iter().flat_map(|step| &step.s);
+            let spikes = [0.0, fired.sum::<f64>()];
+            let neurons = [0.0, (self.num_steps * self.elements()) as f64];
+            for (name, counts) in [("spikes", spikes), ("neurons", neurons)] {
+                outcome.note(format!("report {name}"), Tolerance::Exact, narrow(&counts));
+            }
         }
         outcome
     }
@@ -74,6 +83,7 @@ impl NormLifCase {
                 moments,
                 y: Vec::new(),
                 u: Vec::new(),
+                s: Vec::new(),
                 out: Vec::new(),
             };
             for (i, z) in z.iter().enumerate() {
@@ -91,6 +101,7 @@ impl NormLifCase {
                 let after = self.after.map_or(0.0, |_| f64::from(data.after[t][i]));
                 step.y.push(y);
                 step.u.push(u);
+                step.s.push(s);
                 step.out.push(s + after);
             }
             loops.steps.push(step);

@@ -55,6 +55,8 @@ pub struct NormLifCase {
     pub want_z: bool,
     /// Whether errors are added to what is there.
     pub accumulate: bool,
+    /// Whether numbers are quarters, so that many membrane potentials are at the threshold.
+    pub quarters: bool,
     /// Which numbers.
     pub seed: u64,
 }
@@ -122,7 +124,19 @@ impl NormLifCase {
         };
         let (scale, shift) = if self.norm { (2.0, 0.7) } else { (0.8, 0.5) };
         let mut series = |scale, shift| -> Series {
-            let step = |_| scaled(elements, scale, shift);
+            let number = |x: f32| {
+                if self.quarters {
+                    (x * 4.0).round() / 4.0
+                } else {
+                    x
+                }
+            };
+            let step = |_| {
+                scaled(elements, scale, shift)
+                    .into_iter()
+                    .map(number)
+                    .collect()
+            };
             (0..steps).map(step).collect()
         };
         let (z, before) = (series(scale, shift), series(0.5, 0.0));

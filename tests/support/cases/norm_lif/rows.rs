@@ -44,12 +44,13 @@ pub fn norm_and_neurons(num_steps: usize, window: usize) -> NormLifCase {
         y_arrived: None,
         want_z: true,
         accumulate: false,
+        quarters: false,
         seed: 1,
     }
 }
 
 /// Neurons alone: every reset, windows of 1, 2, 3 and all 5 time steps, errors for the newest step
-/// or for all of the window.
+/// or for all of the window; and with many membrane potentials at the threshold.
 pub fn neurons() -> Vec<NormLifCase> {
     let mut cases = Vec::new();
     for (reset, detach_reset) in RESETS {
@@ -67,6 +68,12 @@ pub fn neurons() -> Vec<NormLifCase> {
                 cases.push(case.clear_of_threshold());
             }
         }
+        cases.push(NormLifCase {
+            norm: false,
+            neuron: Some(neuron(reset, detach_reset)),
+            quarters: true,
+            ..norm_and_neurons(4, 3)
+        });
     }
     cases
 }
@@ -156,6 +163,7 @@ pub fn parts() -> Vec<NormLifCase> {
             y_arrived,
             want_z: bit(4) || !bit(5),
             accumulate: bit(5),
+            quarters: false,
             seed: index,
             phase: Phase::Train,
         };

@@ -68,6 +68,7 @@ struct Scratch {
     mean: Vec<f32>,
     scale: Vec<f32>,
     gain: Vec<f32>,
+    tiled: [Vec<f32>; 2],
     stage: Vec<f32>,
     delta: Vec<f32>,
 }

@@ -128,7 +128,9 @@ impl ReferenceKernels {
 
 impl Kernels for ReferenceKernels {
     fn name(&self) -> String {
-        format!("reference ({:?})", self.memory.device())
+        let device = format!("{:?}", self.memory.device());
+        let device = device.trim_start_matches("Device<").trim_end_matches('>');
+        format!("reference (burn, {device})")
     }
 
     fn bytes(&self, spec: &BufferSpec) -> u64 {

@@ -68,8 +68,6 @@ impl<T> Share<T> {
 /// The rows of one task.
 #[derive(Debug)]
 pub(crate) struct Block<'a, const M: usize> {
-    /// Counts blocks from 0; a block has the same number at any number of threads.
-    pub(crate) index: usize,
     /// Its rows.
     pub(crate) rows: Range<usize>,
     /// Its part of each float slice.
@@ -134,7 +132,6 @@ pub(crate) fn for_row_blocks<const M: usize>(
         // each index runs once, and row ranges (and block numbers) of two indices are disjoint.
         let block = unsafe {
             Block {
-                index,
                 floats: std::array::from_fn(|i| floats[i].rows(&rows)),
                 words: words.rows(&rows),
                 sums: sums.rows(&(index..index + 1)),
