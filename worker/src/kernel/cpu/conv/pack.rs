@@ -28,9 +28,8 @@ pub(super) fn forward(isa: Isa, shape: &ConvShape, oihw: &[f32], packed: &mut [f
                 let output = group * GROUP + vector * LANES;
                 let columns = Columns {
                     count: rows * taps,
-                    period: taps,
-                    outer: width,
-                    inner: rows * width,
+                    inner: [1, taps],
+                    strides: [width, 0, rows * width],
                 };
                 let from = &oihw[output * terms + word * 64 * taps..];
                 let outputs = LANES.min(shape.outputs - output);

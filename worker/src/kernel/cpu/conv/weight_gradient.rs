@@ -11,7 +11,7 @@ use rayon::prelude::*;
 /// Percent of active inputs beyond which the dense kernel is faster.
 const DENSE_PERCENT: usize = 75;
 /// Tasks that a small layer is cut into at least, by cutting its samples.
-pub(super) const TASKS: usize = 16;
+const TASKS: usize = 16;
 
 /// `dw` from the input and the error.
 pub(super) fn run(
@@ -129,22 +129,20 @@ pub(super) fn add_pieces(sums: &mut [f32], values: usize) {
 
 /// `[group][kh][kw][input][32]` to OIHW.
 fn unpack_dense(isa: Isa, shape: &ConvShape, sums: &[f32], dw: &mut [f32]) {
-    let taps = shape.kernel * shape.kernel;
-    let terms = taps * shape.inputs;
+    let terms = shape.kernel * shape.kernel * shape.inputs;
     let row = (shape.kernel * shape.inputs + TILE) * GROUP;
     dw.par_chunks_mut(LANES * terms).enumerate().for_each(|(vector, dw)| {
         let (group, vector) = (vector / 2, vector % 2);
         let vectors = ((padded_outputs(shape) - group * GROUP) / LANES).min(2);
         let width = vectors * LANES;
-        for input in 0..shape.inputs {
-            for kh in 0..shape.kernel {
-                let from = (group * shape.kernel + kh) * row + input * width + vector * LANES;
-                let columns = Columns::spaced(shape.kernel, shape.inputs * width);
-                let to = &mut dw[input * taps + kh * shape.kernel..];
-                let rows = to.len().div_ceil(terms);
-                from_lanes(isa, &sums[from..], columns, (to, terms), rows);
-            }
-        }
+        let from = group * shape.kernel * row + vector * LANES;
+        let columns = Columns {
+            count: terms,
+            inner: [shape.kernel; 2],
+            strides: [width, row, shape.inputs * width],
+        };
+        let rows = dw.len() / terms;
+        from_lanes(isa, &sums[from..], columns, (dw, terms), rows);
     });
 }
 

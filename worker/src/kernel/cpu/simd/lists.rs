@@ -49,16 +49,23 @@ impl Lists {
             let (band, word) = (which.start + task / shape.words(), task % shape.words());
             counts.fill(0);
             bands.for_each_pixel(band, |pixel, class, position| {
-                assert!(position < limit, "a spike outside its band");
+                assert!(position < limit && class < per_task / WORD, "a spike outside its band");
                 let mut bits = bits[pixel * shape.words() + word];
                 let position = u16::try_from(position).expect("bands are shorter");
                 while bits != 0 {
                     let list = class * WORD + bits.trailing_zeros() as usize;
                     bits &= bits - 1;
-                    positions[list * capacity + usize::from(counts[list])] = position;
-                    counts[list] += 1;
+                    // SAFETY: `class` was checked, so the list is one of the task's; a list that
+                    // is full loses the position.
+                    unsafe {
+                        let count = counts.get_unchecked_mut(list);
+                        let index = usize::from(*count).min(capacity - 1);
+                        *positions.get_unchecked_mut(list * capacity + index) = position;
+                        *count += 1;
+                    }
                 }
             });
+            assert!(counts.iter().all(|c| usize::from(*c) <= capacity), "a list is too short");
         });
     }
 
