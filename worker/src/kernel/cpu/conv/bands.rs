@@ -31,10 +31,15 @@ impl Bands {
     pub(super) fn new(shape: &ConvShape, samples: usize) -> Option<Self> {
         let first = shape.padding / shape.stride;
         let last = |side: usize| (side - 1 + shape.padding) / shape.stride;
-        let size = [last(shape.height) + 1 - first, last(shape.width) + 1 - first];
+        let size = [
+            last(shape.height) + 1 - first,
+            last(shape.width) + 1 - first,
+        ];
         let border = shape.taps(0) - 1;
         let most_taps = shape.taps(0) * shape.taps(0);
-        let vectors = (9 / most_taps).clamp(1, 4).min(shape.outputs.div_ceil(LANES));
+        let vectors = (9 / most_taps)
+            .clamp(1, 4)
+            .min(shape.outputs.div_ceil(LANES));
         let line = (size[1] + border) * vectors * LANES;
         let fit = (BLOCK_VALUES / line).max(border + 1) - border;
         let whole = (size[0] + border) * line;
@@ -44,8 +49,17 @@ impl Bands {
             (size[0].div_ceil(size[0].div_ceil(fit)), 1)
         };
         let shape = *shape;
-        let bands = Self { shape, samples, vectors, first, size, border, rows, band_samples };
-        (bands.limit() <= usize::from(u16::MAX)).then_some(bands)
+        let bands = Self {
+            shape,
+            samples,
+            vectors,
+            first,
+            size,
+            border,
+            rows,
+            band_samples,
+        };
+        u16::try_from(bands.limit()).is_ok().then_some(bands)
     }
 
     fn bands_per_sample(&self) -> usize {
@@ -92,7 +106,10 @@ impl Bands {
 
     /// The band's samples and rows q, counted from `first`.
     fn extent(&self, band: usize) -> [std::ops::Range<usize>; 2] {
-        let (sample, row) = (band / self.bands_per_sample(), band % self.bands_per_sample());
+        let (sample, row) = (
+            band / self.bands_per_sample(),
+            band % self.bands_per_sample(),
+        );
         let (sample, row) = (sample * self.band_samples, row * self.rows);
         let end = (sample + self.band_samples).min(self.samples);
         [sample..end, row..(row + self.rows).min(self.size[0])]
@@ -100,7 +117,13 @@ impl Bands {
 
     /// Calls with each input pixel of a band, its class and its position in the block.
     pub(crate) fn for_each_pixel(&self, band: usize, mut call: impl FnMut(usize, usize, usize)) {
-        let ConvShape { height, width, stride, padding, .. } = self.shape;
+        let ConvShape {
+            height,
+            width,
+            stride,
+            padding,
+            ..
+        } = self.shape;
         let [samples, rows] = self.extent(band);
         let top = ((rows.start + self.first) * stride).saturating_sub(padding);
         let bottom = ((rows.end + self.first) * stride - padding).min(height);
@@ -111,7 +134,11 @@ impl Bands {
                 let (mut column, mut right) = (0, padding % stride);
                 for ix in 0..width {
                     let pixel = (sample * height + iy) * width + ix;
-                    call(pixel, residue * stride + right, row * self.columns() + column);
+                    call(
+                        pixel,
+                        residue * stride + right,
+                        row * self.columns() + column,
+                    );
                     right += 1;
                     if right == stride {
                         right = 0;

@@ -51,7 +51,15 @@ pub(super) fn run(
 
 /// Whether the transforms cost less than the multiplications they save.
 fn winograd_pays(shape: &ConvShape) -> bool {
-    let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = *shape;
+    let ConvShape {
+        height,
+        width,
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+    } = *shape;
     let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
     kernel == 3
         && stride == 1

@@ -46,7 +46,12 @@ pub(super) fn run(
             height: shape.out_height(),
             width: shape.out_width(),
             source: frame.strides(shape.stride),
-            target: Strides { origin: 0, sample: shape.out_height() * row, row, column },
+            target: Strides {
+                origin: 0,
+                sample: shape.out_height() * row,
+                row,
+                column,
+            },
             taps: [shape.kernel; 2],
             tap_row: frame.size[1] * shape.inputs,
             channels: shape.inputs,

@@ -124,11 +124,30 @@ impl ConvKernel {
     /// If a size is 0, the kernel does not fit the padded input, or the machine lacks `isa`.
     pub fn new(shape: ConvShape, isa: Isa) -> Self {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
-        let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = shape;
-        assert!([height, width, inputs, outputs, kernel, stride].iter().all(|n| *n > 0));
-        assert!(height.min(width) + 2 * padding >= kernel, "a kernel larger than its input");
-        let mut kernel =
-            Self { shape, isa, forward: Buffer::default(), backward: Buffer::default() };
+        let ConvShape {
+            height,
+            width,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+        } = shape;
+        assert!(
+            [height, width, inputs, outputs, kernel, stride]
+                .iter()
+                .all(|n| *n > 0)
+        );
+        assert!(
+            height.min(width) + 2 * padding >= kernel,
+            "a kernel larger than its input"
+        );
+        let mut kernel = Self {
+            shape,
+            isa,
+            forward: Buffer::default(),
+            backward: Buffer::default(),
+        };
         let [forward, backward] = pack::lengths(&shape);
         kernel.forward.grown(forward);
         kernel.backward.grown(backward);
@@ -146,11 +165,20 @@ impl ConvKernel {
     ///
     /// If the weights do not have the shape's size.
     pub fn set_weights(&mut self, oihw: &[f32]) {
-        assert_eq!(oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        assert_eq!(
+            oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
         let [forward, backward] = pack::lengths(&self.shape);
         let forward = self.forward.grown(forward);
         pack::forward(self.isa, &self.shape, oihw, forward);
-        pack::backward(self.isa, &self.shape, forward, self.backward.grown(backward));
+        pack::backward(
+            self.isa,
+            &self.shape,
+            forward,
+            self.backward.grown(backward),
+        );
     }
 
     /// Convolves: `y[n, oh, ow, outputs]`, overwritten.
@@ -202,7 +230,11 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, x, dy.len());
-        assert_eq!(dw_oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        assert_eq!(
+            dw_oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
         weight_gradient::run(self, samples, x, dy, dw_oihw, scratch);
     }
 
@@ -211,10 +243,18 @@ impl ConvKernel {
         let pixels = samples * self.shape.height * self.shape.width;
         match x {
             Operand::Spikes(x) => {
-                assert_eq!(x.len(), pixels * self.shape.words(), "spikes are [n, h, w, words]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.words(),
+                    "spikes are [n, h, w, words]"
+                );
             }
             Operand::Real(x) => {
-                assert_eq!(x.len(), pixels * self.shape.inputs, "real input is [n, h, w, c]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.inputs,
+                    "real input is [n, h, w, c]"
+                );
             }
         }
         let outputs = samples * self.shape.positions() * self.shape.outputs;

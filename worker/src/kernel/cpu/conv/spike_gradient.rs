@@ -39,7 +39,10 @@ pub(super) fn run(
     let groups = shape.outputs.div_ceil(bands.vectors * LANES);
     let list_bytes = shape.words() * shape.stride * shape.stride * 64 * bands.capacity() * 2;
     let most = (PART_BYTES / list_bytes).max(1);
-    let part = bands.count().div_ceil(bands.count().div_ceil(most).max(1)).max(1);
+    let part = bands
+        .count()
+        .div_ceil(bands.count().div_ceil(most).max(1))
+        .max(1);
     let group_values = shape.inputs * bands.vectors * taps * LANES;
     let taken = (TASK_VALUES / group_values).clamp(1, groups);
     let pieces = TASKS.div_ceil(groups.div_ceil(taken)).min(part);
@@ -47,40 +50,59 @@ pub(super) fn run(
     let slot = block + taken * group_values;
     let slots = scratch.slots.grown(slot);
     let lists = &mut scratch.lists;
-    let sums = Sums { kernel, bands, dy, table: Table::new(bands), taken, group_values };
+    let sums = Sums {
+        kernel,
+        bands,
+        dy,
+        table: Table::new(bands),
+        taken,
+        group_values,
+    };
     let set_weights = taken * bands.vectors * LANES * shape.inputs * taps;
     if pieces == 1 && part >= bands.count() {
         // One task forms all sums of some outputs: they never leave its cache.
         lists.build(bands, 0..bands.count(), bits);
-        dw.par_chunks_mut(set_weights).enumerate().for_each(|(set, dw)| {
-            slots.with(slot, |slot| {
-                let (block, set_sums) = slot.split_at_mut(block);
-                set_sums.fill(0.0);
-                sums.add(lists, 0, 0..bands.count(), set, block, set_sums);
-                sums.unpack(set_sums, dw);
+        dw.par_chunks_mut(set_weights)
+            .enumerate()
+            .for_each(|(set, dw)| {
+                slots.with(slot, |slot| {
+                    let (block, set_sums) = slot.split_at_mut(block);
+                    set_sums.fill(0.0);
+                    sums.add(lists, 0, 0..bands.count(), set, block, set_sums);
+                    sums.unpack(set_sums, dw);
+                });
             });
-        });
         return;
     }
     let totals = scratch.sums.grown(pieces * groups * group_values);
-    totals.par_chunks_mut(group_values).for_each(|totals| totals.fill(0.0));
+    totals
+        .par_chunks_mut(group_values)
+        .for_each(|totals| totals.fill(0.0));
     for first in (0..bands.count()).step_by(part) {
         let end = (first + part).min(bands.count());
         lists.build(bands, first..end, bits);
         let (lists, piece_bands) = (&*lists, (end - first).div_ceil(pieces));
-        totals.par_chunks_mut(groups * group_values).enumerate().for_each(|(piece, totals)| {
-            let start = (first + piece * piece_bands).min(end);
-            let piece = start..(start + piece_bands).min(end);
-            totals.par_chunks_mut(taken * group_values).enumerate().for_each(|(set, totals)| {
-                slots.with(block, |block| {
-                    sums.add(lists, first, piece.clone(), set, block, totals);
-                });
+        totals
+            .par_chunks_mut(groups * group_values)
+            .enumerate()
+            .for_each(|(piece, totals)| {
+                let start = (first + piece * piece_bands).min(end);
+                let piece = start..(start + piece_bands).min(end);
+                totals
+                    .par_chunks_mut(taken * group_values)
+                    .enumerate()
+                    .for_each(|(set, totals)| {
+                        slots.with(block, |block| {
+                            sums.add(lists, first, piece.clone(), set, block, totals);
+                        });
+                    });
             });
-        });
     }
     add_pieces(totals, groups * group_values);
     let totals = totals[..groups * group_values].par_chunks(taken * group_values);
-    dw.par_chunks_mut(set_weights).zip(totals).for_each(|(dw, totals)| sums.unpack(totals, dw));
+    dw.par_chunks_mut(set_weights)
+        .zip(totals)
+        .for_each(|(dw, totals)| sums.unpack(totals, dw));
 }
 
 /// Sums `[group][input][vector][tap][16]`, a group being the output vectors of one error block;
@@ -152,8 +174,10 @@ struct Table {
 impl Table {
     fn new(bands: &Bands) -> Self {
         let shape = &bands.shape;
-        let mut table =
-            Self { sums: [Sum::default(); 4 * MOST_TAPS], ends: [0; MOST_CLASSES] };
+        let mut table = Self {
+            sums: [Sum::default(); 4 * MOST_TAPS],
+            ends: [0; MOST_CLASSES],
+        };
         let mut len = 0;
         for class in 0..shape.stride * shape.stride {
             let residues = [class / shape.stride, class % shape.stride];

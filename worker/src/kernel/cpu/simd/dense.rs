@@ -72,7 +72,11 @@ impl Walk {
     #[inline(always)]
     pub(super) fn at(position: usize, height: usize, width: usize) -> Self {
         let (row, x) = (position / width, position % width);
-        Self { y: row % height, x, sample: row / height }
+        Self {
+            y: row % height,
+            x,
+            sample: row / height,
+        }
     }
 
     #[inline(always)]
@@ -129,11 +133,20 @@ pub(crate) fn convolve(
     }
     assert!(isa.is_available(), "{isa} kernels on a machine without it");
     let extent = (dense.taps[0] - 1) * dense.tap_row + dense.taps[1] * dense.channels;
-    assert!(dense.end(&dense.source, extent) <= x.len(), "source too short");
-    assert!(dense.end(&dense.target, dense.outputs) <= y.len(), "target too short");
+    assert!(
+        dense.end(&dense.source, extent) <= x.len(),
+        "source too short"
+    );
+    assert!(
+        dense.end(&dense.target, dense.outputs) <= y.len(),
+        "target too short"
+    );
     let padded = dense.outputs.next_multiple_of(LANES);
     assert!(weights.len() >= padded * dense.terms(), "too few weights");
-    assert!(bias.is_none_or(|b| b.len() == dense.outputs), "one bias per output");
+    assert!(
+        bias.is_none_or(|b| b.len() == dense.outputs),
+        "one bias per output"
+    );
     let t = &dense.target;
     assert!(
         t.column >= dense.outputs
@@ -146,7 +159,6 @@ pub(crate) fn convolve(
     let chunks = dense.positions().div_ceil(dense.chunk);
     let target = Target(y.as_mut_ptr());
     (0..chunks * groups).into_par_iter().for_each(|index| {
-        let target = target;
         let (chunk, group) = (index / groups, index % groups);
         let channel = group * GROUP;
         let first = chunk * dense.chunk;
@@ -157,7 +169,7 @@ pub(crate) fn convolve(
             vectors: ((padded - channel) / LANES).min(2),
             outputs: (dense.outputs - channel).min(GROUP),
             bias: bias.map(|b| &b[channel..]),
-            y: target.0.wrapping_add(channel),
+            y: target.at(channel),
             first,
             count: dense.chunk.min(dense.positions() - first),
         };
@@ -242,7 +254,11 @@ unsafe fn reduce<S: Simd, const P: usize, const V: usize>(
     let d = task.dense;
     // One block: the columns of a tap row and their channels are one contiguous run.
     let whole = d.channels <= d.block;
-    let (columns, run) = if whole { (1, d.taps[1] * d.channels) } else { (d.taps[1], d.block) };
+    let (columns, run) = if whole {
+        (1, d.taps[1] * d.channels)
+    } else {
+        (d.taps[1], d.block)
+    };
     let width = task.vectors * LANES;
     // SAFETY: offsets and lengths were checked by `convolve`.
     unsafe {
@@ -250,7 +266,11 @@ unsafe fn reduce<S: Simd, const P: usize, const V: usize>(
         let mut weights = task.weights.add(vector * LANES);
         let mut channel = 0;
         while channel < d.channels {
-            let length = if whole { run } else { run.min(d.channels - channel) };
+            let length = if whole {
+                run
+            } else {
+                run.min(d.channels - channel)
+            };
             for row in 0..d.taps[0] {
                 for column in 0..columns {
                     let x = task.x.add(row * d.tap_row + column * d.channels + channel);

@@ -45,28 +45,37 @@ impl Lists {
         let (per_task, capacity, limit) = (self.classes * WORD, self.capacity, self.limit);
         let positions = self.positions[..lists * capacity].par_chunks_mut(per_task * capacity);
         let counts = self.counts[..lists].par_chunks_mut(per_task);
-        positions.zip(counts).enumerate().for_each(|(task, (positions, counts))| {
-            let (band, word) = (which.start + task / shape.words(), task % shape.words());
-            counts.fill(0);
-            bands.for_each_pixel(band, |pixel, class, position| {
-                assert!(position < limit && class < per_task / WORD, "a spike outside its band");
-                let mut bits = bits[pixel * shape.words() + word];
-                let position = u16::try_from(position).expect("bands are shorter");
-                while bits != 0 {
-                    let list = class * WORD + bits.trailing_zeros() as usize;
-                    bits &= bits - 1;
-                    // SAFETY: `class` was checked, so the list is one of the task's; a list that
-                    // is full loses the position.
-                    unsafe {
-                        let count = counts.get_unchecked_mut(list);
-                        let index = usize::from(*count).min(capacity - 1);
-                        *positions.get_unchecked_mut(list * capacity + index) = position;
-                        *count += 1;
+        positions
+            .zip(counts)
+            .enumerate()
+            .for_each(|(task, (positions, counts))| {
+                let (band, word) = (which.start + task / shape.words(), task % shape.words());
+                counts.fill(0);
+                bands.for_each_pixel(band, |pixel, class, position| {
+                    assert!(
+                        position < limit && class < per_task / WORD,
+                        "a spike outside its band"
+                    );
+                    let mut bits = bits[pixel * shape.words() + word];
+                    let position = u16::try_from(position).expect("bands are shorter");
+                    while bits != 0 {
+                        let list = class * WORD + bits.trailing_zeros() as usize;
+                        bits &= bits - 1;
+                        // SAFETY: `class` was checked, so the list is one of the task's; a list that
+                        // is full loses the position.
+                        unsafe {
+                            let count = counts.get_unchecked_mut(list);
+                            let index = usize::from(*count).min(capacity - 1);
+                            *positions.get_unchecked_mut(list * capacity + index) = position;
+                            *count += 1;
+                        }
                     }
-                }
+                });
+                assert!(
+                    counts.iter().all(|c| usize::from(*c) <= capacity),
+                    "a list is too short"
+                );
             });
-            assert!(counts.iter().all(|c| usize::from(*c) <= capacity), "a list is too short");
-        });
     }
 
     /// Adds one band to the gradient `[input][vectors][16]`: `band` counts from the first one
@@ -86,7 +95,10 @@ impl Lists {
     ) {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
         assert_eq!(gradient.len(), shape.inputs * vectors * LANES, "gradient");
-        assert!(sums.len() == self.classes && shape.words() == self.words, "another shape");
+        assert!(
+            sums.len() == self.classes && shape.words() == self.words,
+            "another shape"
+        );
         assert!(band < self.bands, "a band that was not built");
         for word in 0..self.words {
             for (class, sums) in sums.iter().enumerate() {
@@ -104,7 +116,10 @@ impl Lists {
                 };
                 for sum in *sums {
                     let end = sum.error as usize + self.limit * LANES;
-                    assert!((sum.vector as usize) < vectors && end <= errors.len(), "sums");
+                    assert!(
+                        (sum.vector as usize) < vectors && end <= errors.len(),
+                        "sums"
+                    );
                 }
                 assert!(task.lists.len() >= WORD * self.capacity, "lists were built");
                 // SAFETY: positions are below `limit`, counts at most `capacity`, sums were just

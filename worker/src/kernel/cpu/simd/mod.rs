@@ -14,8 +14,18 @@
 //! - `spikes`: forward convolution over set bits.
 //! - `lists`: weight gradient over lists of active positions.
 //! - `outer`: weight gradient of real inputs.
-#![allow(unsafe_code, reason = "vector intrinsics and writes to interleaved, disjoint outputs")]
-#![allow(clippy::inline_always, reason = "bodies must be compiled with their caller's features")]
+#![allow(
+    unsafe_code,
+    reason = "vector intrinsics and writes to interleaved, disjoint outputs"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "register blocks are indexed by constants"
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "bodies must be compiled with their caller's features"
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -51,7 +61,9 @@ impl Isa {
     /// The fastest form this machine can run.
     pub fn best() -> Self {
         let all = [Self::Avx512, Self::Avx2];
-        all.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+        all.into_iter()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Self::Portable)
     }
 
     /// The forms this machine can run, fastest first.
@@ -149,6 +161,14 @@ unsafe fn store_lanes<S: Simd>(p: *mut f32, v: S::V, lanes: usize) {
 /// The base of an output that tasks of one parallel loop write disjointly.
 #[derive(Clone, Copy)]
 struct Target(*mut f32);
+
+impl Target {
+    /// A pointer some values further.
+    fn at(&self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 // SAFETY: each kernel asserts before its parallel loop that tasks write disjoint elements of a
 // slice that it borrows mutably until the loop has ended.
 unsafe impl Send for Target {}
@@ -158,9 +178,9 @@ unsafe impl Sync for Target {}
 /// Defines `unsafe fn name(isa, task)`, which runs the body compiled for `isa`; the constants
 /// are the register blocking of each instruction set.
 macro_rules! per_isa {
-    ($name:ident($task:ty) = $body:ident
+    ($vis:vis $name:ident($task:ty) = $body:ident
      <$($a:literal),*> <$($b:literal),*> <$($c:literal),*>) => {
-        unsafe fn $name(isa: $crate::kernel::cpu::simd::Isa, task: &mut $task) {
+        $vis unsafe fn $name(isa: $crate::kernel::cpu::simd::Isa, task: &mut $task) {
             use $crate::kernel::cpu::simd as forms;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma,bmi1,bmi2,popcnt")]

@@ -50,12 +50,22 @@ pub(crate) fn add_outer(isa: Isa, outer: &Outer<'_>, sums: &mut [f32]) {
         + (row / outer.height) * s.sample
         + (outer.height - 1) * s.row
         + (width - 1) * s.column;
-    assert!(reach + outer.length + TILE <= outer.source.len(), "source too short");
+    assert!(
+        reach + outer.length + TILE <= outer.source.len(),
+        "source too short"
+    );
     let extent = last * outer.error_stride + outer.vectors * LANES;
     assert!(extent <= outer.errors.len(), "errors too short");
-    assert!((outer.length + TILE) * outer.vectors * LANES <= sums.len(), "sums too short");
+    assert!(
+        (outer.length + TILE) * outer.vectors * LANES <= sums.len(),
+        "sums too short"
+    );
+    let sums = sums.as_mut_ptr();
+    let mut task = Task { outer, sums };
     // SAFETY: the sizes were just checked; all is borrowed for the call.
-    unsafe { run_task(isa, &mut Task { outer, sums: sums.as_mut_ptr() }) };
+    unsafe {
+        run_task(isa, &mut task);
+    }
 }
 
 // Inputs and vectors of a tile: 12 x 2 of 32 registers, 6 x 1 pairs of 16 registers.
@@ -76,7 +86,10 @@ unsafe fn task_body<S: Simd, const M: usize, const V: usize>(task: &mut Task<'_>
         let offsets = &offsets[..count];
         // SAFETY: sizes were checked by `add_outer`.
         unsafe {
-            let errors = outer.errors.as_ptr().add((outer.first + done) * outer.error_stride);
+            let errors = outer
+                .errors
+                .as_ptr()
+                .add((outer.first + done) * outer.error_stride);
             let mut vector = 0;
             while vector < outer.vectors {
                 let errors = errors.add(vector * LANES);

@@ -16,7 +16,11 @@ pub(crate) struct Columns {
 impl Columns {
     /// Equally spaced columns.
     pub(crate) fn spaced(count: usize, stride: usize) -> Self {
-        Self { count, inner: [1, 1], strides: [stride, 0, 0] }
+        Self {
+            count,
+            inner: [1, 1],
+            strides: [stride, 0, 0],
+        }
     }
 
     /// A bound of all values of all columns.
@@ -55,8 +59,14 @@ pub(crate) fn to_lanes(
     if columns.count == 0 {
         return;
     }
-    assert!(isa.is_available() && (1..=LANES).contains(&rows), "16 lanes");
-    assert!((rows - 1) * row + columns.count <= from.len(), "matrix too short");
+    assert!(
+        isa.is_available() && (1..=LANES).contains(&rows),
+        "16 lanes"
+    );
+    assert!(
+        (rows - 1) * row + columns.count <= from.len(),
+        "matrix too short"
+    );
     assert!(columns.end() <= to.len(), "transpose too short");
     let mut task = Task {
         rows_from: from.as_ptr(),
@@ -86,9 +96,15 @@ pub(crate) fn from_lanes(
     if columns.count == 0 {
         return;
     }
-    assert!(isa.is_available() && (1..=LANES).contains(&rows), "16 lanes");
+    assert!(
+        isa.is_available() && (1..=LANES).contains(&rows),
+        "16 lanes"
+    );
     assert!(columns.end() <= from.len(), "matrix too short");
-    assert!((rows - 1) * row + columns.count <= to.len(), "transpose too short");
+    assert!(
+        (rows - 1) * row + columns.count <= to.len(),
+        "transpose too short"
+    );
     let mut task = Task {
         rows_from: std::ptr::null(),
         rows_to: to.as_mut_ptr(),
@@ -159,7 +175,7 @@ unsafe fn to_lanes_body<S: Simd>(task: &mut Task) {
 unsafe fn from_lanes_body<S: Simd>(task: &mut Task) {
     // Rows far apart may share a cache set, so each gets a long run at a time. The extra line
     // keeps the rows of the buffer apart.
-    const RUN: usize = 256;
+    const RUN: usize = 192;
     const ROW: usize = RUN + LANES;
     let mut buffer = [const { MaybeUninit::<f32>::uninit() }; LANES * ROW];
     let buffer = buffer.as_mut_ptr().cast::<f32>();
