@@ -66,7 +66,7 @@ fn winograd_pays(shape: &ConvShape) -> bool {
         && padding <= 2
         && inputs.is_multiple_of(LANES)
         && outputs.is_multiple_of(LANES)
-        && inputs.min(outputs) >= 32
+        && inputs.min(outputs) >= 16
         && outputs <= MOST_CHANNELS
         && tiles * 36 * 2 <= height * width * 9
 }

@@ -114,6 +114,8 @@ pub struct ConvKernel {
     forward: Buffer,
     /// `[group][class][tap row][tap column][output][32]`, groups of inputs, taps mirrored.
     backward: Buffer,
+    /// The weights have changed since `backward` was packed.
+    is_stale: bool,
 }
 
 impl ConvKernel {
@@ -147,6 +149,7 @@ impl ConvKernel {
             isa,
             forward: Buffer::default(),
             backward: Buffer::default(),
+            is_stale: false,
         };
         let [forward, backward] = pack::lengths(&shape);
         kernel.forward.grown(forward);
@@ -170,15 +173,10 @@ impl ConvKernel {
             self.shape.weights(),
             "weights are [o, i, kh, kw]"
         );
-        let [forward, backward] = pack::lengths(&self.shape);
-        let forward = self.forward.grown(forward);
-        pack::forward(self.isa, &self.shape, oihw, forward);
-        pack::backward(
-            self.isa,
-            &self.shape,
-            forward,
-            self.backward.grown(backward),
-        );
+        let [forward, _] = pack::lengths(&self.shape);
+        pack::forward(self.isa, &self.shape, oihw, self.forward.grown(forward));
+        // The first layer of a network, and evaluation, never need the other form.
+        self.is_stale = true;
     }
 
     /// Convolves: `y[n, oh, ow, outputs]`, overwritten.
@@ -213,6 +211,12 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, Operand::Real(dx), dy.len());
+        if self.is_stale {
+            let [_, backward] = pack::lengths(&self.shape);
+            let (from, to) = (self.forward.values(), self.backward.grown(backward));
+            pack::backward(self.isa, &self.shape, from, to);
+            self.is_stale = false;
+        }
         data_gradient::run(self, samples, dy, dx, accumulate, scratch);
     }
 

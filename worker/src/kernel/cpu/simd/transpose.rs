@@ -1,5 +1,5 @@
 //! Blocks of 16 x 16 between rows and columns.
-use super::{Isa, LANES, Simd, load_lanes, per_isa};
+use super::{Isa, LANES, Simd, per_isa};
 use std::mem::MaybeUninit;
 
 /// Where the vectors of columns lie: three nested loops, outermost first, the first one as long
@@ -150,34 +150,53 @@ impl Walk {
     }
 }
 
+// Rows far apart may share a cache set, so each passes in long runs through a buffer, where an
+// extra line keeps rows apart.
+const RUN: usize = 192;
+const ROW: usize = RUN + LANES;
+type Runs = [MaybeUninit<f32>; LANES * ROW];
+
 #[inline(always)]
 unsafe fn to_lanes_body<S: Simd>(task: &mut Task) {
+    let mut buffer: Runs = [const { MaybeUninit::uninit() }; LANES * ROW];
+    let buffer = buffer.as_mut_ptr().cast::<f32>();
     let mut walk = Walk::default();
-    // SAFETY: rows and columns were checked.
+    // SAFETY: rows and columns were checked; a run is copied before it is read, and so is the
+    // rest of its last vector, or it is set to 0.
     unsafe {
         let mut column = 0;
         while column < task.columns.count {
-            let count = LANES.min(task.columns.count - column);
-            let mut m = [S::splat(0.0); LANES];
-            for (r, m) in m.iter_mut().enumerate().take(task.rows) {
-                *m = load_lanes::<S>(task.rows_from.add(r * task.row + column), count);
+            let run = RUN.min(task.columns.count - column);
+            for r in 0..task.rows {
+                let from = task.rows_from.add(r * task.row + column);
+                let to = buffer.add(r * ROW);
+                if run == LANES {
+                    S::store(to, S::load(from));
+                } else {
+                    S::store(to.add((run - 1) / LANES * LANES), S::splat(0.0));
+                    std::ptr::copy_nonoverlapping(from, to, run);
+                }
             }
-            S::transpose(&mut m);
-            for m in m.iter().take(count) {
-                S::store(task.columns_to.add(walk.next(&task.columns)), *m);
+            let mut start = 0;
+            while start < run {
+                let mut m = [S::splat(0.0); LANES];
+                for (r, m) in m.iter_mut().enumerate().take(task.rows) {
+                    *m = S::load(buffer.add(r * ROW + start));
+                }
+                S::transpose(&mut m);
+                for m in m.iter().take(run - start) {
+                    S::store(task.columns_to.add(walk.next(&task.columns)), *m);
+                }
+                start += LANES;
             }
-            column += count;
+            column += run;
         }
     }
 }
 
 #[inline(always)]
 unsafe fn from_lanes_body<S: Simd>(task: &mut Task) {
-    // Rows far apart may share a cache set, so each gets a long run at a time. The extra line
-    // keeps the rows of the buffer apart.
-    const RUN: usize = 192;
-    const ROW: usize = RUN + LANES;
-    let mut buffer = [const { MaybeUninit::<f32>::uninit() }; LANES * ROW];
+    let mut buffer: Runs = [const { MaybeUninit::uninit() }; LANES * ROW];
     let buffer = buffer.as_mut_ptr().cast::<f32>();
     let mut walk = Walk::default();
     // SAFETY: rows and columns were checked; a run is written before it is copied.
