@@ -94,7 +94,9 @@ impl Bands {
     /// Spikes that one channel can have in a band and class.
     pub(crate) fn capacity(&self) -> usize {
         // An odd number of cache lines keeps the lists of neighbouring channels apart.
-        let lines = (self.band_samples * self.rows * self.size[1]).div_ceil(32);
+        // Writers of lists store whole vectors, so one more fits.
+        let most = self.band_samples * self.rows * self.size[1] + LANES;
+        let lines = most.div_ceil(32);
         (lines | 1) * 32
     }
 
@@ -115,8 +117,14 @@ impl Bands {
         [sample..end, row..(row + self.rows).min(self.size[0])]
     }
 
-    /// Calls with each input pixel of a band, its class and its position in the block.
-    pub(crate) fn for_each_pixel(&self, band: usize, mut call: impl FnMut(usize, usize, usize)) {
+    /// Calls with each input pixel of a band and residue class (row residue times stride plus
+    /// column residue), and its position in the block.
+    pub(crate) fn for_each_pixel(
+        &self,
+        band: usize,
+        class: usize,
+        mut call: impl FnMut(usize, usize),
+    ) {
         let ConvShape {
             height,
             width,
@@ -125,25 +133,23 @@ impl Bands {
             ..
         } = self.shape;
         let [samples, rows] = self.extent(band);
-        let top = ((rows.start + self.first) * stride).saturating_sub(padding);
-        let bottom = ((rows.end + self.first) * stride - padding).min(height);
+        // The first coordinate with a residue, and its q.
+        let start = |residue: usize| {
+            let first = (residue + stride - padding % stride) % stride;
+            (first, (first + padding) / stride - self.first)
+        };
+        let ((top, top_q), (left, left_q)) = (start(class / stride), start(class % stride));
         for (index, sample) in samples.enumerate() {
-            for iy in top..bottom {
-                let (q, residue) = ((iy + padding) / stride, (iy + padding) % stride);
-                let row = index * (self.rows + self.border) + q - self.first - rows.start;
-                let (mut column, mut right) = (0, padding % stride);
-                for ix in 0..width {
-                    let pixel = (sample * height + iy) * width + ix;
-                    call(
-                        pixel,
-                        residue * stride + right,
-                        row * self.columns() + column,
-                    );
-                    right += 1;
-                    if right == stride {
-                        right = 0;
-                        column += 1;
-                    }
+            for q in rows.start.max(top_q)..rows.end {
+                let y = top + (q - top_q) * stride;
+                if y >= height {
+                    break;
+                }
+                let row = index * (self.rows + self.border) + q - rows.start;
+                let pixel = (sample * height + y) * width;
+                let position = row * self.columns() + left_q;
+                for (column, x) in (left..width).step_by(stride).enumerate() {
+                    call(pixel + x, position + column);
                 }
             }
         }

@@ -61,7 +61,7 @@ pub(super) fn run(
     let set_weights = taken * bands.vectors * LANES * shape.inputs * taps;
     if pieces == 1 && part >= bands.count() {
         // One task forms all sums of some outputs: they never leave its cache.
-        lists.build(bands, 0..bands.count(), bits);
+        lists.build(kernel.isa, bands, 0..bands.count(), bits);
         dw.par_chunks_mut(set_weights)
             .enumerate()
             .for_each(|(set, dw)| {
@@ -80,7 +80,7 @@ pub(super) fn run(
         .for_each(|totals| totals.fill(0.0));
     for first in (0..bands.count()).step_by(part) {
         let end = (first + part).min(bands.count());
-        lists.build(bands, first..end, bits);
+        lists.build(kernel.isa, bands, first..end, bits);
         let (lists, piece_bands) = (&*lists, (end - first).div_ceil(pieces));
         totals
             .par_chunks_mut(groups * group_values)

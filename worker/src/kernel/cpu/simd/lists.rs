@@ -28,13 +28,21 @@ pub(crate) struct Lists {
 
 impl Lists {
     /// Lists the spikes of some bands; `bits` is the whole batch.
-    pub(crate) fn build(&mut self, bands: &Bands, which: std::ops::Range<usize>, bits: &[u64]) {
+    pub(crate) fn build(
+        &mut self,
+        isa: Isa,
+        bands: &Bands,
+        which: std::ops::Range<usize>,
+        bits: &[u64],
+    ) {
+        assert!(isa.is_available(), "{isa} kernels on a machine without it");
         let shape = &bands.shape;
         self.capacity = bands.capacity();
         self.limit = bands.limit();
         self.classes = shape.stride * shape.stride;
         self.words = shape.words();
         self.bands = which.len();
+        let words = self.words;
         let lists = which.len() * self.words * self.classes * WORD;
         if self.counts.len() < lists {
             self.counts.resize(lists, 0);
@@ -49,32 +57,27 @@ impl Lists {
             .zip(counts)
             .enumerate()
             .for_each(|(task, (positions, counts))| {
-                let (band, word) = (which.start + task / shape.words(), task % shape.words());
-                counts.fill(0);
-                bands.for_each_pixel(band, |pixel, class, position| {
-                    assert!(
-                        position < limit && class < per_task / WORD,
-                        "a spike outside its band"
-                    );
-                    let mut bits = bits[pixel * shape.words() + word];
-                    let position = u16::try_from(position).expect("bands are shorter");
-                    while bits != 0 {
-                        let list = class * WORD + bits.trailing_zeros() as usize;
-                        bits &= bits - 1;
-                        // SAFETY: `class` was checked, so the list is one of the task's; a list that
-                        // is full loses the position.
-                        unsafe {
-                            let count = counts.get_unchecked_mut(list);
-                            let index = usize::from(*count).min(capacity - 1);
-                            *positions.get_unchecked_mut(list * capacity + index) = position;
-                            *count += 1;
-                        }
-                    }
-                });
-                assert!(
-                    counts.iter().all(|c| usize::from(*c) <= capacity),
-                    "a list is too short"
-                );
+                let (band, word) = (which.start + task / words, task % words);
+                for class in 0..per_task / WORD {
+                    let lists = class * WORD * capacity;
+                    let mut pixels = Pixels {
+                        isa,
+                        positions: &mut positions[lists..lists + WORD * capacity],
+                        counts: &mut counts[class * WORD..(class + 1) * WORD],
+                        capacity,
+                        taken: 0,
+                        pending: 0,
+                        at: [0; WORD],
+                        words: [0; WORD],
+                    };
+                    pixels.counts.fill(0);
+                    bands.for_each_pixel(band, class, |pixel, position| {
+                        assert!(position < limit, "a spike outside its band");
+                        let position = u32::try_from(position).expect("bands are shorter");
+                        pixels.push(bits[pixel * words + word], position);
+                    });
+                    pixels.flush();
+                }
             });
     }
 
@@ -127,6 +130,85 @@ impl Lists {
                 unsafe { run_task(isa, &mut task) };
             }
         }
+    }
+}
+
+/// Pixels on their way into the lists of one band, word and class.
+struct Pixels<'a> {
+    isa: Isa,
+    positions: &'a mut [u16],
+    counts: &'a mut [u16],
+    capacity: usize,
+    /// Pixels that were flushed, and those that wait.
+    taken: usize,
+    pending: usize,
+    at: [u32; WORD],
+    words: [u64; WORD],
+}
+
+impl Pixels<'_> {
+    fn push(&mut self, word: u64, position: u32) {
+        self.at[self.pending] = position;
+        self.words[self.pending] = word;
+        self.pending += 1;
+        if self.pending == WORD {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.words[self.pending..].fill(0);
+        self.taken += self.pending;
+        self.pending = 0;
+        // A list has at most one entry per pixel; vectors are stored whole.
+        assert!(self.taken + LANES <= self.capacity, "a list is too short");
+        assert_eq!(
+            self.positions.len(),
+            WORD * self.capacity,
+            "a list per channel"
+        );
+        assert_eq!(self.counts.len(), WORD, "a count per channel");
+        // SAFETY: lists have room, as was just checked; all is borrowed for the call.
+        unsafe { run_pixels(self.isa, self) };
+    }
+}
+
+per_isa!(run_pixels(Pixels<'_>) = pixels_body <> <> <>);
+
+/// Appends up to 64 pixels to all lists.
+#[inline(always)]
+unsafe fn pixels_body<S: Simd>(pixels: &mut Pixels<'_>) {
+    transpose_bits(&mut pixels.words);
+    for channel in 0..WORD {
+        let word = pixels.words[channel];
+        // SAFETY: there are 64 lists and counts, each with room for all pixels so far and one
+        // vector more.
+        unsafe {
+            let count = pixels.counts.get_unchecked_mut(channel);
+            let end = channel * pixels.capacity + usize::from(*count);
+            S::append(pixels.positions.as_mut_ptr().add(end), &pixels.at, word);
+            *count += word.count_ones() as u16;
+        }
+    }
+}
+
+/// Bit c of word p becomes bit p of word c, by swapping ever smaller blocks.
+#[inline(always)]
+fn transpose_bits(words: &mut [u64; WORD]) {
+    let mut side = WORD / 2;
+    let mut mask = u64::from(u32::MAX);
+    while side > 0 {
+        let mut block = 0;
+        while block < WORD {
+            for row in block..block + side {
+                let swap = (words[row] >> side ^ words[row + side]) & mask;
+                words[row] ^= swap << side;
+                words[row + side] ^= swap;
+            }
+            block += 2 * side;
+        }
+        side /= 2;
+        mask ^= mask << side;
     }
 }
 

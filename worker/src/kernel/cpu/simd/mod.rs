@@ -122,6 +122,18 @@ trait Simd {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instruction set can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Writes the positions whose bit is set, in order; up to 16 values more may be written.
+    #[inline(always)]
+    unsafe fn append(mut to: *mut u16, positions: &[u32; 64], mut bits: u64) {
+        while bits != 0 {
+            // SAFETY: the caller has room at `to`.
+            unsafe {
+                *to = positions[bits.trailing_zeros() as usize] as u16;
+                to = to.add(1);
+            }
+            bits &= bits - 1;
+        }
+    }
     /// Transposes 16 vectors as a 16 x 16 matrix.
     unsafe fn transpose(m: &mut [Self::V; LANES]);
 }
