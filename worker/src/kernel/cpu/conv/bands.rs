@@ -6,8 +6,8 @@
 use super::ConvShape;
 use crate::kernel::cpu::simd::LANES;
 
-/// Values of one error block: three quarters of a 32 KB L1 cache.
-const BLOCK_VALUES: usize = 6 << 10;
+/// Values of one error block: seven eighths of a 32 KB L1 cache.
+const BLOCK_VALUES: usize = 7 << 10;
 
 /// How a batch is cut into bands.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +43,10 @@ impl Bands {
         let line = (size[1] + border) * vectors * LANES;
         let fit = (BLOCK_VALUES / line).max(border + 1) - border;
         let whole = (size[0] + border) * line;
+        let bands = samples.div_ceil((BLOCK_VALUES / whole).max(1)).max(1);
+        let most_samples = samples.div_ceil(bands).max(1);
         let (rows, band_samples) = if fit >= size[0] {
-            (size[0], (BLOCK_VALUES / whole).clamp(1, samples.max(1)))
+            (size[0], most_samples)
         } else {
             (size[0].div_ceil(size[0].div_ceil(fit)), 1)
         };
