@@ -5,7 +5,7 @@ use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
 use crate::kernel::cpu::simd::spikes;
 
 /// Percent of active inputs beyond which the dense kernel is faster.
-const DENSE_PERCENT: usize = 55;
+const DENSE_PERCENT: usize = 85;
 
 /// `y` = `x` convolved with the kernel's weights, plus the bias.
 pub(super) fn run(

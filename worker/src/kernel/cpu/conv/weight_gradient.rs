@@ -9,7 +9,7 @@ use crate::kernel::cpu::simd::{Isa, LANES};
 use rayon::prelude::*;
 
 /// Percent of active inputs beyond which the dense kernel is faster.
-const DENSE_PERCENT: usize = 75;
+const DENSE_PERCENT: usize = 85;
 /// Tasks that a small layer is cut into at least, by cutting its samples.
 const TASKS: usize = 16;
 

@@ -43,6 +43,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a mask of 16 lanes")]
     #[inline(always)]
     unsafe fn append(mut to: *mut u16, positions: &[u32; 64], bits: u64) {
         for part in 0..4 {

@@ -187,7 +187,7 @@ unsafe fn pixels_body<S: Simd>(pixels: &mut Pixels<'_>) {
             let count = pixels.counts.get_unchecked_mut(channel);
             let end = channel * pixels.capacity + usize::from(*count);
             S::append(pixels.positions.as_mut_ptr().add(end), &pixels.at, word);
-            *count += word.count_ones() as u16;
+            *count += u16::try_from(word.count_ones()).expect("at most 64");
         }
     }
 }

@@ -123,6 +123,10 @@ trait Simd {
     /// `a * b + c`, fused where the instruction set can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Writes the positions whose bit is set, in order; up to 16 values more may be written.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "bands have fewer than 2^16 positions"
+    )]
     #[inline(always)]
     unsafe fn append(mut to: *mut u16, positions: &[u32; 64], mut bits: u64) {
         while bits != 0 {
