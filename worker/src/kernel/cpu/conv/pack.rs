@@ -6,6 +6,9 @@ use crate::kernel::cpu::simd::{Isa, LANES};
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// Weights beyond this many leave the cache before they are used.
+const FAR: usize = 1 << 20;
+
 /// Values of the forward and of the backward form.
 pub(super) fn lengths(shape: &ConvShape) -> [usize; 2] {
     let taps = shape.kernel * shape.kernel;
@@ -20,6 +23,8 @@ pub(super) fn lengths(shape: &ConvShape) -> [usize; 2] {
 pub(super) fn forward(isa: Isa, shape: &ConvShape, oihw: &[f32], packed: &mut [f32]) {
     let taps = shape.kernel * shape.kernel;
     let terms = taps * shape.inputs;
+    // The next forward pass comes after all other layers.
+    let is_far = packed.len() >= FAR;
     packed
         .par_chunks_mut(GROUP * terms)
         .enumerate()
@@ -36,6 +41,7 @@ pub(super) fn forward(isa: Isa, shape: &ConvShape, oihw: &[f32], packed: &mut [f
                             count: rows * taps,
                             inner: [1, taps],
                             strides: [width, 0, rows * width],
+                            is_far,
                         };
                         let from = &oihw[output * terms + word * 64 * taps..];
                         let outputs = LANES.min(shape.outputs - output);

@@ -157,6 +157,7 @@ impl Sums<'_> {
                 count: terms,
                 inner: [1, taps],
                 strides: [vectors * taps * LANES, 0, LANES],
+                is_far: false,
             };
             let rows = dw.len() / terms;
             from_lanes(self.kernel.isa, &sums[from..], columns, (dw, terms), rows);

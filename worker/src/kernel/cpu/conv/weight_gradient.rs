@@ -150,6 +150,7 @@ fn unpack_dense(isa: Isa, shape: &ConvShape, sums: &[f32], dw: &mut [f32]) {
                 count: terms,
                 inner: [shape.kernel; 2],
                 strides: [width, row, shape.inputs * width],
+                is_far: false,
             };
             let rows = dw.len() / terms;
             from_lanes(isa, &sums[from..], columns, (dw, terms), rows);

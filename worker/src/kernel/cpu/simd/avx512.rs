@@ -1,10 +1,10 @@
 //! AVX-512: a vector is one register.
 use super::{LANES, Simd};
 use std::arch::x86_64::{
-    __m512, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtepi32_epi16, _mm512_fmadd_ps,
+    __m512, _mm_sfence, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtepi32_epi16, _mm512_fmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_compress_epi32, _mm512_set1_ps,
-    _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_ps,
-    _mm512_unpacklo_ps,
+    _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_stream_ps,
+    _mm512_unpackhi_ps, _mm512_unpacklo_ps,
 };
 
 /// The form for machines with AVX-512F.
@@ -29,6 +29,18 @@ impl Simd for Avx512 {
     unsafe fn store(p: *mut f32, v: __m512) {
         // SAFETY: 16 values are writable at `p`, by the trait's contract.
         unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_far(p: *mut f32, v: __m512) {
+        // SAFETY: 16 aligned values are writable at `p`, by the trait's contract.
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish_far() {
+        // SAFETY: every x86-64 has it.
+        unsafe { _mm_sfence() }
     }
 
     #[inline(always)]

@@ -118,6 +118,15 @@ trait Simd {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Lanes to memory.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Lanes to memory, past the cache where the instruction set can; 64-byte aligned.
+    #[inline(always)]
+    unsafe fn store_far(p: *mut f32, v: Self::V) {
+        // SAFETY: the same contract.
+        unsafe { Self::store(p, v) };
+    }
+    /// Orders all far stores before what follows.
+    #[inline(always)]
+    unsafe fn finish_far() {}
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instruction set can.

@@ -11,6 +11,8 @@ pub(crate) struct Columns {
     pub(crate) inner: [usize; 2],
     /// Values between neighbours in each loop.
     pub(crate) strides: [usize; 3],
+    /// Vectors written here are not read soon: they need not pass through the cache.
+    pub(crate) is_far: bool,
 }
 
 impl Columns {
@@ -20,6 +22,7 @@ impl Columns {
             count,
             inner: [1, 1],
             strides: [stride, 0, 0],
+            is_far: false,
         }
     }
 
@@ -161,6 +164,13 @@ unsafe fn to_lanes_body<S: Simd>(task: &mut Task) {
     let mut buffer: Runs = [const { MaybeUninit::uninit() }; LANES * ROW];
     let buffer = buffer.as_mut_ptr().cast::<f32>();
     let mut walk = Walk::default();
+    let is_aligned = task.columns.strides.iter().all(|s| s.is_multiple_of(LANES))
+        && task
+            .columns_to
+            .cast::<[f32; LANES]>()
+            .addr()
+            .is_multiple_of(4 * LANES);
+    let is_far = task.columns.is_far && is_aligned;
     // SAFETY: rows and columns were checked; a run is copied before it is read, and so is the
     // rest of its last vector, or it is set to 0.
     unsafe {
@@ -185,11 +195,19 @@ unsafe fn to_lanes_body<S: Simd>(task: &mut Task) {
                 }
                 S::transpose(&mut m);
                 for m in m.iter().take(run - start) {
-                    S::store(task.columns_to.add(walk.next(&task.columns)), *m);
+                    let to = task.columns_to.add(walk.next(&task.columns));
+                    if is_far {
+                        S::store_far(to, *m);
+                    } else {
+                        S::store(to, *m);
+                    }
                 }
                 start += LANES;
             }
             column += run;
+        }
+        if is_far {
+            S::finish_far();
         }
     }
 }
