@@ -144,17 +144,16 @@ impl ConvKernel {
             height.min(width) + 2 * padding >= kernel,
             "a kernel larger than its input"
         );
-        let mut kernel = Self {
+        let mut packed = Buffer::default();
+        packed.grown(pack::lengths(&shape)[0]);
+        // The backward form is made when an error first flows: the first layer needs none.
+        Self {
             shape,
             isa,
-            forward: Buffer::default(),
+            forward: packed,
             backward: Buffer::default(),
-            is_stale: false,
-        };
-        let [forward, backward] = pack::lengths(&shape);
-        kernel.forward.grown(forward);
-        kernel.backward.grown(backward);
-        kernel
+            is_stale: true,
+        }
     }
 
     /// The sizes.
@@ -175,7 +174,6 @@ impl ConvKernel {
         );
         let [forward, _] = pack::lengths(&self.shape);
         pack::forward(self.isa, &self.shape, oihw, self.forward.grown(forward));
-        // The first layer of a network, and evaluation, never need the other form.
         self.is_stale = true;
     }
 
@@ -211,12 +209,6 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, Operand::Real(dx), dy.len());
-        if self.is_stale {
-            let [_, backward] = pack::lengths(&self.shape);
-            let (from, to) = (self.forward.values(), self.backward.grown(backward));
-            pack::backward(self.isa, &self.shape, from, to);
-            self.is_stale = false;
-        }
         data_gradient::run(self, samples, dy, dx, accumulate, scratch);
     }
 
@@ -240,6 +232,16 @@ impl ConvKernel {
             "weights are [o, i, kh, kw]"
         );
         weight_gradient::run(self, samples, x, dy, dw_oihw, scratch);
+    }
+
+    /// Packs the backward form if the weights have changed.
+    fn refresh(&mut self) {
+        if self.is_stale {
+            let [_, backward] = pack::lengths(&self.shape);
+            let (from, to) = (self.forward.values(), self.backward.grown(backward));
+            pack::backward(self.isa, &self.shape, from, to);
+            self.is_stale = false;
+        }
     }
 
     /// Sizes of the input and of the output.

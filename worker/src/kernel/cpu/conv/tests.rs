@@ -3,7 +3,7 @@ use super::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
 use crate::kernel::cpu::simd::Isa;
 
 /// height, width, inputs, outputs, kernel, stride, padding, samples.
-const SHAPES: [[usize; 8]; 30] = [
+const SHAPES: [[usize; 8]; 32] = [
     [5, 7, 1, 4, 3, 1, 1, 3],
     [6, 6, 3, 16, 3, 1, 1, 2],
     [28, 28, 1, 16, 3, 1, 1, 2],
@@ -33,6 +33,8 @@ const SHAPES: [[usize; 8]; 30] = [
     [4, 4, 128, 80, 3, 1, 1, 70],
     [7, 8, 32, 160, 3, 1, 0, 2],
     [8, 6, 32, 32, 3, 1, 2, 2],
+    [40, 44, 16, 32, 3, 1, 1, 5],
+    [4, 4, 16, 512, 3, 1, 1, 70],
     [40, 33, 10, 16, 3, 1, 0, 2],
 ];
 

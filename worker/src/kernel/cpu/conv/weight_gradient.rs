@@ -56,7 +56,8 @@ fn dense(
     let pieces = TASKS.div_ceil(groups * shape.kernel);
     let task_values = (length + TILE) * GROUP;
     let sums = scratch.sums.grown(pieces * groups * rows * GROUP);
-    sums.fill(0.0);
+    sums.par_chunks_mut(task_values)
+        .for_each(|sums| sums.fill(0.0));
     for first in (0..samples).step_by(part) {
         let samples = part.min(samples - first);
         let positions = samples * shape.positions();

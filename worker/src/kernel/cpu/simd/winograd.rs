@@ -68,7 +68,7 @@ impl Winograd {
     }
 
     /// Whether tasks are so many that each can take tiles through all outputs.
-    fn is_long(&self) -> bool {
+    pub(crate) fn is_long(&self) -> bool {
         self.chunks() >= MANY
     }
 
@@ -98,7 +98,17 @@ impl Winograd {
     }
 }
 
-/// Convolves. Weights are `[group][kh][kw][channel][32]`; `bytes` as for the scratch.
+/// Mirrored weights, or the means to get them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weights<'a> {
+    /// `[group][kh][kw][channel][32]`: groups of outputs, mirrored.
+    Backward(&'a [f32]),
+    /// `[group][word][kh][kw][64][32]`: groups of channels, words of outputs, not mirrored. Worth
+    /// it where weights are used once or twice: a second packed form would cost more to write.
+    Forward(&'a [f32]),
+}
+
+/// Convolves; `bytes` as for the scratch.
 ///
 /// # Panics
 ///
@@ -107,7 +117,7 @@ pub(crate) fn convolve(
     isa: Isa,
     job: &Winograd,
     x: &[f32],
-    weights: &[f32],
+    weights: Weights<'_>,
     y: &mut [f32],
     (shared, slots, bytes): (&mut [f32], &Slots, usize),
 ) {
@@ -124,10 +134,9 @@ pub(crate) fn convolve(
         job.samples * job.out_height * job.out_width * job.outputs,
         "target"
     );
-    assert!(
-        weights.len() >= 9 * job.channels * job.outputs,
-        "too few weights"
-    );
+    let (Weights::Backward(packed) | Weights::Forward(packed)) = weights;
+    let needed = 9 * job.channels * job.outputs;
+    assert!(packed.len() >= needed, "too few weights");
     let (groups, inputs) = (job.outputs.div_ceil(GROUP), job.input_values());
     let slot_values = job.scratch(bytes)[1];
     let all = All {
@@ -176,7 +185,7 @@ struct All<'a> {
     isa: Isa,
     job: &'a Winograd,
     x: &'a [f32],
-    weights: &'a [f32],
+    weights: Weights<'a>,
     y: Target,
 }
 
@@ -214,7 +223,8 @@ impl All<'_> {
         let mut product = Product {
             job,
             inputs: inputs.as_ptr(),
-            weights: self.weights[channel * 9 * job.channels..].as_ptr(),
+            weights: self.weights,
+            output: channel,
             vectors: ((job.outputs - channel) / LANES).min(2),
             weight_planes: weight_planes.as_mut_ptr(),
             sums: sums.as_mut_ptr(),

@@ -1,7 +1,8 @@
 //! The work of one task: transforms in, products, transforms out.
 use super::points::{evaluate_input, evaluate_weights, interpolate};
-use super::{BLOCK, OCTET, PLANE, POINTS, SIDE, TILE, Winograd};
+use super::{BLOCK, GROUP, OCTET, PLANE, POINTS, SIDE, TILE, Weights, Winograd};
 use crate::kernel::cpu::simd::{LANES, Simd, per_isa};
+use std::mem::MaybeUninit;
 
 /// Channels of a pixel outside the image.
 pub(crate) const MOST_CHANNELS: usize = 4096;
@@ -20,7 +21,9 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Product<'a> {
     pub(super) job: &'a Winograd,
     pub(super) inputs: *const f32,
-    pub(super) weights: *const f32,
+    pub(super) weights: Weights<'a>,
+    /// The group's first output.
+    pub(super) output: usize,
     pub(super) vectors: usize,
     /// `[point][BLOCK][16 * vectors]`, planes `PLANE` apart.
     pub(super) weight_planes: *mut f32,
@@ -166,30 +169,85 @@ unsafe fn multiply<S: Simd, const P: usize, const V: usize>(
 
 #[inline(always)]
 unsafe fn transform_weights<S: Simd>(task: &Product<'_>, channel: usize, block: usize) {
-    let width = task.vectors * LANES;
-    for row in 0..block * task.vectors {
-        let (row, lane) = (row / task.vectors, row % task.vectors * LANES);
-        // SAFETY: nine taps of a channel of the group; planes of the slot.
+    let (job, width) = (task.job, task.vectors * LANES);
+    let mut buffer = [const { MaybeUninit::<f32>::uninit() }; 9 * LANES * LANES];
+    let buffer = buffer.as_mut_ptr().cast::<f32>();
+    // Channels and outputs are whole vectors.
+    for part in 0..block / LANES * task.vectors {
+        let (row, lane) = (part / task.vectors * LANES, part % task.vectors * LANES);
+        // SAFETY: nine taps of 16 channels of the group; planes of the slot.
         unsafe {
-            let from = task.weights.add((channel + row) * width + lane);
-            let to = task.weight_planes.add(row * width + lane);
-            let tap = task.job.channels * width;
-            let mut half = [S::splat(0.0); 3 * SIDE];
-            for c in 0..3 {
-                let mut g = [S::splat(0.0); 3];
-                for (r, g) in g.iter_mut().enumerate() {
-                    *g = S::load(from.add((r * 3 + c) * tap));
+            let (from, tap, stride) = match task.weights {
+                Weights::Backward(w) => {
+                    let from = w.as_ptr().add(task.output * 9 * job.channels);
+                    let from = from.add((channel + row) * width + lane);
+                    (from, job.channels * width, width)
                 }
-                let v = evaluate_weights::<S>(g);
-                for r in 0..SIDE {
-                    half[r * 3 + c] = v[r];
+                Weights::Forward(w) => {
+                    gather_taps::<S>(job, w, channel + row, task.output + lane, buffer);
+                    (buffer.cast_const(), LANES * LANES, LANES)
                 }
+            };
+            for i in 0..LANES {
+                let to = task.weight_planes.add((row + i) * width + lane);
+                transform_taps::<S>(from.add(i * stride), tap, to);
             }
+        }
+    }
+}
+
+/// Mirrored taps of 16 channels and 16 outputs out of the forward form, where lanes are channels:
+/// `[tap][channel][output]`.
+#[inline(always)]
+unsafe fn gather_taps<S: Simd>(
+    job: &Winograd,
+    weights: &[f32],
+    channel: usize,
+    output: usize,
+    to: *mut f32,
+) {
+    let (group, word) = (channel / GROUP, output / 64);
+    let width = GROUP.min(job.channels - group * GROUP);
+    let rows = 64.min(job.outputs - word * 64);
+    let start = (group * GROUP * job.outputs + word * 64 * width) * 9;
+    for tap in 0..9 {
+        let row = start + (tap * rows + output % 64) * width + channel % GROUP;
+        // SAFETY: 16 rows of the forward form, whose size `convolve` has checked.
+        unsafe {
+            let from = weights.as_ptr().add(row);
+            let mut m = [S::splat(0.0); LANES];
+            for (i, m) in m.iter_mut().enumerate() {
+                *m = S::load(from.add(i * width));
+            }
+            S::transpose(&mut m);
+            let to = to.add((8 - tap) * LANES * LANES);
+            for (i, m) in m.iter().enumerate() {
+                S::store(to.add(i * LANES), *m);
+            }
+        }
+    }
+}
+
+/// Nine taps `tap` values apart to all points.
+#[inline(always)]
+unsafe fn transform_taps<S: Simd>(from: *const f32, tap: usize, to: *mut f32) {
+    // SAFETY: `transform_weights` vouches for the taps and the planes.
+    unsafe {
+        let mut half = [S::splat(0.0); 3 * SIDE];
+        for c in 0..3 {
+            let mut g = [S::splat(0.0); 3];
+            for (r, g) in g.iter_mut().enumerate() {
+                *g = S::load(from.add((r * 3 + c) * tap));
+            }
+            let v = evaluate_weights::<S>(g);
             for r in 0..SIDE {
-                let v = evaluate_weights::<S>([half[r * 3], half[r * 3 + 1], half[r * 3 + 2]]);
-                for c in 0..SIDE {
-                    S::store(to.add((r * SIDE + c) * PLANE), v[c]);
-                }
+                half[r * 3 + c] = v[r];
+            }
+        }
+        for r in 0..SIDE {
+            let v = evaluate_weights::<S>([half[r * 3], half[r * 3 + 1], half[r * 3 + 2]]);
+            for c in 0..SIDE {
+                S::store(to.add((r * SIDE + c) * PLANE), v[c]);
             }
         }
     }
