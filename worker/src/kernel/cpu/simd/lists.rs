@@ -65,6 +65,7 @@ impl Lists {
                         positions: &mut positions[lists..lists + WORD * capacity],
                         counts: &mut counts[class * WORD..(class + 1) * WORD],
                         capacity,
+                        channels: WORD.min(shape.inputs - word * WORD),
                         taken: 0,
                         pending: 0,
                         at: [0; WORD],
@@ -139,6 +140,7 @@ struct Pixels<'a> {
     positions: &'a mut [u16],
     counts: &'a mut [u16],
     capacity: usize,
+    channels: usize,
     /// Pixels that were flushed, and those that wait.
     taken: usize,
     pending: usize,
@@ -168,6 +170,7 @@ impl Pixels<'_> {
             "a list per channel"
         );
         assert_eq!(self.counts.len(), WORD, "a count per channel");
+        assert!(self.channels <= WORD, "one word of channels");
         // SAFETY: lists have room, as was just checked; all is borrowed for the call.
         unsafe { run_pixels(self.isa, self) };
     }
@@ -179,7 +182,7 @@ per_isa!(run_pixels(Pixels<'_>) = pixels_body <> <> <>);
 #[inline(always)]
 unsafe fn pixels_body<S: Simd>(pixels: &mut Pixels<'_>) {
     transpose_bits(&mut pixels.words);
-    for channel in 0..WORD {
+    for channel in 0..pixels.channels {
         let word = pixels.words[channel];
         // SAFETY: there are 64 lists and counts, each with room for all pixels so far and one
         // vector more.
