@@ -1,6 +1,6 @@
 //! Vector code: the only place of the CPU back end with `unsafe`.
 //!
-//! Every kernel is one generic body over [`Simd`], a vector of 16 f32, compiled once per
+//! Every kernel is one generic body over `Simd`, a vector of 16 f32, compiled once per
 //! instruction set. All forms read the same packed layouts and add in the same order, so
 //! AVX-512 and AVX2 agree to the bit; the portable form has no fused multiply-add.
 //!
