@@ -121,7 +121,11 @@ fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
     let beside = path.with_file_name(format!("{net}.common.safetensors"));
     let common = CommonTrace::read(&beside);
     let common = common.with_context(|| {
-        format!("{} is read together with {}", path.display(), beside.display())
+        format!(
+            "{} is read together with {}",
+            path.display(),
+            beside.display()
+        )
     })?;
     let trace = AlgorithmTrace::read(path, &common)?;
     let mut kernels = kernels(arguments)?;

@@ -6,8 +6,8 @@
 use super::ConvShape;
 use crate::kernel::cpu::simd::LANES;
 
-/// Values of one error block: three quarters of a 32 KB L1 cache.
-const BLOCK_VALUES: usize = 6 << 10;
+/// Values of one error block: seven eighths of a 32 KB L1 cache.
+const BLOCK_VALUES: usize = 7 << 10;
 
 /// How a batch is cut into bands.
 #[derive(Clone, Copy, Debug)]
@@ -31,21 +31,37 @@ impl Bands {
     pub(super) fn new(shape: &ConvShape, samples: usize) -> Option<Self> {
         let first = shape.padding / shape.stride;
         let last = |side: usize| (side - 1 + shape.padding) / shape.stride;
-        let size = [last(shape.height) + 1 - first, last(shape.width) + 1 - first];
+        let size = [
+            last(shape.height) + 1 - first,
+            last(shape.width) + 1 - first,
+        ];
         let border = shape.taps(0) - 1;
         let most_taps = shape.taps(0) * shape.taps(0);
-        let vectors = (9 / most_taps).clamp(1, 4).min(shape.outputs.div_ceil(LANES));
+        let vectors = (9 / most_taps)
+            .clamp(1, 4)
+            .min(shape.outputs.div_ceil(LANES));
         let line = (size[1] + border) * vectors * LANES;
         let fit = (BLOCK_VALUES / line).max(border + 1) - border;
         let whole = (size[0] + border) * line;
+        let bands = samples.div_ceil((BLOCK_VALUES / whole).max(1)).max(1);
+        let most_samples = samples.div_ceil(bands).max(1);
         let (rows, band_samples) = if fit >= size[0] {
-            (size[0], (BLOCK_VALUES / whole).clamp(1, samples.max(1)))
+            (size[0], most_samples)
         } else {
             (size[0].div_ceil(size[0].div_ceil(fit)), 1)
         };
         let shape = *shape;
-        let bands = Self { shape, samples, vectors, first, size, border, rows, band_samples };
-        (bands.limit() <= usize::from(u16::MAX)).then_some(bands)
+        let bands = Self {
+            shape,
+            samples,
+            vectors,
+            first,
+            size,
+            border,
+            rows,
+            band_samples,
+        };
+        u16::try_from(bands.limit()).is_ok().then_some(bands)
     }
 
     fn bands_per_sample(&self) -> usize {
@@ -80,7 +96,9 @@ impl Bands {
     /// Spikes that one channel can have in a band and class.
     pub(crate) fn capacity(&self) -> usize {
         // An odd number of cache lines keeps the lists of neighbouring channels apart.
-        let lines = (self.band_samples * self.rows * self.size[1]).div_ceil(32);
+        // Writers of lists store whole vectors, so one more fits.
+        let most = self.band_samples * self.rows * self.size[1] + LANES;
+        let lines = most.div_ceil(32);
         (lines | 1) * 32
     }
 
@@ -92,31 +110,48 @@ impl Bands {
 
     /// The band's samples and rows q, counted from `first`.
     fn extent(&self, band: usize) -> [std::ops::Range<usize>; 2] {
-        let (sample, row) = (band / self.bands_per_sample(), band % self.bands_per_sample());
+        let (sample, row) = (
+            band / self.bands_per_sample(),
+            band % self.bands_per_sample(),
+        );
         let (sample, row) = (sample * self.band_samples, row * self.rows);
         let end = (sample + self.band_samples).min(self.samples);
         [sample..end, row..(row + self.rows).min(self.size[0])]
     }
 
-    /// Calls with each input pixel of a band, its class and its position in the block.
-    pub(crate) fn for_each_pixel(&self, band: usize, mut call: impl FnMut(usize, usize, usize)) {
-        let ConvShape { height, width, stride, padding, .. } = self.shape;
+    /// Calls with each input pixel of a band and residue class (row residue times stride plus
+    /// column residue), and its position in the block.
+    pub(crate) fn for_each_pixel(
+        &self,
+        band: usize,
+        class: usize,
+        mut call: impl FnMut(usize, usize),
+    ) {
+        let ConvShape {
+            height,
+            width,
+            stride,
+            padding,
+            ..
+        } = self.shape;
         let [samples, rows] = self.extent(band);
-        let top = ((rows.start + self.first) * stride).saturating_sub(padding);
-        let bottom = ((rows.end + self.first) * stride - padding).min(height);
+        // The first coordinate with a residue, and its q.
+        let start = |residue: usize| {
+            let first = (residue + stride - padding % stride) % stride;
+            (first, (first + padding) / stride - self.first)
+        };
+        let ((top, top_q), (left, left_q)) = (start(class / stride), start(class % stride));
         for (index, sample) in samples.enumerate() {
-            for iy in top..bottom {
-                let (q, residue) = ((iy + padding) / stride, (iy + padding) % stride);
-                let row = index * (self.rows + self.border) + q - self.first - rows.start;
-                let (mut column, mut right) = (0, padding % stride);
-                for ix in 0..width {
-                    let pixel = (sample * height + iy) * width + ix;
-                    call(pixel, residue * stride + right, row * self.columns() + column);
-                    right += 1;
-                    if right == stride {
-                        right = 0;
-                        column += 1;
-                    }
+            for q in rows.start.max(top_q)..rows.end {
+                let y = top + (q - top_q) * stride;
+                if y >= height {
+                    break;
+                }
+                let row = index * (self.rows + self.border) + q - rows.start;
+                let pixel = (sample * height + y) * width;
+                let position = row * self.columns() + left_q;
+                for (column, x) in (left..width).step_by(stride).enumerate() {
+                    call(pixel + x, position + column);
                 }
             }
         }

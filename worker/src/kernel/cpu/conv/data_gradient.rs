@@ -5,24 +5,26 @@ use super::pad::Frame;
 use super::{ConvKernel, ConvScratch, ConvShape, Operand, PART_BYTES, pack, samples_per_part};
 use crate::kernel::cpu::simd::LANES;
 use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
-use crate::kernel::cpu::simd::winograd::{self, MOST_CHANNELS, TILE, Winograd};
+use crate::kernel::cpu::simd::winograd::{self, MOST_CHANNELS, TILE, Weights, Winograd};
+use rayon::prelude::*;
 
 /// `dx` from `dy`.
 ///
 /// Output o = (i + padding - k) / stride, so an input pixel i with (i + padding) = q stride + r
 /// hears from outputs q - j through the taps k = r + j stride.
 pub(super) fn run(
-    kernel: &ConvKernel,
+    kernel: &mut ConvKernel,
     samples: usize,
     dy: &[f32],
     dx: &mut [f32],
     accumulate: bool,
     scratch: &mut ConvScratch,
 ) {
-    let shape = &kernel.shape;
-    if winograd_pays(shape) {
+    if winograd_pays(&kernel.shape) {
         return transformed(kernel, samples, dy, dx, accumulate, scratch);
     }
+    kernel.refresh();
+    let (kernel, shape) = (&*kernel, &kernel.shape);
     let frame = error_frame(shape);
     let part = samples_per_part(samples, frame.values() * 4);
     let (in_values, out_values) = (shape.in_values(), shape.positions() * shape.outputs);
@@ -39,7 +41,7 @@ pub(super) fn run(
         };
         if shape.stride > shape.kernel && !accumulate {
             // Pixels between the taps hear nothing.
-            dx.fill(0.0);
+            dx.par_chunks_mut(in_values).for_each(|dx| dx.fill(0.0));
         }
         for row in 0..shape.stride {
             for column in 0..shape.stride {
@@ -51,21 +53,29 @@ pub(super) fn run(
 
 /// Whether the transforms cost less than the multiplications they save.
 fn winograd_pays(shape: &ConvShape) -> bool {
-    let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = *shape;
+    let ConvShape {
+        height,
+        width,
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+    } = *shape;
     let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
     kernel == 3
         && stride == 1
         && padding <= 2
         && inputs.is_multiple_of(LANES)
         && outputs.is_multiple_of(LANES)
-        && inputs.min(outputs) >= 32
+        && inputs.min(outputs) >= 16
         && outputs <= MOST_CHANNELS
         && tiles * 36 * 2 <= height * width * 9
 }
 
 /// The error of a 3 x 3 convolution with stride 1.
 fn transformed(
-    kernel: &ConvKernel,
+    kernel: &mut ConvKernel,
     samples: usize,
     dy: &[f32],
     dx: &mut [f32],
@@ -87,7 +97,13 @@ fn transformed(
     let [shared, slot] = job.scratch(PART_BYTES);
     let shared = scratch.padded.grown(shared);
     let scratch = (shared, scratch.slots.grown(slot), PART_BYTES);
-    winograd::convolve(kernel.isa, &job, dy, kernel.backward.values(), dx, scratch);
+    let weights = if job.is_long() {
+        kernel.refresh();
+        Weights::Backward(kernel.backward.values())
+    } else {
+        Weights::Forward(kernel.forward.values())
+    };
+    winograd::convolve(kernel.isa, &job, dy, weights, dx, scratch);
 }
 
 /// Rows (or columns) of the error's border before the first output.

@@ -5,7 +5,7 @@ use crate::kernel::cpu::simd::dense::{self, Dense, Strides};
 use crate::kernel::cpu::simd::spikes;
 
 /// Percent of active inputs beyond which the dense kernel is faster.
-const DENSE_PERCENT: usize = 55;
+const DENSE_PERCENT: usize = 85;
 
 /// `y` = `x` convolved with the kernel's weights, plus the bias.
 pub(super) fn run(
@@ -46,7 +46,12 @@ pub(super) fn run(
             height: shape.out_height(),
             width: shape.out_width(),
             source: frame.strides(shape.stride),
-            target: Strides { origin: 0, sample: shape.out_height() * row, row, column },
+            target: Strides {
+                origin: 0,
+                sample: shape.out_height() * row,
+                row,
+                column,
+            },
             taps: [shape.kernel; 2],
             tap_row: frame.size[1] * shape.inputs,
             channels: shape.inputs,

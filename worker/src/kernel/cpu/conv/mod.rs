@@ -114,6 +114,8 @@ pub struct ConvKernel {
     forward: Buffer,
     /// `[group][class][tap row][tap column][output][32]`, groups of inputs, taps mirrored.
     backward: Buffer,
+    /// The weights have changed since `backward` was packed.
+    is_stale: bool,
 }
 
 impl ConvKernel {
@@ -124,15 +126,34 @@ impl ConvKernel {
     /// If a size is 0, the kernel does not fit the padded input, or the machine lacks `isa`.
     pub fn new(shape: ConvShape, isa: Isa) -> Self {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
-        let ConvShape { height, width, inputs, outputs, kernel, stride, padding } = shape;
-        assert!([height, width, inputs, outputs, kernel, stride].iter().all(|n| *n > 0));
-        assert!(height.min(width) + 2 * padding >= kernel, "a kernel larger than its input");
-        let mut kernel =
-            Self { shape, isa, forward: Buffer::default(), backward: Buffer::default() };
-        let [forward, backward] = pack::lengths(&shape);
-        kernel.forward.grown(forward);
-        kernel.backward.grown(backward);
-        kernel
+        let ConvShape {
+            height,
+            width,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+        } = shape;
+        assert!(
+            [height, width, inputs, outputs, kernel, stride]
+                .iter()
+                .all(|n| *n > 0)
+        );
+        assert!(
+            height.min(width) + 2 * padding >= kernel,
+            "a kernel larger than its input"
+        );
+        let mut packed = Buffer::default();
+        packed.grown(pack::lengths(&shape)[0]);
+        // The backward form is made when an error first flows: the first layer needs none.
+        Self {
+            shape,
+            isa,
+            forward: packed,
+            backward: Buffer::default(),
+            is_stale: true,
+        }
     }
 
     /// The sizes.
@@ -146,11 +167,14 @@ impl ConvKernel {
     ///
     /// If the weights do not have the shape's size.
     pub fn set_weights(&mut self, oihw: &[f32]) {
-        assert_eq!(oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
-        let [forward, backward] = pack::lengths(&self.shape);
-        let forward = self.forward.grown(forward);
-        pack::forward(self.isa, &self.shape, oihw, forward);
-        pack::backward(self.isa, &self.shape, forward, self.backward.grown(backward));
+        assert_eq!(
+            oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
+        let [forward, _] = pack::lengths(&self.shape);
+        pack::forward(self.isa, &self.shape, oihw, self.forward.grown(forward));
+        self.is_stale = true;
     }
 
     /// Convolves: `y[n, oh, ow, outputs]`, overwritten.
@@ -202,8 +226,22 @@ impl ConvKernel {
         scratch: &mut ConvScratch,
     ) {
         self.check(samples, x, dy.len());
-        assert_eq!(dw_oihw.len(), self.shape.weights(), "weights are [o, i, kh, kw]");
+        assert_eq!(
+            dw_oihw.len(),
+            self.shape.weights(),
+            "weights are [o, i, kh, kw]"
+        );
         weight_gradient::run(self, samples, x, dy, dw_oihw, scratch);
+    }
+
+    /// Packs the backward form if the weights have changed.
+    fn refresh(&mut self) {
+        if self.is_stale {
+            let [_, backward] = pack::lengths(&self.shape);
+            let (from, to) = (self.forward.values(), self.backward.grown(backward));
+            pack::backward(self.isa, &self.shape, from, to);
+            self.is_stale = false;
+        }
     }
 
     /// Sizes of the input and of the output.
@@ -211,10 +249,18 @@ impl ConvKernel {
         let pixels = samples * self.shape.height * self.shape.width;
         match x {
             Operand::Spikes(x) => {
-                assert_eq!(x.len(), pixels * self.shape.words(), "spikes are [n, h, w, words]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.words(),
+                    "spikes are [n, h, w, words]"
+                );
             }
             Operand::Real(x) => {
-                assert_eq!(x.len(), pixels * self.shape.inputs, "real input is [n, h, w, c]");
+                assert_eq!(
+                    x.len(),
+                    pixels * self.shape.inputs,
+                    "real input is [n, h, w, c]"
+                );
             }
         }
         let outputs = samples * self.shape.positions() * self.shape.outputs;

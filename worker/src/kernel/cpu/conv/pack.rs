@@ -6,6 +6,9 @@ use crate::kernel::cpu::simd::{Isa, LANES};
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// Weights beyond this many leave the cache before they are used.
+const FAR: usize = 1 << 20;
+
 /// Values of the forward and of the backward form.
 pub(super) fn lengths(shape: &ConvShape) -> [usize; 2] {
     let taps = shape.kernel * shape.kernel;
@@ -20,25 +23,33 @@ pub(super) fn lengths(shape: &ConvShape) -> [usize; 2] {
 pub(super) fn forward(isa: Isa, shape: &ConvShape, oihw: &[f32], packed: &mut [f32]) {
     let taps = shape.kernel * shape.kernel;
     let terms = taps * shape.inputs;
-    packed.par_chunks_mut(GROUP * terms).enumerate().for_each(|(group, packed)| {
-        let width = packed.len() / terms;
-        packed.par_chunks_mut(64 * taps * width).enumerate().for_each(|(word, packed)| {
-            let rows = packed.len() / (taps * width);
-            for vector in 0..width / LANES {
-                let output = group * GROUP + vector * LANES;
-                let columns = Columns {
-                    count: rows * taps,
-                    period: taps,
-                    outer: width,
-                    inner: rows * width,
-                };
-                let from = &oihw[output * terms + word * 64 * taps..];
-                let outputs = LANES.min(shape.outputs - output);
-                let to = &mut packed[vector * LANES..];
-                to_lanes(isa, (from, terms), outputs, to, columns);
-            }
+    // The next forward pass comes after all other layers.
+    let is_far = packed.len() >= FAR;
+    packed
+        .par_chunks_mut(GROUP * terms)
+        .enumerate()
+        .for_each(|(group, packed)| {
+            let width = packed.len() / terms;
+            packed
+                .par_chunks_mut(64 * taps * width)
+                .enumerate()
+                .for_each(|(word, packed)| {
+                    let rows = packed.len() / (taps * width);
+                    for vector in 0..width / LANES {
+                        let output = group * GROUP + vector * LANES;
+                        let columns = Columns {
+                            count: rows * taps,
+                            inner: [1, taps],
+                            strides: [width, 0, rows * width],
+                            is_far,
+                        };
+                        let from = &oihw[output * terms + word * 64 * taps..];
+                        let outputs = LANES.min(shape.outputs - output);
+                        let to = &mut packed[vector * LANES..];
+                        to_lanes(isa, (from, terms), outputs, to, columns);
+                    }
+                });
         });
-    });
 }
 
 /// Where the backward weights of one residue class lie.
@@ -61,19 +72,25 @@ pub(super) fn backward(isa: Isa, shape: &ConvShape, forward: &[f32], packed: &mu
             }
             let terms = taps[0] * taps[1] * shape.outputs;
             let packed = &mut packed[class(shape, [row, column])];
-            packed.par_chunks_mut(GROUP * terms).enumerate().for_each(|(group, packed)| {
-                let width = packed.len() / terms;
-                packed.par_chunks_mut(shape.outputs * width).enumerate().for_each(|(tap, to)| {
-                    let (down, right) = (tap / taps[1], tap % taps[1]);
-                    let kh = row + (taps[0] - 1 - down) * shape.stride;
-                    let kw = column + (taps[1] - 1 - right) * shape.stride;
-                    for vector in 0..width / LANES {
-                        let input = group * GROUP + vector * LANES;
-                        let to = &mut to[vector * LANES..];
-                        mirror(isa, shape, forward, [kh, kw, input], (to, width));
-                    }
+            packed
+                .par_chunks_mut(GROUP * terms)
+                .enumerate()
+                .for_each(|(group, packed)| {
+                    let width = packed.len() / terms;
+                    packed
+                        .par_chunks_mut(shape.outputs * width)
+                        .enumerate()
+                        .for_each(|(tap, to)| {
+                            let (down, right) = (tap / taps[1], tap % taps[1]);
+                            let kh = row + (taps[0] - 1 - down) * shape.stride;
+                            let kw = column + (taps[1] - 1 - right) * shape.stride;
+                            for vector in 0..width / LANES {
+                                let input = group * GROUP + vector * LANES;
+                                let to = &mut to[vector * LANES..];
+                                mirror(isa, shape, forward, [kh, kw, input], (to, width));
+                            }
+                        });
                 });
-            });
         }
     }
 }

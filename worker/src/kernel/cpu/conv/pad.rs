@@ -54,28 +54,31 @@ impl Frame {
         // Columns of the image that the frame shows.
         let shown = width.min(self.size[1].saturating_sub(left));
         let row_values = self.size[1] * channels;
-        frames.par_chunks_mut(row_values).enumerate().for_each(|(row, to)| {
-            let (sample, y) = (row / self.size[0], (row % self.size[0]).wrapping_sub(top));
-            if y >= height || shown == 0 {
-                return to.fill(0.0);
-            }
-            let pixel = (sample * height + y) * width;
-            let (before, rest) = to.split_at_mut(left * channels);
-            let (inside, after) = rest.split_at_mut(shown * channels);
-            before.fill(0.0);
-            after.fill(0.0);
-            match x {
-                Operand::Real(x) => {
-                    inside.copy_from_slice(&x[pixel * channels..(pixel + shown) * channels]);
+        frames
+            .par_chunks_mut(row_values)
+            .enumerate()
+            .for_each(|(row, to)| {
+                let (sample, y) = (row / self.size[0], (row % self.size[0]).wrapping_sub(top));
+                if y >= height || shown == 0 {
+                    return to.fill(0.0);
                 }
-                Operand::Spikes(bits) => {
-                    let bits = bits[pixel * words..].chunks_exact(words);
-                    for (to, bits) in inside.chunks_exact_mut(channels).zip(bits) {
-                        unpack(bits, to);
+                let pixel = (sample * height + y) * width;
+                let (before, rest) = to.split_at_mut(left * channels);
+                let (inside, after) = rest.split_at_mut(shown * channels);
+                before.fill(0.0);
+                after.fill(0.0);
+                match x {
+                    Operand::Real(x) => {
+                        inside.copy_from_slice(&x[pixel * channels..(pixel + shown) * channels]);
+                    }
+                    Operand::Spikes(bits) => {
+                        let bits = bits[pixel * words..].chunks_exact(words);
+                        for (to, bits) in inside.chunks_exact_mut(channels).zip(bits) {
+                            unpack(bits, to);
+                        }
                     }
                 }
-            }
-        });
+            });
     }
 }
 

@@ -53,7 +53,9 @@ impl Slots {
             self.0.resize_with(threads, Mutex::default);
         }
         for slot in &mut self.0 {
-            slot.get_mut().unwrap_or_else(PoisonError::into_inner).grown(len);
+            slot.get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .grown(len);
         }
         self
     }

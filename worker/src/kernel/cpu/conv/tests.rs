@@ -3,7 +3,7 @@ use super::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
 use crate::kernel::cpu::simd::Isa;
 
 /// height, width, inputs, outputs, kernel, stride, padding, samples.
-const SHAPES: [[usize; 8]; 30] = [
+const SHAPES: [[usize; 8]; 32] = [
     [5, 7, 1, 4, 3, 1, 1, 3],
     [6, 6, 3, 16, 3, 1, 1, 2],
     [28, 28, 1, 16, 3, 1, 1, 2],
@@ -33,6 +33,8 @@ const SHAPES: [[usize; 8]; 30] = [
     [4, 4, 128, 80, 3, 1, 1, 70],
     [7, 8, 32, 160, 3, 1, 0, 2],
     [8, 6, 32, 32, 3, 1, 2, 2],
+    [40, 44, 16, 32, 3, 1, 1, 5],
+    [4, 4, 16, 512, 3, 1, 1, 70],
     [40, 33, 10, 16, 3, 1, 0, 2],
 ];
 
@@ -86,11 +88,21 @@ impl Case {
         }
         let dy = draw.reals(samples * shape.positions() * shape.outputs);
         let w = draw.reals(shape.weights());
-        Self { shape, samples, bits, x, dy, w, bias: draw.reals(shape.outputs) }
+        Self {
+            shape,
+            samples,
+            bits,
+            x,
+            dy,
+            w,
+            bias: draw.reals(shape.outputs),
+        }
     }
 
     fn operand(&self) -> Operand<'_> {
-        self.bits.as_ref().map_or(Operand::Real(&self.x), |b| Operand::Spikes(b))
+        self.bits
+            .as_ref()
+            .map_or(Operand::Real(&self.x), |b| Operand::Spikes(b))
     }
 
     /// Calls with the indices into x, y and w of every product.
@@ -143,7 +155,13 @@ impl Case {
         let mut dw = vec![f32::NAN; self.w.len()];
         // The second round meets scratch that is not zero.
         for _ in 0..2 {
-            kernel.forward(self.samples, self.operand(), Some(&self.bias), &mut y, &mut scratch);
+            kernel.forward(
+                self.samples,
+                self.operand(),
+                Some(&self.bias),
+                &mut y,
+                &mut scratch,
+            );
             kernel.data_gradient(self.samples, &self.dy, &mut dx, false, &mut scratch);
             let x = self.operand();
             kernel.weight_gradient(self.samples, x, &self.dy, &mut dw, &mut scratch);
@@ -157,14 +175,37 @@ fn assert_close(got: &[f32], want: &[f64], what: &str) {
     let largest = want.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let error = (f64::from(*got) - want).abs();
-        assert!(error <= 1e-5 * largest + 1e-6, "{what}: [{i}] is {got}, should be {want}");
+        assert!(
+            error <= 1e-5 * largest + 1e-6,
+            "{what}: [{i}] is {got}, should be {want}"
+        );
     }
 }
 
 fn shapes() -> impl Iterator<Item = (ConvShape, usize)> {
     SHAPES.into_iter().map(|s| {
-        let [height, width, inputs, outputs, kernel, stride, padding, samples] = s;
-        (ConvShape { height, width, inputs, outputs, kernel, stride, padding }, samples)
+        let [
+            height,
+            width,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+            samples,
+        ] = s;
+        (
+            ConvShape {
+                height,
+                width,
+                inputs,
+                outputs,
+                kernel,
+                stride,
+                padding,
+            },
+            samples,
+        )
     })
 }
 
@@ -175,7 +216,15 @@ fn drawn_shapes() -> impl Iterator<Item = (ConvShape, usize)> {
         let [kernel, stride, padding] = [1 + below(5), 1 + below(3), below(4)];
         let [height, width] = [kernel + below(9), kernel + below(9)];
         let [inputs, outputs] = [1 + below(90), 1 + below(50)];
-        let shape = ConvShape { height, width, inputs, outputs, kernel, stride, padding };
+        let shape = ConvShape {
+            height,
+            width,
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+        };
         (shape, 1 + below(4))
     })
 }
@@ -183,13 +232,21 @@ fn drawn_shapes() -> impl Iterator<Item = (ConvShape, usize)> {
 #[test]
 fn kernels_match_the_definition() {
     for (shape, samples) in shapes().chain(drawn_shapes()) {
-        for density in [None, Some(0.0), Some(0.02), Some(0.15), Some(0.5), Some(1.0)] {
+        for density in [
+            None,
+            Some(0.0),
+            Some(0.02),
+            Some(0.15),
+            Some(0.5),
+            Some(1.0),
+        ] {
             let case = Case::draw(shape, samples, density);
             let want = case.expected();
             for isa in Isa::available() {
                 let got = case.computed(isa);
                 for (i, name) in ["y", "dx", "dw"].iter().enumerate() {
-                    let what = format!("{name} of {shape:?}, {samples} samples, {density:?}, {isa}");
+                    let what =
+                        format!("{name} of {shape:?}, {samples} samples, {density:?}, {isa}");
                     assert_close(&got[i], &want[i], &what);
                 }
             }
@@ -198,7 +255,10 @@ fn kernels_match_the_definition() {
 }
 
 fn in_pool<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .expect("a pool");
     pool.install(run)
 }
 
@@ -248,16 +308,27 @@ fn batches_larger_than_the_scratch_pass_in_parts() {
         for first in [0, 550] {
             let part = |v: &[f32]| v[first * v.len() / 1100..][..v.len() / 2].to_vec();
             let half = Case {
-                bits: many.bits.as_ref().map(|b| b[first * 256..][..550 * 256].to_vec()),
+                bits: many
+                    .bits
+                    .as_ref()
+                    .map(|b| b[first * 256..][..550 * 256].to_vec()),
                 x: part(&many.x),
                 dy: part(&many.dy),
                 w: many.w.clone(),
                 bias: many.bias.clone(),
-                ..Case { samples: 550, ..Case::draw(shape, 1, density) }
+                ..Case {
+                    samples: 550,
+                    ..Case::draw(shape, 1, density)
+                }
             };
             let got = half.computed(Isa::best());
-            assert!(got[0] == part(&y) && got[1] == part(&dx), "positions do not mix");
-            sums.iter_mut().zip(&got[2]).for_each(|(s, g)| *s += f64::from(*g));
+            assert!(
+                got[0] == part(&y) && got[1] == part(&dx),
+                "positions do not mix"
+            );
+            sums.iter_mut()
+                .zip(&got[2])
+                .for_each(|(s, g)| *s += f64::from(*g));
         }
         assert_close(&dw, &sums, "gradient over all parts");
     }
@@ -268,12 +339,22 @@ fn accumulated_data_gradient_is_the_sum() {
     for (shape, samples) in shapes() {
         let case = Case::draw(shape, samples, None);
         let [_, dx, _] = case.expected();
-        let want: Vec<f64> = dx.iter().zip(&case.x).map(|(d, x)| d + f64::from(*x)).collect();
+        let want: Vec<f64> = dx
+            .iter()
+            .zip(&case.x)
+            .map(|(d, x)| d + f64::from(*x))
+            .collect();
         for isa in Isa::available() {
             let mut kernel = ConvKernel::new(shape, isa);
             kernel.set_weights(&case.w);
             let mut got = case.x.clone();
-            kernel.data_gradient(samples, &case.dy, &mut got, true, &mut ConvScratch::default());
+            kernel.data_gradient(
+                samples,
+                &case.dy,
+                &mut got,
+                true,
+                &mut ConvScratch::default(),
+            );
             assert_close(&got, &want, &format!("{shape:?}, {isa}"));
         }
     }
@@ -284,8 +365,9 @@ fn bias_gradient_sums_positions() {
     let dy = Draw(3).reals(300 * 21);
     let mut db = vec![f32::NAN; 21];
     bias_gradient(300, &dy, &mut db);
-    let want: Vec<f64> =
-        (0..21).map(|c| dy.iter().skip(c).step_by(21).map(|v| f64::from(*v)).sum()).collect();
+    let want: Vec<f64> = (0..21)
+        .map(|c| dy.iter().skip(c).step_by(21).map(|v| f64::from(*v)).sum())
+        .collect();
     assert_close(&db, &want, "db");
 }
 

@@ -9,9 +9,9 @@ use crate::kernel::cpu::simd::{Isa, LANES};
 use rayon::prelude::*;
 
 /// Percent of active inputs beyond which the dense kernel is faster.
-const DENSE_PERCENT: usize = 75;
+const DENSE_PERCENT: usize = 85;
 /// Tasks that a small layer is cut into at least, by cutting its samples.
-pub(super) const TASKS: usize = 16;
+const TASKS: usize = 16;
 
 /// `dw` from the input and the error.
 pub(super) fn run(
@@ -56,7 +56,8 @@ fn dense(
     let pieces = TASKS.div_ceil(groups * shape.kernel);
     let task_values = (length + TILE) * GROUP;
     let sums = scratch.sums.grown(pieces * groups * rows * GROUP);
-    sums.fill(0.0);
+    sums.par_chunks_mut(task_values)
+        .for_each(|sums| sums.fill(0.0));
     for first in (0..samples).step_by(part) {
         let samples = part.min(samples - first);
         let positions = samples * shape.positions();
@@ -80,26 +81,28 @@ fn dense(
             errors
         };
         let piece_positions = positions.div_ceil(pieces);
-        sums.par_chunks_mut(task_values).enumerate().for_each(|(task, sums)| {
-            let (task, kh) = (task / shape.kernel, task % shape.kernel);
-            let (piece, group) = (task / groups, task % groups);
-            let start = (piece * piece_positions).min(positions);
-            let mut strides = frame.strides(shape.stride);
-            strides.origin = kh * frame.size[1] * shape.inputs;
-            let outer = Outer {
-                source: padded,
-                strides,
-                length,
-                errors: &errors[group * GROUP..],
-                error_stride: outputs,
-                vectors: ((outputs - group * GROUP) / LANES).min(2),
-                height: shape.out_height(),
-                width: shape.out_width(),
-                first: start,
-                count: piece_positions.min(positions - start),
-            };
-            add_outer(kernel.isa, &outer, sums);
-        });
+        sums.par_chunks_mut(task_values)
+            .enumerate()
+            .for_each(|(task, sums)| {
+                let (task, kh) = (task / shape.kernel, task % shape.kernel);
+                let (piece, group) = (task / groups, task % groups);
+                let start = (piece * piece_positions).min(positions);
+                let mut strides = frame.strides(shape.stride);
+                strides.origin = kh * frame.size[1] * shape.inputs;
+                let outer = Outer {
+                    source: padded,
+                    strides,
+                    length,
+                    errors: &errors[group * GROUP..],
+                    error_stride: outputs,
+                    vectors: ((outputs - group * GROUP) / LANES).min(2),
+                    height: shape.out_height(),
+                    width: shape.out_width(),
+                    first: start,
+                    count: piece_positions.min(positions - start),
+                };
+                add_outer(kernel.isa, &outer, sums);
+            });
     }
     add_pieces(sums, groups * rows * GROUP);
     unpack_dense(kernel.isa, shape, sums, dw);
@@ -108,44 +111,51 @@ fn dense(
 /// Rows of channels with zeros up to a whole number of vectors.
 fn widen(from: &[f32], channels: usize, to: &mut [f32], width: usize) {
     let from = from.par_chunks_exact(channels);
-    to.par_chunks_exact_mut(width).zip(from).with_min_len(64).for_each(|(to, from)| {
-        to[..channels].copy_from_slice(from);
-        to[channels..].fill(0.0);
-    });
+    to.par_chunks_exact_mut(width)
+        .zip(from)
+        .with_min_len(64)
+        .for_each(|(to, from)| {
+            to[..channels].copy_from_slice(from);
+            to[channels..].fill(0.0);
+        });
 }
 
 /// Adds all pieces to the first one, in order.
 pub(super) fn add_pieces(sums: &mut [f32], values: usize) {
     let (total, others) = sums.split_at_mut(values);
-    total.par_chunks_mut(1 << 12).enumerate().for_each(|(index, total)| {
-        for piece in others.chunks_exact(values) {
-            let piece = &piece[index << 12..][..total.len()];
-            for (total, piece) in total.iter_mut().zip(piece) {
-                *total += piece;
+    total
+        .par_chunks_mut(1 << 12)
+        .enumerate()
+        .for_each(|(index, total)| {
+            for piece in others.chunks_exact(values) {
+                let piece = &piece[index << 12..][..total.len()];
+                for (total, piece) in total.iter_mut().zip(piece) {
+                    *total += piece;
+                }
             }
-        }
-    });
+        });
 }
 
 /// `[group][kh][kw][input][32]` to OIHW.
 fn unpack_dense(isa: Isa, shape: &ConvShape, sums: &[f32], dw: &mut [f32]) {
-    let taps = shape.kernel * shape.kernel;
-    let terms = taps * shape.inputs;
+    let terms = shape.kernel * shape.kernel * shape.inputs;
     let row = (shape.kernel * shape.inputs + TILE) * GROUP;
-    dw.par_chunks_mut(LANES * terms).enumerate().for_each(|(vector, dw)| {
-        let (group, vector) = (vector / 2, vector % 2);
-        let vectors = ((padded_outputs(shape) - group * GROUP) / LANES).min(2);
-        let width = vectors * LANES;
-        for input in 0..shape.inputs {
-            for kh in 0..shape.kernel {
-                let from = (group * shape.kernel + kh) * row + input * width + vector * LANES;
-                let columns = Columns::spaced(shape.kernel, shape.inputs * width);
-                let to = &mut dw[input * taps + kh * shape.kernel..];
-                let rows = to.len().div_ceil(terms);
-                from_lanes(isa, &sums[from..], columns, (to, terms), rows);
-            }
-        }
-    });
+    dw.par_chunks_mut(LANES * terms)
+        .enumerate()
+        .for_each(|(vector, dw)| {
+            let (group, vector) = (vector / 2, vector % 2);
+            let vectors = ((padded_outputs(shape) - group * GROUP) / LANES).min(2);
+            let width = vectors * LANES;
+            let from = group * shape.kernel * row + vector * LANES;
+            let columns = Columns {
+                count: terms,
+                inner: [shape.kernel; 2],
+                strides: [width, row, shape.inputs * width],
+                is_far: false,
+            };
+            let rows = dw.len() / terms;
+            from_lanes(isa, &sums[from..], columns, (dw, terms), rows);
+        });
 }
 
 /// The gradient of a bias: sums of `dy[positions, outputs]` over positions.
@@ -160,20 +170,22 @@ fn unpack_dense(isa: Isa, shape: &ConvShape, sums: &[f32], dw: &mut [f32]) {
 pub fn bias_gradient(positions: usize, dy: &[f32], db: &mut [f32]) {
     let outputs = db.len();
     assert_eq!(dy.len(), positions * outputs, "dy is [positions, outputs]");
-    db.par_chunks_mut(LANES).enumerate().for_each(|(vector, db)| {
-        db.fill(0.0);
-        // Short sums first: rounding errors grow with the longest chain.
-        for rows in dy.chunks(outputs * 64) {
-            let mut sums = [0.0_f32; LANES];
-            for row in rows.chunks_exact(outputs) {
-                let row = &row[vector * LANES..];
-                for (sum, dy) in sums.iter_mut().zip(row) {
-                    *sum += dy;
+    db.par_chunks_mut(LANES)
+        .enumerate()
+        .for_each(|(vector, db)| {
+            db.fill(0.0);
+            // Short sums first: rounding errors grow with the longest chain.
+            for rows in dy.chunks(outputs * 64) {
+                let mut sums = [0.0_f32; LANES];
+                for row in rows.chunks_exact(outputs) {
+                    let row = &row[vector * LANES..];
+                    for (sum, dy) in sums.iter_mut().zip(row) {
+                        *sum += dy;
+                    }
+                }
+                for (db, sum) in db.iter_mut().zip(&sums) {
+                    *db += sum;
                 }
             }
-            for (db, sum) in db.iter_mut().zip(&sums) {
-                *db += sum;
-            }
-        }
-    });
+        });
 }

@@ -1,8 +1,10 @@
 //! AVX-512: a vector is one register.
 use super::{LANES, Simd};
 use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_shuffle_f32x4,
-    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
+    __m512, _mm_sfence, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtepi32_epi16, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_compress_epi32, _mm512_set1_ps,
+    _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_stream_ps,
+    _mm512_unpackhi_ps, _mm512_unpacklo_ps,
 };
 
 /// The form for machines with AVX-512F.
@@ -30,6 +32,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_far(p: *mut f32, v: __m512) {
+        // SAFETY: 16 aligned values are writable at `p`, by the trait's contract.
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish_far() {
+        // SAFETY: every x86-64 has it.
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         // SAFETY: AVX-512F is available, by the trait's contract.
         unsafe { _mm512_add_ps(a, b) }
@@ -39,6 +53,21 @@ impl Simd for Avx512 {
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: AVX-512F is available, by the trait's contract.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "a mask of 16 lanes")]
+    #[inline(always)]
+    unsafe fn append(mut to: *mut u16, positions: &[u32; 64], bits: u64) {
+        for part in 0..4 {
+            let mask = (bits >> (part * LANES)) as u16;
+            // SAFETY: AVX-512F is available, and there is room for 16 values at `to`.
+            unsafe {
+                let all = _mm512_loadu_si512(positions.as_ptr().add(part * LANES).cast());
+                let some = _mm512_maskz_compress_epi32(mask, all);
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(some));
+                to = to.add(mask.count_ones() as usize);
+            }
+        }
     }
 
     #[inline(always)]

@@ -159,7 +159,6 @@ pub(crate) fn convolve(
     let chunks = dense.positions().div_ceil(dense.chunk);
     let target = Target(y.as_mut_ptr());
     (0..chunks * groups).into_par_iter().for_each(|index| {
-        let target = target;
         let (chunk, group) = (index / groups, index % groups);
         let channel = group * GROUP;
         let first = chunk * dense.chunk;
@@ -170,7 +169,7 @@ pub(crate) fn convolve(
             vectors: ((padded - channel) / LANES).min(2),
             outputs: (dense.outputs - channel).min(GROUP),
             bias: bias.map(|b| &b[channel..]),
-            y: target.0.wrapping_add(channel),
+            y: target.at(channel),
             first,
             count: dense.chunk.min(dense.positions() - first),
         };

@@ -28,13 +28,21 @@ pub(crate) struct Lists {
 
 impl Lists {
     /// Lists the spikes of some bands; `bits` is the whole batch.
-    pub(crate) fn build(&mut self, bands: &Bands, which: std::ops::Range<usize>, bits: &[u64]) {
+    pub(crate) fn build(
+        &mut self,
+        isa: Isa,
+        bands: &Bands,
+        which: std::ops::Range<usize>,
+        bits: &[u64],
+    ) {
+        assert!(isa.is_available(), "{isa} kernels on a machine without it");
         let shape = &bands.shape;
         self.capacity = bands.capacity();
         self.limit = bands.limit();
         self.classes = shape.stride * shape.stride;
         self.words = shape.words();
         self.bands = which.len();
+        let words = self.words;
         let lists = which.len() * self.words * self.classes * WORD;
         if self.counts.len() < lists {
             self.counts.resize(lists, 0);
@@ -45,21 +53,33 @@ impl Lists {
         let (per_task, capacity, limit) = (self.classes * WORD, self.capacity, self.limit);
         let positions = self.positions[..lists * capacity].par_chunks_mut(per_task * capacity);
         let counts = self.counts[..lists].par_chunks_mut(per_task);
-        positions.zip(counts).enumerate().for_each(|(task, (positions, counts))| {
-            let (band, word) = (which.start + task / shape.words(), task % shape.words());
-            counts.fill(0);
-            bands.for_each_pixel(band, |pixel, class, position| {
-                assert!(position < limit, "a spike outside its band");
-                let mut bits = bits[pixel * shape.words() + word];
-                let position = u16::try_from(position).expect("bands are shorter");
-                while bits != 0 {
-                    let list = class * WORD + bits.trailing_zeros() as usize;
-                    bits &= bits - 1;
-                    positions[list * capacity + usize::from(counts[list])] = position;
-                    counts[list] += 1;
+        positions
+            .zip(counts)
+            .enumerate()
+            .for_each(|(task, (positions, counts))| {
+                let (band, word) = (which.start + task / words, task % words);
+                for class in 0..per_task / WORD {
+                    let lists = class * WORD * capacity;
+                    let mut pixels = Pixels {
+                        isa,
+                        positions: &mut positions[lists..lists + WORD * capacity],
+                        counts: &mut counts[class * WORD..(class + 1) * WORD],
+                        capacity,
+                        channels: WORD.min(shape.inputs - word * WORD),
+                        taken: 0,
+                        pending: 0,
+                        at: [0; WORD],
+                        words: [0; WORD],
+                    };
+                    pixels.counts.fill(0);
+                    bands.for_each_pixel(band, class, |pixel, position| {
+                        assert!(position < limit, "a spike outside its band");
+                        let position = u32::try_from(position).expect("bands are shorter");
+                        pixels.push(bits[pixel * words + word], position);
+                    });
+                    pixels.flush();
                 }
             });
-        });
     }
 
     /// Adds one band to the gradient `[input][vectors][16]`: `band` counts from the first one
@@ -79,7 +99,10 @@ impl Lists {
     ) {
         assert!(isa.is_available(), "{isa} kernels on a machine without it");
         assert_eq!(gradient.len(), shape.inputs * vectors * LANES, "gradient");
-        assert!(sums.len() == self.classes && shape.words() == self.words, "another shape");
+        assert!(
+            sums.len() == self.classes && shape.words() == self.words,
+            "another shape"
+        );
         assert!(band < self.bands, "a band that was not built");
         for word in 0..self.words {
             for (class, sums) in sums.iter().enumerate() {
@@ -97,7 +120,10 @@ impl Lists {
                 };
                 for sum in *sums {
                     let end = sum.error as usize + self.limit * LANES;
-                    assert!((sum.vector as usize) < vectors && end <= errors.len(), "sums");
+                    assert!(
+                        (sum.vector as usize) < vectors && end <= errors.len(),
+                        "sums"
+                    );
                 }
                 assert!(task.lists.len() >= WORD * self.capacity, "lists were built");
                 // SAFETY: positions are below `limit`, counts at most `capacity`, sums were just
@@ -105,6 +131,87 @@ impl Lists {
                 unsafe { run_task(isa, &mut task) };
             }
         }
+    }
+}
+
+/// Pixels on their way into the lists of one band, word and class.
+struct Pixels<'a> {
+    isa: Isa,
+    positions: &'a mut [u16],
+    counts: &'a mut [u16],
+    capacity: usize,
+    channels: usize,
+    /// Pixels that were flushed, and those that wait.
+    taken: usize,
+    pending: usize,
+    at: [u32; WORD],
+    words: [u64; WORD],
+}
+
+impl Pixels<'_> {
+    fn push(&mut self, word: u64, position: u32) {
+        self.at[self.pending] = position;
+        self.words[self.pending] = word;
+        self.pending += 1;
+        if self.pending == WORD {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.words[self.pending..].fill(0);
+        self.taken += self.pending;
+        self.pending = 0;
+        // A list has at most one entry per pixel; vectors are stored whole.
+        assert!(self.taken + LANES <= self.capacity, "a list is too short");
+        assert_eq!(
+            self.positions.len(),
+            WORD * self.capacity,
+            "a list per channel"
+        );
+        assert_eq!(self.counts.len(), WORD, "a count per channel");
+        assert!(self.channels <= WORD, "one word of channels");
+        // SAFETY: lists have room, as was just checked; all is borrowed for the call.
+        unsafe { run_pixels(self.isa, self) };
+    }
+}
+
+per_isa!(run_pixels(Pixels<'_>) = pixels_body <> <> <>);
+
+/// Appends up to 64 pixels to all lists.
+#[inline(always)]
+unsafe fn pixels_body<S: Simd>(pixels: &mut Pixels<'_>) {
+    transpose_bits(&mut pixels.words);
+    for channel in 0..pixels.channels {
+        let word = pixels.words[channel];
+        // SAFETY: there are 64 lists and counts, each with room for all pixels so far and one
+        // vector more.
+        unsafe {
+            let count = pixels.counts.get_unchecked_mut(channel);
+            let end = channel * pixels.capacity + usize::from(*count);
+            S::append(pixels.positions.as_mut_ptr().add(end), &pixels.at, word);
+            *count += u16::try_from(word.count_ones()).expect("at most 64");
+        }
+    }
+}
+
+/// Bit c of word p becomes bit p of word c, by swapping ever smaller blocks.
+#[inline(always)]
+fn transpose_bits(words: &mut [u64; WORD]) {
+    let mut side = WORD / 2;
+    let mut mask = u64::from(u32::MAX);
+    while side > 0 {
+        let mut block = 0;
+        while block < WORD {
+            for row in block..block + side {
+                let swap = (words[row] >> side ^ words[row + side]) & mask;
+                words[row] ^= swap << side;
+                words[row + side] ^= swap;
+            }
+            block += 2 * side;
+        }
+        side /= 2;
+        mask ^= mask << side;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Vector code: the only place of the CPU back end with `unsafe`.
 //!
-//! Every kernel is one generic body over [`Simd`], a vector of 16 f32, compiled once per
+//! Every kernel is one generic body over `Simd`, a vector of 16 f32, compiled once per
 //! instruction set. All forms read the same packed layouts and add in the same order, so
 //! AVX-512 and AVX2 agree to the bit; the portable form has no fused multiply-add.
 //!
@@ -9,15 +9,19 @@
 //! - [`Isa`]: the instruction sets and which of them this machine has.
 //! - `avx512`, `avx2`, `portable`: one vector of 16 lanes each.
 //! - `transpose`: weights between OIHW and the packed layouts.
+//! - `rows`: loops over rows for everything but convolutions.
 //! - `dense`: direct convolution, register-blocked.
 //! - `winograd`: the same for 3 x 3 with stride 1, with a quarter of the multiplications.
 //! - `spikes`: forward convolution over set bits.
 //! - `lists`: weight gradient over lists of active positions.
-//! - `rows`: loops over rows for everything else.
 //! - `outer`: weight gradient of real inputs.
 #![allow(
     unsafe_code,
     reason = "vector intrinsics and writes to interleaved, disjoint outputs"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "register blocks are indexed by constants"
 )]
 #![allow(
     clippy::inline_always,
@@ -116,10 +120,35 @@ trait Simd {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Lanes to memory.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Lanes to memory, past the cache where the instruction set can; 64-byte aligned.
+    #[inline(always)]
+    unsafe fn store_far(p: *mut f32, v: Self::V) {
+        // SAFETY: the same contract.
+        unsafe { Self::store(p, v) };
+    }
+    /// Orders all far stores before what follows.
+    #[inline(always)]
+    unsafe fn finish_far() {}
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instruction set can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Writes the positions whose bit is set, in order; up to 16 values more may be written.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "bands have fewer than 2^16 positions"
+    )]
+    #[inline(always)]
+    unsafe fn append(mut to: *mut u16, positions: &[u32; 64], mut bits: u64) {
+        while bits != 0 {
+            // SAFETY: the caller has room at `to`.
+            unsafe {
+                *to = positions[bits.trailing_zeros() as usize] as u16;
+                to = to.add(1);
+            }
+            bits &= bits - 1;
+        }
+    }
     /// Transposes 16 vectors as a 16 x 16 matrix.
     unsafe fn transpose(m: &mut [Self::V; LANES]);
 }
@@ -159,6 +188,14 @@ unsafe fn store_lanes<S: Simd>(p: *mut f32, v: S::V, lanes: usize) {
 /// The base of an output that tasks of one parallel loop write disjointly.
 #[derive(Clone, Copy)]
 struct Target(*mut f32);
+
+impl Target {
+    /// A pointer some values further.
+    fn at(&self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 // SAFETY: each kernel asserts before its parallel loop that tasks write disjoint elements of a
 // slice that it borrows mutably until the loop has ended.
 unsafe impl Send for Target {}
@@ -168,9 +205,9 @@ unsafe impl Sync for Target {}
 /// Defines `unsafe fn name(isa, task)`, which runs the body compiled for `isa`; the constants
 /// are the register blocking of each instruction set.
 macro_rules! per_isa {
-    ($name:ident($task:ty) = $body:ident
+    ($vis:vis $name:ident($task:ty) = $body:ident
      <$($a:literal),*> <$($b:literal),*> <$($c:literal),*>) => {
-        unsafe fn $name(isa: $crate::kernel::cpu::simd::Isa, task: &mut $task) {
+        $vis unsafe fn $name(isa: $crate::kernel::cpu::simd::Isa, task: &mut $task) {
             use $crate::kernel::cpu::simd as forms;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma,bmi1,bmi2,popcnt")]

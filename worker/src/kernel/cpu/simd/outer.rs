@@ -60,16 +60,12 @@ pub(crate) fn add_outer(isa: Isa, outer: &Outer<'_>, sums: &mut [f32]) {
         (outer.length + TILE) * outer.vectors * LANES <= sums.len(),
         "sums too short"
     );
+    let sums = sums.as_mut_ptr();
+    let mut task = Task { outer, sums };
     // SAFETY: the sizes were just checked; all is borrowed for the call.
     unsafe {
-        run_task(
-            isa,
-            &mut Task {
-                outer,
-                sums: sums.as_mut_ptr(),
-            },
-        )
-    };
+        run_task(isa, &mut task);
+    }
 }
 
 // Inputs and vectors of a tile: 12 x 2 of 32 registers, 6 x 1 pairs of 16 registers.

@@ -48,16 +48,29 @@ pub(crate) fn convolve(
     let in_sample = shape.height * shape.width * shape.words();
     let padded = shape.outputs.next_multiple_of(LANES);
     let terms = shape.kernel * shape.kernel * shape.inputs;
-    assert_eq!(bits.len(), samples * in_sample, "spikes are [n, h, w, words]");
-    assert_eq!(y.len(), samples * positions * shape.outputs, "y is [n, oh, ow, outputs]");
+    assert_eq!(
+        bits.len(),
+        samples * in_sample,
+        "spikes are [n, h, w, words]"
+    );
+    assert_eq!(
+        y.len(),
+        samples * positions * shape.outputs,
+        "y is [n, oh, ow, outputs]"
+    );
     assert!(weights.len() >= padded * terms, "packed weights");
-    assert!(bias.is_none_or(|b| b.len() == shape.outputs), "one bias per output");
+    assert!(
+        bias.is_none_or(|b| b.len() == shape.outputs),
+        "one bias per output"
+    );
     let tail = shape.inputs % 64;
     let beyond = if tail == 0 { 0 } else { u64::MAX << tail };
     // A stray bit would read past the weights: this check is what makes the kernel safe.
     assert!(
         beyond == 0
-            || bits.par_chunks_exact(shape.words()).all(|b| b[shape.words() - 1] & beyond == 0),
+            || bits
+                .par_chunks_exact(shape.words())
+                .all(|b| b[shape.words() - 1] & beyond == 0),
         "bits beyond the inputs are zero"
     );
     let groups = padded.div_ceil(GROUP);
@@ -65,7 +78,6 @@ pub(crate) fn convolve(
     let chunks = samples.div_ceil(per_task);
     let target = Target(y.as_mut_ptr());
     (0..chunks * groups).into_par_iter().for_each(|index| {
-        let target = target;
         let (chunk, group) = (index / groups, index % groups);
         let (first, channel) = (chunk * per_task, group * GROUP);
         let mut task = Task {
@@ -75,7 +87,7 @@ pub(crate) fn convolve(
             vectors: ((padded - channel) / LANES).min(2),
             outputs: (shape.outputs - channel).min(GROUP),
             bias: bias.map(|b| &b[channel..]),
-            y: target.0.wrapping_add(first * positions * shape.outputs + channel),
+            y: target.at(first * positions * shape.outputs + channel),
             samples: per_task.min(samples - first),
         };
         // SAFETY: the asserts above hold every access inside bits, weights and y, which are
@@ -91,7 +103,11 @@ per_isa!(run_task(Task<'_>) = task_body <> <> <>);
 unsafe fn task_body<S: Simd>(task: &mut Task<'_>) {
     // SAFETY: the caller's promise about the task.
     unsafe {
-        if task.vectors == 2 { passes::<S, 2>(task) } else { passes::<S, 1>(task) }
+        if task.vectors == 2 {
+            passes::<S, 2>(task);
+        } else {
+            passes::<S, 1>(task);
+        }
     }
 }
 
