@@ -32,7 +32,16 @@ pub enum TrainError {
         /// Images of a batch.
         batch: usize,
     },
-    /// The loss is not finite any more.
+    /// The test set gives numbers that are not finite.
+    #[error("epoch {}, on the test set: {fault}", epoch + 1)]
+    Evaluation {
+        /// The epoch, from 0.
+        epoch: u32,
+        /// What and where.
+        #[source]
+        fault: Fault,
+    },
+    /// Training gives numbers that are not finite.
     #[error("epoch {}, batch {batch}: {fault}", epoch + 1)]
     Fault {
         /// The epoch, from 0.
@@ -304,7 +313,12 @@ impl Training<'_> {
             epoch,
             lr,
             train: tally,
-            test: evaluates.then(|| evaluate(node, &self.loader, self.run.time_steps)),
+            test: if evaluates {
+                let test = evaluate(node, &self.loader, self.run.time_steps);
+                Some(test.map_err(|fault| TrainError::Evaluation { epoch, fault })?)
+            } else {
+                None
+            },
             train_seconds,
             images_per_second,
             data_wait_seconds: Duration::as_secs_f64(&data_wait),
@@ -336,7 +350,10 @@ impl Training<'_> {
 }
 
 /// The test set, every sample once, with running statistics.
-pub fn evaluate(node: &mut Node, loader: &Loader, num_time_steps: usize) -> Tally {
+///
+/// # Errors
+/// If a loss or a membrane potential is not finite.
+pub fn evaluate(node: &mut Node, loader: &Loader, num_time_steps: usize) -> Result<Tally, Fault> {
     let (n, mut tally) = (loader.batch(), Tally::default());
     let mut x_nhwc = vec![0.0; loader.batch_len()];
     let mut labels = vec![0; n];
@@ -350,9 +367,13 @@ pub fn evaluate(node: &mut Node, loader: &Loader, num_time_steps: usize) -> Tall
             masks: Masks::Keyed,
         };
         let learner = &mut node.learner;
-        node.kernels
-            .run(&mut |kernels| learner.evaluate(kernels, &batch));
+        let mut result = Ok(());
+        node.kernels.run(&mut |kernels| {
+            learner.evaluate(kernels, &batch);
+            result = learner.check(kernels);
+        });
+        result?;
         tally.add(&node.kernels.take_report());
     }
-    tally
+    Ok(tally)
 }
