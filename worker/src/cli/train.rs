@@ -19,7 +19,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  synfire train                                      two minutes on built-in pictures
+  synfire train                                      about a minute on built-in pictures
   synfire train --print-config > mine.toml           a configuration to start from
   synfire train mine.toml --set optimiser.lr=0.05    the same with another learning rate
   synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT")]
@@ -54,7 +54,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     let mut display = Display::new(&run);
-    let mut trained = train::train(&run, &mut |event| display.show(&event))?;
+    let trained = train::train(&run, &mut |event| display.show(&event));
+    display.finish();
+    let mut trained = trained?;
     summarise(&run, &mut trained, arguments.config.is_none());
     if let Some(path) = &arguments.save_weights {
         let node = &mut trained.node;
@@ -97,6 +99,13 @@ impl Display {
             epochs: run.epochs,
             begin: now,
             last_line: now,
+        }
+    }
+
+    /// Takes the bar away, so that nothing is drawn over what is printed next.
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 
