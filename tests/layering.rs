@@ -18,7 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("learn", &["engine", "kernel"]),
     ("trace", &["engine", "graph", "kernel", "learn", "shape"]),
     ("weights", &["engine", "kernel", "trace"]),
-    ("node", &["engine", "graph", "kernel", "learn", "shape"]),
+    (
+        "node",
+        &["engine", "graph", "kernel", "learn", "memory", "shape"],
+    ),
     (
         "train",
         &["data", "graph", "kernel", "learn", "node", "shape"],

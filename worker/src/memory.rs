@@ -8,6 +8,16 @@ pub fn peak_resident_mib() -> Option<f64> {
     Some(kib / 1024.0)
 }
 
+/// Bytes that a new allocation could get without swapping; `None` where the system does not say.
+pub fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

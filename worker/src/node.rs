@@ -1,7 +1,7 @@
 //! Builds what one rank needs from a checked run: back end, network, algorithm.
 
 use crate::engine::Network;
-use crate::engine::plan::Settings;
+use crate::engine::plan::{Plan, Settings};
 use crate::graph::models::{self, ModelError, ModelName, ModelOptions, Stem};
 use crate::graph::{Graph, init};
 use crate::kernel::cpu::{CpuError, CpuKernels};
@@ -11,6 +11,7 @@ use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
 use crate::learn::stol::Stol;
 use crate::learn::{Algorithm, Learner};
+use crate::memory;
 use crate::shape::{Join, Shape};
 use synfire_shared::run::{self, Run};
 
@@ -24,6 +25,21 @@ pub enum NodeError {
     /// The back end cannot start.
     #[error("the back end cannot start: {0}")]
     Cpu(#[from] CpuError),
+    /// The network does not fit into memory.
+    #[error(
+        "a batch of {batch} needs {needed_mib} MiB and {available_mib} MiB are free: a batch of \
+         {fits} would fit"
+    )]
+    Memory {
+        /// Samples in the batch.
+        batch: usize,
+        /// What buffers, weights and optimiser need.
+        needed_mib: u64,
+        /// What the machine has left.
+        available_mib: u64,
+        /// The largest batch that fits, 0 if none does.
+        fits: u64,
+    },
 }
 
 /// What one rank computes with.
@@ -69,6 +85,7 @@ pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError>
         seed: run.seed,
     };
     let optimiser = Optimiser::new(run.optimiser);
+    check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
     let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
     for (name, values) in init::parameters(&options, &graph, run.seed) {
         let set = network.set(&mut *kernels, &name, &values);
@@ -84,6 +101,37 @@ pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError>
         learner,
         algorithm,
         graph,
+    })
+}
+
+/// Whether a network's buffers fit into the memory that is free, before anything is allocated.
+///
+/// # Errors
+/// If they do not; the error names the largest batch that does.
+pub fn check_memory(
+    graph: &Graph,
+    settings: &Settings,
+    optimiser_states: usize,
+    kernels: &dyn Kernels,
+) -> Result<(), NodeError> {
+    let Some(available) = memory::available_bytes() else {
+        return Ok(());
+    };
+    let plan = Plan::new(graph, settings);
+    // Weights, gradients, states, and the packed forms of the weights that back ends keep.
+    let arenas = 4 * plan.layout.len() as u64 * (2 + optimiser_states as u64 + 2);
+    let buffers = plan.buffers.iter().map(|b| kernels.bytes(&b.spec));
+    let buffers = buffers.fold(0, u64::saturating_add);
+    let needed = arenas.saturating_add(buffers);
+    if needed <= available {
+        return Ok(());
+    }
+    let per_sample = (buffers / settings.samples as u64).max(1);
+    Err(NodeError::Memory {
+        batch: settings.samples,
+        needed_mib: needed >> 20,
+        available_mib: available >> 20,
+        fits: available.saturating_sub(arenas) / per_sample,
     })
 }
 
@@ -197,4 +245,23 @@ pub fn model_options(model: &run::Model, input: Shape, classes: usize) -> ModelO
         run::Network::Vgg11 { dropout } => options.dropout = dropout as f32,
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_batch_that_does_not_fit_is_refused_with_one_that_does() {
+        let set = |batch: u64| vec![format!("data.batch={batch}")];
+        let run = |batch| Run::from_toml(run::QUICKSTART, "quickstart", &set(batch)).unwrap();
+        // 10^6 pictures of 784 pixels, 16 channels, several values: more than 100 GiB.
+        let error = build(&run(1_000_000), Shape::new(28, 28, 1), 10).unwrap_err();
+        let NodeError::Memory { fits, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(fits > 1000 && fits < 1_000_000, "{fits}");
+        assert!(build(&run(8), Shape::new(28, 28, 1), 10).is_ok());
+    }
 }

@@ -148,6 +148,7 @@ impl Bench {
             momentum: 0.9,
             weight_decay: 5e-5,
         });
+        node::check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
         let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
         if let Some(path) = &arguments.weights {
             weights::load(path, &network, &mut *kernels)?;

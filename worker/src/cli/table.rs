@@ -60,7 +60,9 @@ pub(super) fn thousands(n: u64) -> String {
 /// Bytes as MiB with enough digits.
 pub(super) fn mib(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 100.0 {
+    if mib >= 10_240.0 {
+        format!("{:.0} GiB", mib / 1024.0)
+    } else if mib >= 100.0 {
         format!("{mib:.0} MiB")
     } else if mib >= 1.0 {
         format!("{mib:.1} MiB")
@@ -102,6 +104,7 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(mib(3 << 19), "1.5 MiB");
         assert_eq!(mib(512), "0.5 KiB");
+        assert_eq!(mib(20 << 30), "20 GiB");
         assert_eq!(duration(59.94), "59.9 s");
         assert_eq!(duration(61.0), "1 min 01 s");
         assert_eq!(duration(3725.0), "1 h 02 min");
