@@ -8,7 +8,7 @@ use crate::engine::plan::{Role, Settings};
 use crate::engine::profile::Work;
 use crate::graph::models::{ModelName, ModelOptions, build};
 use crate::graph::{Graph, init};
-use crate::kernel::{Kernels, Loss, Neuron, Reset};
+use crate::kernel::{Kernels, Loss, Neuron};
 use crate::learn::optimiser::Optimiser;
 use crate::learn::{Algorithm, Batch, Input, Learner, Masks, Unobserved};
 use crate::memory::peak_resident_mib;
@@ -131,13 +131,7 @@ impl Bench {
         let settings = Settings {
             samples: arguments.batch as usize,
             window: algorithm.window(arguments.time_steps as usize),
-            neuron: Neuron {
-                tau_m: 2.0,
-                v_th: 1.0,
-                alpha: 1.0,
-                reset: Reset::Hard,
-                detach_reset: false,
-            },
+            neuron: Neuron::default(),
             bn_eps: 1e-5,
             bn_momentum: 0.1,
             dropout_rescale: true,

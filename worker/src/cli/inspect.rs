@@ -6,7 +6,7 @@ use crate::engine::plan::{Plan, PlannedBuffer, Role, Settings};
 use crate::graph::models::{ModelName, build};
 use crate::graph::{Graph, Op};
 use crate::kernel::cpu::CpuKernels;
-use crate::kernel::{BufferSpec, Neuron, Reset};
+use crate::kernel::{BufferSpec, Neuron};
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Subcommand)]
@@ -37,13 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let settings = Settings {
         samples: command.batch as usize,
         window: command.window as usize,
-        neuron: Neuron {
-            tau_m: 2.0,
-            v_th: 1.0,
-            alpha: 1.0,
-            reset: Reset::Hard,
-            detach_reset: false,
-        },
+        neuron: Neuron::default(),
         bn_eps: 1e-5,
         bn_momentum: 0.1,
         dropout_rescale: true,
