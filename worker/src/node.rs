@@ -20,19 +20,21 @@ use synfire_shared::run::{self, Run};
 #[non_exhaustive]
 pub enum NodeError {
     /// The model cannot be built for this input.
-    #[error("the model cannot be built: {0}")]
+    #[error("the model cannot be built")]
     Model(#[from] ModelError),
     /// The back end cannot start.
-    #[error("the back end cannot start: {0}")]
+    #[error("the back end cannot start")]
     Cpu(#[from] CpuError),
     /// The network does not fit into memory.
     #[error(
-        "a batch of {batch} needs {needed_mib} MiB and {available_mib} MiB are free: a batch of \
-         {fits} would fit"
+        "a batch of {batch} with a window of {window} needs {needed_mib} MiB and {available_mib} \
+         MiB are free: {}", remedy(*fits)
     )]
     Memory {
         /// Samples in the batch.
         batch: usize,
+        /// Time steps that are kept.
+        window: usize,
         /// What buffers, weights and optimiser need.
         needed_mib: u64,
         /// What the machine has left.
@@ -40,6 +42,14 @@ pub enum NodeError {
         /// The largest batch that fits, 0 if none does.
         fits: u64,
     },
+}
+
+fn remedy(fits: u64) -> String {
+    match fits {
+        0 => "use fewer time steps (bptt keeps them all), a smaller window or a narrower model"
+            .into(),
+        fits => format!("a batch of {fits} would fit"),
+    }
 }
 
 /// What one rank computes with.
@@ -114,9 +124,8 @@ pub fn check_memory(
     optimiser_states: usize,
     kernels: &dyn Kernels,
 ) -> Result<(), NodeError> {
-    let Some(available) = memory::available_bytes() else {
-        return Ok(());
-    };
+    // Where the system does not say: more than any machine that trains without a GPU has.
+    let available = memory::available_bytes().unwrap_or(1 << 40);
     let plan = Plan::new(graph, settings);
     // Weights, gradients, states, and the packed forms of the weights that back ends keep.
     let arenas = 4 * plan.layout.len() as u64 * (2 + optimiser_states as u64 + 2);
@@ -129,6 +138,7 @@ pub fn check_memory(
     let per_sample = (buffers / settings.samples as u64).max(1);
     Err(NodeError::Memory {
         batch: settings.samples,
+        window: settings.window,
         needed_mib: needed >> 20,
         available_mib: available >> 20,
         fits: available.saturating_sub(arenas) / per_sample,

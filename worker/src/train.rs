@@ -33,7 +33,7 @@ pub enum TrainError {
         batch: usize,
     },
     /// The test set gives numbers that are not finite.
-    #[error("epoch {}, on the test set: {fault}", epoch + 1)]
+    #[error("epoch {}, on the test set", epoch + 1)]
     Evaluation {
         /// The epoch, from 0.
         epoch: u32,
@@ -42,7 +42,7 @@ pub enum TrainError {
         fault: Fault,
     },
     /// Training gives numbers that are not finite.
-    #[error("epoch {}, batch {batch}: {fault}", epoch + 1)]
+    #[error("epoch {}, batch {}", epoch + 1, batch + 1)]
     Fault {
         /// The epoch, from 0.
         epoch: u32,

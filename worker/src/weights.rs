@@ -15,7 +15,7 @@ pub enum WeightsError {
     #[error(transparent)]
     File(#[from] TraceError),
     /// A tensor does not fit the network.
-    #[error("{file}: {source}; was it saved from this model, width and number of classes?")]
+    #[error("{file} was not saved from this model, width and number of classes")]
     Tensor {
         /// The file.
         file: String,

@@ -1,6 +1,7 @@
 //! `synfire bench`.
 
 use super::model::{self, ModelArguments, NAMES};
+use super::say;
 use super::table::{Table, duration};
 use crate::data::{self, Augment, Loader};
 use crate::engine::Network;
@@ -64,7 +65,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     iterations: u32,
     /// Batches before timing starts
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=100_000))]
     warmup: u32,
     /// What computes
     #[arg(long, value_enum, default_value = "cpu")]
@@ -79,7 +80,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     images: Option<PathBuf>,
     /// The learning rate of the timed updates
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = learning_rate)]
     lr: f64,
     /// Seed of weights, noise pictures and labels
     #[arg(long, default_value_t = 0)]
@@ -87,6 +88,15 @@ pub(super) struct Arguments {
     /// Print one JSON object on standard output and nothing else
     #[arg(long)]
     json: bool,
+}
+
+fn learning_rate(text: &str) -> Result<f64, String> {
+    let lr: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=1e6).contains(&lr) {
+        Ok(lr)
+    } else {
+        Err("it must be a number from 0 to 1000000".into())
+    }
 }
 
 /// What is timed.
@@ -105,9 +115,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut bench = Bench::new(arguments)?;
     let tally = bench.time(arguments)?;
     if arguments.json {
-        println!("{}", bench.json(arguments, &tally));
+        say!("{}", bench.json(arguments, &tally));
     } else {
-        print!("{}", bench.text(arguments, &tally));
+        say!("{}", bench.text(arguments, &tally).trim_end());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -117,7 +127,6 @@ impl Bench {
         let resident_before_mib = peak_resident_mib().unwrap_or(0.0);
         let options = arguments.options.options(arguments.model);
         let graph = build(&options)?;
-        let pictures = Pictures::new(arguments, &options)?;
         let engine = match arguments.engine {
             EngineArgument::Cpu => run::Engine::Cpu,
             EngineArgument::Burn => run::Engine::Burn,
@@ -143,6 +152,7 @@ impl Bench {
             weight_decay: 5e-5,
         });
         node::check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
+        let pictures = Pictures::new(arguments, &options)?;
         let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
         if let Some(path) = &arguments.weights {
             weights::load(path, &network, &mut *kernels)?;

@@ -1,6 +1,7 @@
 //! `synfire inspect`.
 
 use super::model::{self, ModelArguments, NAMES};
+use super::say;
 use super::table::{Table, mib, thousands};
 use crate::engine::plan::{Plan, PlannedBuffer, Role, Settings};
 use crate::graph::models::{ModelName, build};
@@ -44,13 +45,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         seed: 0,
     };
     let plan = Plan::new(&graph, &settings);
-    println!(
+    say!(
         "{} on {}, {} classes\n",
-        options.name, options.input, options.classes
+        options.name,
+        options.input,
+        options.classes
     );
-    println!("{}", layers(&graph, &plan).text());
-    println!("{}", totals(&graph).text());
-    println!("{}", memory(&plan).text());
+    say!("{}", layers(&graph, &plan).text());
+    say!("{}", totals(&graph).text());
+    say!("{}", memory(&plan).text());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,7 +21,7 @@ mod train;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +55,25 @@ enum Verb {
     Bench(bench::Arguments),
 }
 
+/// The exit status of a command line that is not understood (`EX_USAGE` of sysexits.h).
+const WRONG_USAGE: u8 = 64;
+
+/// Prints a line. Where nobody reads any more (`synfire inspect ... | head`), the program ends.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::cli::print(&format!($($text)*))
+    };
+}
+use say;
+
+/// Writes a line to standard output, and ends the program quietly if that is closed.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
 /// Runs the command line; the exit status says how it ended.
 pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SYNFIRE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -65,10 +84,18 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     if std::env::args_os().len() < 2 {
-        print!("{}", Arguments::command().render_help());
+        say!("{}", Arguments::command().render_help());
         return ExitCode::SUCCESS;
     }
-    let result = match Arguments::parse().verb {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are no errors; 1 and 2 mean something else for `verify`.
+            return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });
+        }
+    };
+    let result = match arguments.verb {
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),

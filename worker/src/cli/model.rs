@@ -33,7 +33,7 @@ pub(super) struct ModelArguments {
     #[arg(long, value_name = "K")]
     classes: Option<usize>,
     /// Multiplier of the numbers of channels
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = width)]
     width: f64,
     /// The stem of an MS-ResNet
     #[arg(long, value_enum)]
@@ -93,6 +93,16 @@ fn shape(text: &str) -> Result<Shape, String> {
         Ok(&[c]) if c > 0 => Ok(Shape::vector(c)),
         Ok(&[c, h, w]) if c > 0 && h > 0 && w > 0 => Ok(Shape::new(h, w, c)),
         _ => Err("write channels, height and width: 3x224x224".into()),
+    }
+}
+
+/// The same range as in a configuration.
+fn width(text: &str) -> Result<f64, String> {
+    let width: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if width > 0.0 && width <= 4.0 {
+        Ok(width)
+    } else {
+        Err("it must be more than 0 and at most 4".into())
     }
 }
 

@@ -1,5 +1,6 @@
 //! `synfire trace`.
 
+use super::say;
 use super::table::thousands;
 use super::train;
 use crate::data::{Augment, Loader};
@@ -13,6 +14,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use synfire_shared::ids::Epoch;
 use synfire_shared::run;
+
+/// How far from the threshold every potential must stay for a trace to hold on other machines.
+const SAFE_MARGIN: f64 = 1e-5;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -103,12 +107,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let path = folder.join(format!("{}.{part}.safetensors", arguments.net));
         file::write(&path, contents)?;
         let bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
-        println!("{} ({} bytes)", path.display(), thousands(bytes));
+        say!("{} ({} bytes)", path.display(), thousands(bytes));
     }
     let margin = own.metadata.get("threshold_margin");
-    println!(
-        "closest membrane potential to the threshold: {}",
-        margin.map_or("unknown", String::as_str)
-    );
+    let margin: f64 = margin.and_then(|m| m.parse().ok()).unwrap_or(0.0);
+    say!("closest membrane potential to the threshold: {margin:.1e}");
+    if margin < SAFE_MARGIN {
+        say!(
+            "warning: that is less than {SAFE_MARGIN:e}: elsewhere rounding alone may make another \
+             spike; record with another run.seed"
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

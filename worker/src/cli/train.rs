@@ -1,5 +1,6 @@
 //! `synfire train`.
 
+use super::say;
 use super::table::{Table, duration, mib, percent, thousands};
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
@@ -9,10 +10,13 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use synfire_shared::{Run, run::QUICKSTART};
+
+/// The largest configuration that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Seconds between two lines where the output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -40,18 +44,11 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let run = read(arguments.config.as_ref(), &arguments.set)?;
     if arguments.print_config {
-        print!("{}", run.to_toml());
+        say!("{}", run.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(path) = &arguments.save_weights {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let missing = folder.filter(|folder| !folder.is_dir());
-        if let Some(folder) = missing {
-            anyhow::bail!(
-                "--save-weights: {} is no folder: make it first",
-                folder.display()
-            );
-        }
+        can_be_written(path).context("--save-weights")?;
     }
     let mut display = Display::new(&run);
     let trained = train::train(&run, &mut |event| display.show(&event));
@@ -61,9 +58,20 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(path) = &arguments.save_weights {
         let node = &mut trained.node;
         weights::save(path, &node.learner.network, &mut *node.kernels)?;
-        println!("weights written to {}", path.display());
+        say!("weights written to {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file can be written in the end, found out before the work is done.
+fn can_be_written(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    anyhow::ensure!(!path.is_dir(), "{shown} is a folder: name a file in it");
+    let mut trial = path.as_os_str().to_owned();
+    trial.push(".trial");
+    std::fs::File::create(&trial)
+        .and_then(|_| std::fs::remove_file(&trial))
+        .with_context(|| format!("{shown} cannot be written"))
 }
 
 /// The run of a file, or the built-in one, with overrides.
@@ -72,6 +80,13 @@ pub(super) fn read(config: Option<&PathBuf>, set: &[String]) -> anyhow::Result<R
         None => (QUICKSTART.to_owned(), "built-in configuration".to_owned()),
         Some(path) => {
             let shown = path.display().to_string();
+            let meta = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?;
+            anyhow::ensure!(meta.is_file(), "{shown} is no file");
+            anyhow::ensure!(
+                meta.len() <= MAX_CONFIG_BYTES,
+                "{shown} has {} bytes: a configuration has at most {MAX_CONFIG_BYTES}",
+                meta.len()
+            );
             let text = std::fs::read_to_string(path);
             (text.with_context(|| format!("cannot read {shown}"))?, shown)
         }
@@ -116,7 +131,7 @@ impl Display {
                 algorithm,
                 parameters,
                 images,
-            } => println!(
+            } => say!(
                 "training {} parameters with {algorithm} on {engine}: {} images, {} to test",
                 thousands(*parameters as u64),
                 thousands(images.0 as u64),
@@ -145,9 +160,10 @@ impl Display {
             self.last_line = Instant::now();
             let left = (p.batches_in_all - p.batches_done) as f64 / p.batches_done as f64;
             let eta = duration(left * self.begin.elapsed().as_secs_f64());
-            println!(
+            say!(
                 "batch {}/{}  ETA {eta}  {now}",
-                p.batches_done, p.batches_in_all
+                p.batches_done,
+                p.batches_in_all
             );
         }
     }
@@ -172,8 +188,8 @@ impl Display {
         }
         let _ = write!(line, "  firing rate {:.3}", record.train.firing_rate());
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| say!("{line}")),
+            None => say!("{line}"),
         }
         self.last_line = Instant::now();
     }
@@ -188,9 +204,9 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
         .test
         .as_ref()
         .filter(|t| t.samples.iter().any(|&n| n > 0));
-    println!();
+    say!("");
     if let Some(test) = test {
-        println!(
+        say!(
             "test accuracy after the last epoch  {}",
             percent(test.accuracy())
         );
@@ -198,28 +214,27 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
         let steps: Vec<String> = steps
             .map(|(t, accuracy)| format!("t={t} {}", percent(accuracy)))
             .collect();
-        println!("  by the logits up to time step     {}", steps.join("   "));
+        say!("  by the logits up to time step     {}", steps.join("   "));
     }
-    println!();
+    say!("");
     let rates = last.train.firing_rates();
     let mut table = Table::new(&["neurons", "spikes per neuron and time step"]);
     for (name, counter) in &trained.node.learner.network.plan().neurons {
         table.push(vec![name.clone(), format!("{:.4}", rates[*counter])]);
     }
-    println!("{}", table.text());
+    say!("{}", table.text());
     let network = &trained.node.learner.network;
     let kernels = &*trained.node.kernels;
     let kept = network.bytes(kernels, Role::Kept);
     let window = network.plan().settings.window;
-    print!(
-        "memory: {} kept over the window of {window} time steps",
+    let resident = peak_resident_mib().map_or(String::new(), |peak| {
+        format!(", {peak:.0} MiB resident at the peak")
+    });
+    say!(
+        "memory: {} kept over the window of {window} time steps{resident}",
         mib(kept)
     );
-    match peak_resident_mib() {
-        Some(peak) => println!(", {peak:.0} MiB resident at the peak"),
-        None => println!(),
-    }
-    println!("time: {}", duration(trained.seconds));
+    say!("time: {}", duration(trained.seconds));
     if built_in {
         next_steps(run);
     }
@@ -227,7 +242,7 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
 
 fn next_steps(run: &Run) {
     let seed = run.seed + 1;
-    println!(
+    say!(
         "
 what to try next
   synfire train --set run.seed={seed}                   is it luck?

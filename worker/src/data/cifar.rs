@@ -135,7 +135,11 @@ fn read_limited(path: &Path) -> Result<Vec<u8>, DataError> {
         path: path.into(),
         limit_bytes: LIMIT_BYTES,
     };
-    if fs::metadata(path).map_err(refused)?.len() > LIMIT_BYTES {
+    let meta = fs::metadata(path).map_err(refused)?;
+    if !meta.is_file() {
+        return Err(refused(std::io::Error::other("it is no file")));
+    }
+    if meta.len() > LIMIT_BYTES {
         return Err(too_large());
     }
     let mut bytes = Vec::new();

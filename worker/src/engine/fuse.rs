@@ -68,26 +68,19 @@ fn aliases(graph: &Graph) -> Vec<ValueId> {
     let mut neurons: Vec<(ValueId, ValueId)> = Vec::new();
     for node in graph.nodes() {
         let input = root[node.inputs[0].0];
+        // A sum of a value and its alias needs both.
+        let summed = |value: ValueId| {
+            graph.readers(node.output).any(|reader| {
+                let inputs = &graph.nodes()[reader].inputs;
+                inputs.len() == 2 && inputs.iter().any(|i| root[i.0] == value)
+            })
+        };
         let alias = match &node.op {
             Op::Flatten if graph.value(input).shape.is_vector() => Some(input),
             Op::Dropout { p } if *p == 0.0 => Some(input),
             Op::Lif => {
                 let twin = neurons.iter().find(|(z, _)| *z == input);
-                let twin = twin.map(|&(_, spikes)| spikes);
-                // A sum of two twins needs both.
-                let summed = |spikes: ValueId| {
-                    graph.readers(node.output).any(|reader| {
-                        let inputs = &graph.nodes()[reader].inputs;
-                        inputs.len() == 2 && inputs.iter().any(|i| root[i.0] == spikes)
-                    })
-                };
-                match twin {
-                    Some(spikes) if !summed(spikes) => Some(spikes),
-                    _ => {
-                        neurons.push((input, node.output));
-                        None
-                    }
-                }
+                twin.map(|&(_, spikes)| spikes)
             }
             Op::Conv { .. }
             | Op::Linear { .. }
@@ -99,6 +92,10 @@ fn aliases(graph: &Graph) -> Vec<ValueId> {
             | Op::Dropout { .. }
             | Op::Residual(_) => None,
         };
+        let alias = alias.filter(|&value| !summed(value));
+        if node.op == Op::Lif && alias.is_none() {
+            neurons.push((input, node.output));
+        }
         if let Some(value) = alias {
             root[node.output.0] = value;
         }
@@ -155,7 +152,7 @@ impl Pass<'_> {
                     ..empty
                 };
                 let mut y = node.output;
-                if let Some((add, other)) = self.only_reader_adds(y) {
+                if let Some((add, other)) = self.only_reader_adds(y, &[Some(z)]) {
                     chain.before = Some(other);
                     self.absorbed[add] = true;
                     y = self.graph.nodes()[add].output;
@@ -195,7 +192,14 @@ impl Pass<'_> {
     }
 
     /// The node that alone reads `value`, if it adds something that is there already; and that.
-    fn only_reader_adds(&self, value: ValueId) -> Option<(usize, ValueId)> {
+    ///
+    /// What the chain holds already (`held`) is not taken a second time: a back end may assume that
+    /// the parts of a stage are different values.
+    fn only_reader_adds(
+        &self,
+        value: ValueId,
+        held: &[Option<ValueId>],
+    ) -> Option<(usize, ValueId)> {
         let &[reader] = self.readers(value).as_slice() else {
             return None;
         };
@@ -209,7 +213,8 @@ impl Pass<'_> {
         } else {
             inputs[0]
         };
-        (other != value && self.available[other.0]).then_some((reader, other))
+        let free = other != value && !held.contains(&Some(other));
+        (free && self.available[other.0]).then_some((reader, other))
     }
 
     /// Adds the neurons that read `y`, if there are any.
@@ -236,7 +241,8 @@ impl Pass<'_> {
     /// Ends a chain with neurons whose spikes are `spikes`.
     fn fire(&mut self, mut chain: Chain, spikes: ValueId) {
         let mut out = spikes;
-        if let Some((add, other)) = self.only_reader_adds(spikes) {
+        let held = [Some(chain.z), chain.before, chain.y];
+        if let Some((add, other)) = self.only_reader_adds(spikes, &held) {
             chain.after = Some(other);
             self.absorbed[add] = true;
             out = self.graph.nodes()[add].output;

@@ -81,29 +81,39 @@ impl Tolerance {
         }
     }
 
+    /// What is allowed for a tensor that should be `expected`.
+    pub fn allowed(self, expected: &[f32]) -> f64 {
+        let magnitudes = expected.iter().map(|&e| f64::from(e).abs());
+        self.relative * magnitudes.fold(0.0, f64::max) + self.absolute
+    }
+
     /// The largest error as a multiple of what is allowed; infinite where `got` is no number or the
     /// lengths differ.
     pub fn ratio(self, got: &[f32], expected: &[f32]) -> f64 {
-        if got.len() != expected.len() {
-            return f64::INFINITY;
+        let error = largest_error(got, expected);
+        if error == 0.0 {
+            0.0
+        } else {
+            error / self.allowed(expected)
         }
-        let largest = expected
-            .iter()
-            .fold(0.0_f64, |m, &e| m.max(f64::from(e).abs()));
-        let allowed = self.relative * largest + self.absolute;
-        let pairs = got.iter().zip(expected);
-        pairs.fold(0.0, |worst: f64, (&g, &e)| {
-            let error = (f64::from(g) - f64::from(e)).abs();
-            // Not finite: `got` is none, whatever is expected.
-            if error == 0.0 {
-                worst
-            } else if error.is_finite() {
-                worst.max(error / allowed)
-            } else {
-                f64::INFINITY
-            }
-        })
     }
+}
+
+/// The largest difference; infinite where `got` is no number or the lengths differ.
+fn largest_error(got: &[f32], expected: &[f32]) -> f64 {
+    if got.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let errors = got.iter().zip(expected);
+    let errors = errors.map(|(&g, &e)| (f64::from(g) - f64::from(e)).abs());
+    // NaN compares with nothing: it must not be lost.
+    errors.fold(0.0, |worst: f64, error| {
+        if error.is_finite() {
+            worst.max(error)
+        } else {
+            f64::INFINITY
+        }
+    })
 }
 
 /// The error of one tensor at one time step.
@@ -113,8 +123,21 @@ pub struct Deviation<'a> {
     pub tensor: &'a str,
     /// The time step of all batches, or the update.
     pub time_step: usize,
-    /// The largest error as a multiple of its tolerance.
+    /// The largest error; for spikes, the difference of the counts.
+    pub error: f64,
+    /// What was allowed.
+    pub allowed: f64,
+    /// The error as a multiple of what was allowed.
     pub ratio: f64,
+}
+
+/// One comparison of one tensor at one time step.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    time_step: usize,
+    error: f64,
+    allowed: f64,
+    ratio: f64,
 }
 
 /// The errors of a run against what was expected, by quantity, tensor and time step.
@@ -122,7 +145,7 @@ pub struct Deviation<'a> {
 /// It prints as a table.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
-    errors: BTreeMap<Quantity, BTreeMap<String, Vec<(usize, f64)>>>,
+    errors: BTreeMap<Quantity, BTreeMap<String, Vec<Entry>>>,
     waiting: Vec<String>,
 }
 
@@ -141,8 +164,8 @@ impl Comparison {
         got: &[f32],
         expected: &[f32],
     ) {
-        let ratio = Tolerance::of(quantity).ratio(got, expected);
-        self.record(quantity, tensor, time_step, ratio);
+        let tolerance = Tolerance::of(quantity);
+        self.check_within(quantity, tensor, time_step, (got, expected), tolerance);
     }
 
     /// Compares a tensor with another tolerance.
@@ -154,8 +177,13 @@ impl Comparison {
         (got, expected): (&[f32], &[f32]),
         tolerance: Tolerance,
     ) {
-        let ratio = tolerance.ratio(got, expected);
-        self.record(quantity, tensor, time_step, ratio);
+        let entry = Entry {
+            time_step,
+            error: largest_error(got, expected),
+            allowed: tolerance.allowed(expected),
+            ratio: tolerance.ratio(got, expected),
+        };
+        self.record(quantity, tensor, entry);
     }
 
     /// Compares a count of spikes with `rate` times `neurons`, those of the whole batch: exactly.
@@ -173,8 +201,13 @@ impl Comparison {
             reason = "a number that is too large saturates"
         )]
         let same = i128::from(got) == expected as i128;
-        let ratio = if same { 0.0 } else { f64::INFINITY };
-        self.record(Quantity::Spikes, layer, time_step, ratio);
+        let entry = Entry {
+            time_step,
+            error: (got as f64 - expected).abs(),
+            allowed: 0.0,
+            ratio: if same { 0.0 } else { f64::INFINITY },
+        };
+        self.record(Quantity::Spikes, layer, entry);
     }
 
     /// Notes what cannot be compared yet, and why.
@@ -197,7 +230,7 @@ impl Comparison {
                 mine.entry(tensor).or_default().extend(errors);
             }
         }
-        self.waiting.extend(other.waiting);
+        other.waiting.into_iter().for_each(|what| self.wait(what));
     }
 
     /// Every error, by quantity, then tensor, then as it was compared.
@@ -208,12 +241,13 @@ impl Comparison {
                 .map(move |(tensor, errors)| (*quantity, tensor, errors))
         });
         tensors.flat_map(|(quantity, tensor, errors)| {
-            errors.iter().map(move |&(time_step, ratio)| {
-                let tensor = tensor.as_str();
+            errors.iter().map(move |entry| {
                 let deviation = Deviation {
-                    tensor,
-                    time_step,
-                    ratio,
+                    tensor: tensor.as_str(),
+                    time_step: entry.time_step,
+                    error: entry.error,
+                    allowed: entry.allowed,
+                    ratio: entry.ratio,
                 };
                 (quantity, deviation)
             })
@@ -233,44 +267,40 @@ impl Comparison {
         ratios.peek().is_some() && ratios.all(|ratio| ratio <= 1.0)
     }
 
-    fn record(&mut self, quantity: Quantity, tensor: &str, time_step: usize, ratio: f64) {
+    fn record(&mut self, quantity: Quantity, tensor: &str, entry: Entry) {
         let tensors = self.errors.entry(quantity).or_default();
         if let Some(errors) = tensors.get_mut(tensor) {
-            errors.push((time_step, ratio));
+            errors.push(entry);
         } else {
-            tensors.insert(tensor.to_owned(), vec![(time_step, ratio)]);
+            tensors.insert(tensor.to_owned(), vec![entry]);
         }
+    }
+}
+
+impl fmt::Display for Deviation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>13.2e} {:>10.2e} {:>8.4} {:>9}  {}",
+            self.error, self.allowed, self.ratio, self.time_step, self.tensor
+        )
     }
 }
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = [
-            "what",
-            "tensors",
-            "worst error / tolerance",
-            "time step",
-            "worst tensor",
-        ];
-        let [what, tensors, error, step, tensor] = columns;
         write!(
             f,
-            "{what:<10} {tensors:>7} {error:>24} {step:>10}  {tensor}"
+            "{:<10} {:>7} {:>13} {:>10} {:>8} {:>9}  worst tensor",
+            "what", "tensors", "largest error", "allowed", "ratio", "time step"
         )?;
         for (quantity, tensors) in &self.errors {
-            if let Some(worst) = self.worst(*quantity) {
-                let mark = if worst.ratio <= 1.0 {
-                    ""
-                } else {
-                    "  <- too far off"
-                };
-                let (count, step) = (tensors.len(), worst.time_step);
-                write!(
-                    f,
-                    "\n{quantity:<10} {count:>7} {:>24.4} {step:>10}  ",
-                    worst.ratio
-                )?;
-                write!(f, "{}{mark}", worst.tensor)?;
+            let Some(worst) = self.worst(*quantity) else {
+                continue;
+            };
+            write!(f, "\n{quantity:<10} {:>7} {worst}", tensors.len())?;
+            if worst.ratio > 1.0 {
+                f.write_str("  <- too far off")?;
             }
         }
         for what in &self.waiting {
@@ -342,7 +372,12 @@ mod tests {
         let table = comparison.to_string();
         let line = table.lines().find(|l| l.starts_with("gradient"));
         let line = line.expect("gradients were compared");
-        assert!(line.contains("conv1.weight") && line.contains(" 2 ") && line.contains(" 5 "));
+        assert!(
+            line.contains("conv1.weight")
+                && line.contains(" 2 ")
+                && line.contains(" 5 ")
+                && line.contains("1.00e-1")
+        );
         assert!(line.contains("too far off"), "{table}");
         assert!(
             table.ends_with("not compared: lif/gu_old_t: waits for mode t"),

@@ -11,7 +11,7 @@ use crate::graph::GraphError;
 #[non_exhaustive]
 pub enum TraceError {
     /// The file cannot be opened or read.
-    #[error("cannot read the trace {file}")]
+    #[error("cannot read {file}")]
     Read {
         /// The file.
         file: String,
@@ -26,7 +26,7 @@ pub enum TraceError {
         file: String,
     },
     /// The file cannot be written.
-    #[error("cannot write the trace {file}")]
+    #[error("cannot write {file}")]
     Write {
         /// The file.
         file: String,

@@ -25,7 +25,7 @@ pub enum ReplayError {
         what: String,
     },
     /// The replay's loss stopped being finite.
-    #[error("{file}: {fault}")]
+    #[error("{file} could not be replayed")]
     Fault {
         /// The trace.
         file: String,
@@ -70,39 +70,7 @@ pub fn replay(
     kernels: &mut dyn Kernels,
 ) -> Result<Comparison, ReplayError> {
     let mut algorithm = algorithm(trace)?;
-    let settings = Settings {
-        samples: common.num_samples,
-        window: algorithm.window(common.num_time_steps),
-        neuron: trace.neuron,
-        bn_eps: common.bn_eps,
-        bn_momentum: common.bn_momentum,
-        dropout_rescale: false,
-        seed: 0,
-    };
-    let network = Network::new(&common.graph, &settings, 1, kernels);
-    for name in &common.param_order {
-        let set = network.set(kernels, name, common.parameter(name));
-        set.expect("the loader checked every parameter against the graph");
-    }
-    for (name, _) in network.plan().layout.statistics() {
-        let set = network.set(kernels, name, common.buffer(name));
-        set.expect("the loader checked every statistic against the graph");
-    }
-    let (ce, mse) = common.loss.weights();
-    let mut learner = Learner {
-        network,
-        loss: Loss {
-            samples: common.num_samples,
-            classes: common.num_classes,
-            ce,
-            mse,
-        },
-        optimiser: Optimiser::new(run::Optimiser::Sgd {
-            lr: f64::from(common.sgd.lr),
-            momentum: f64::from(common.sgd.momentum),
-            weight_decay: f64::from(common.sgd.weight_decay),
-        }),
-    };
+    let mut learner = learner(common, &settings(common, trace), kernels);
     let mut seen = Comparer {
         common,
         trace,
@@ -134,6 +102,48 @@ pub fn replay(
         })?;
     }
     Ok(seen.comparison)
+}
+
+/// What the engine is told for a trace.
+pub fn settings(common: &CommonTrace, trace: &AlgorithmTrace) -> Settings {
+    let window = algorithm(trace).map_or(1, |a| a.window(common.num_time_steps));
+    Settings {
+        samples: common.num_samples,
+        window,
+        neuron: trace.neuron,
+        bn_eps: common.bn_eps,
+        bn_momentum: common.bn_momentum,
+        dropout_rescale: false,
+        seed: 0,
+    }
+}
+
+/// The net of a trace with its starting parameters and statistics.
+fn learner(common: &CommonTrace, settings: &Settings, kernels: &mut dyn Kernels) -> Learner {
+    let network = Network::new(&common.graph, settings, 1, kernels);
+    for name in &common.param_order {
+        let set = network.set(kernels, name, common.parameter(name));
+        set.expect("the loader checked every parameter against the graph");
+    }
+    for (name, _) in network.plan().layout.statistics() {
+        let set = network.set(kernels, name, common.buffer(name));
+        set.expect("the loader checked every statistic against the graph");
+    }
+    let (ce, mse) = common.loss.weights();
+    Learner {
+        network,
+        loss: Loss {
+            samples: common.num_samples,
+            classes: common.num_classes,
+            ce,
+            mse,
+        },
+        optimiser: Optimiser::new(run::Optimiser::Sgd {
+            lr: f64::from(common.sgd.lr),
+            momentum: f64::from(common.sgd.momentum),
+            weight_decay: f64::from(common.sgd.weight_decay),
+        }),
+    }
 }
 
 /// Compares as the run goes.

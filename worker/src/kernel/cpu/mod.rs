@@ -12,7 +12,8 @@
 //!
 //! Work is cut into pieces that do not depend on the number of threads, and sums are combined in a
 //! fixed order: the same seed gives the same bits with any number of threads. After the first batch
-//! nothing is allocated.
+//! nothing is allocated, but for scratch that grows once where a layer's spikes first become so dense
+//! (85 %) that they are convolved as real numbers.
 
 pub mod conv;
 mod learn;

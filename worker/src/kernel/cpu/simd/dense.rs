@@ -152,7 +152,8 @@ pub(crate) fn convolve(
         t.column >= dense.outputs
             && t.row >= (dense.width - 1) * t.column + dense.outputs
             && (dense.samples == 1
-                || t.sample >= (dense.height - 1) * t.row + (dense.width - 1) * t.column),
+                || t.sample
+                    >= (dense.height - 1) * t.row + (dense.width - 1) * t.column + dense.outputs),
         "target positions overlap"
     );
     let groups = padded.div_ceil(GROUP);

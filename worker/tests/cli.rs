@@ -1,0 +1,207 @@
+//! The command as its users meet it: what it prints, what it refuses, how it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn synfire(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
+    command
+        .args(arguments)
+        .output()
+        .expect("the binary was built for this test")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn golden(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    folder.join(name).display().to_string()
+}
+
+/// A folder of its own for a test.
+fn folder(test: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("synfire-cli-{test}-{}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a temporary folder can be made");
+    path
+}
+
+#[test]
+fn without_arguments_it_prints_help() {
+    let output = synfire(&[]);
+    assert_eq!(output.status.code(), Some(0));
+    for verb in ["train", "verify", "trace", "inspect", "bench"] {
+        assert!(text(&output.stdout).contains(verb), "{verb}");
+    }
+}
+
+#[test]
+fn wrong_usage_has_a_status_of_its_own() {
+    assert_eq!(synfire(&["verify", "--nonsense"]).status.code(), Some(64));
+    assert_eq!(
+        synfire(&["inspect", "model", "smal"]).status.code(),
+        Some(64)
+    );
+    assert_eq!(synfire(&["verify", "--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_printed_configuration_is_a_configuration() {
+    let printed = synfire(&["train", "--print-config", "--set", "run.seed=7"]);
+    let file = folder("config").join("mine.toml");
+    std::fs::write(&file, &printed.stdout).unwrap();
+    let again = synfire(&["train", file.to_str().unwrap(), "--print-config"]);
+    assert_eq!(text(&printed.stdout), text(&again.stdout));
+    assert!(text(&again.stdout).contains("seed = 7"));
+}
+
+#[test]
+fn every_fault_of_a_configuration_is_told_at_once() {
+    let set = ["optimizer.lr=1", "model.name=smal", "data.batch=0"];
+    let arguments: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+    let output = synfire(&[&["train"], &arguments[..]].concat());
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    for expected in ["\"optimiser.lr\"?", "\"small\"?", "\"data.batch\" must be"] {
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn a_short_training_ends_with_its_summary_and_weights_that_load() {
+    let weights = folder("weights").join("w.safetensors");
+    let weights = weights.to_str().unwrap();
+    let set = ["run.max_batches=3", "data.batch=8", "run.evaluate_every=1"];
+    let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+    let output = synfire(&[&["train", "--save-weights", weights], &set[..]].concat());
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for expected in [
+        "test accuracy after the last epoch",
+        "t=3",
+        "sn3",
+        "memory:",
+        "what to try next",
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in {said}");
+    }
+    let bench = [
+        "bench", "--model", "small", "--input", "1x28x28", "--width", "0.5",
+    ];
+    let more = [
+        "--batch",
+        "4",
+        "--time-steps",
+        "2",
+        "--iterations",
+        "2",
+        "--json",
+    ];
+    let with = ["--weights", weights];
+    let output = synfire(&[&bench[..], &more[..], &with[..]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for key in ["median", "min", "max"] {
+        assert!(json["images_per_second"][key].as_f64().unwrap() > 0.0);
+    }
+    for key in [
+        "peak_memory_mib",
+        "seconds_per_batch",
+        "steps_T",
+        "loss_is_finite",
+        "threads",
+    ] {
+        assert!(!json[key].is_null(), "{key}");
+    }
+    let wider = [
+        "bench",
+        "--model",
+        "small",
+        "--input",
+        "1x28x28",
+        "--weights",
+        weights,
+    ];
+    let output = synfire(&wider);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("was not saved from this model"));
+}
+
+#[test]
+fn weights_that_could_not_be_written_are_refused_before_training() {
+    let folder = folder("unwritable");
+    for target in [folder.to_str().unwrap(), "/proc/nothing/w.safetensors"] {
+        let output = synfire(&["train", "--save-weights", target]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty(), "training had begun");
+        assert!(text(&output.stderr).contains("--save-weights"));
+    }
+}
+
+#[test]
+fn verify_tells_passed_from_not_built_from_unreadable() {
+    let good = golden("ms.stol_k2_saved.safetensors");
+    let output = synfire(&["verify", &good, "--ops", &golden("ops.safetensors")]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("2 of 2 within tolerance"), "{said}");
+    for row in [
+        "loss",
+        "logits",
+        "spikes",
+        "gradient",
+        "parameter",
+        "statistic",
+    ] {
+        assert!(said.contains(&format!("\n{row} ")), "{row} in {said}");
+    }
+    let every = text(&synfire(&["verify", "--all", &good]).stdout);
+    assert!(every.lines().filter(|l| l.starts_with("gradient")).count() > 8 * 20);
+
+    // One bad file does not keep the others from being checked.
+    let broken = folder("broken").join("ms.stol_k2_saved.safetensors");
+    std::fs::write(&broken, b"no trace").unwrap();
+    let output = synfire(&["verify", broken.to_str().unwrap(), &good]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("1 of 2 within tolerance, 1 beyond"));
+}
+
+#[test]
+fn a_recorded_trace_replays_on_the_other_back_end() {
+    let out = folder("trace");
+    let out = out.to_str().unwrap();
+    let set = ["--set", "data.batch=4", "--set", "model.width=0.25"];
+    for (algorithm, name) in [("stol", "stol_k2_saved"), ("bptt", "bptt")] {
+        let chosen = format!("algorithm.name={algorithm}");
+        let mut arguments = vec!["trace", "--net", "quick", "--out", out, "--set", &chosen];
+        arguments.extend(set);
+        if algorithm == "bptt" {
+            arguments.extend(["--set", "algorithm.window="]);
+        }
+        let output = synfire(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let file = format!("{out}/quick.{name}.safetensors");
+        let output = synfire(&["verify", &file, "--isa", "portable"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused_with_a_remedy() {
+    let bench = ["bench", "--model", "sew_resnet34", "--batch", "65536"];
+    let output = synfire(&bench);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("would fit"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn inspect_totals_are_those_of_the_published_networks() {
+    let said = text(&synfire(&["inspect", "model", "ms_resnet18", "--batch", "16"]).stdout);
+    for expected in ["11,173,962", "671,744", "555.4", "kept in the window"] {
+        assert!(said.contains(expected), "no {expected:?} in {said}");
+    }
+}
