@@ -57,7 +57,9 @@ fn graph(drawn: &[Drawn]) -> Option<Graph> {
     used[drawn.len()] = true;
     for (i, &draw) in drawn.iter().enumerate().rev() {
         if used[i + 1] {
-            inputs(i, draw).into_iter().for_each(|v| used[v] = true);
+            for value in inputs(i, draw) {
+                used[value] = true;
+            }
         }
     }
     let mut g = Graph::new(INPUT);
@@ -94,7 +96,9 @@ fn learn(g: &Graph, window: usize, mut training: Training) -> (Seen, bool) {
     for p in g.parameters() {
         let mut values = numbers(&p.name, p.elements());
         if p.shape.len() == 1 && p.name.ends_with("weight") {
-            values.iter_mut().for_each(|v| *v = 1.0 + *v / 4.0);
+            for value in &mut values {
+                *value = 1.0 + *value / 4.0;
+            }
         }
         training.set(&p.name, &values);
     }
@@ -153,16 +157,26 @@ fn agree(g: &Graph, window: usize) {
 fn of(nodes: &[(&str, u8, &[&str])]) -> Graph {
     let mut g = Graph::new(INPUT);
     for (name, kind, inputs) in nodes {
-        let reads: Vec<ValueId> = inputs.iter().map(|i| g.find(i).unwrap()).collect();
-        g.add(name, op(*kind), &reads).unwrap();
+        let reads: Vec<ValueId> = inputs
+            .iter()
+            .map(|i| g.find(i).expect("the graph is written by hand"))
+            .collect();
+        g.add(name, op(*kind), &reads)
+            .expect("the graph is written by hand");
     }
-    let last = g.find(nodes[nodes.len() - 1].0).unwrap();
+    let last = g
+        .find(nodes[nodes.len() - 1].0)
+        .expect("the graph is written by hand");
     let pool = g
         .add("pool", Op::AdaptiveAvgPool { side: 1 }, &[last])
-        .unwrap();
-    let flat = g.add("flat", Op::Flatten, &[pool]).unwrap();
-    let out = g.add("fc", Op::Linear { outputs: 4 }, &[flat]).unwrap();
-    g.finish(out).unwrap()
+        .expect("the graph is written by hand");
+    let flat = g
+        .add("flat", Op::Flatten, &[pool])
+        .expect("the graph is written by hand");
+    let out = g
+        .add("fc", Op::Linear { outputs: 4 }, &[flat])
+        .expect("the graph is written by hand");
+    g.finish(out).expect("the graph is written by hand")
 }
 
 #[test]
