@@ -1,6 +1,7 @@
 //! `synfire train`.
 
 use super::table::{Table, duration, mib, percent, thousands};
+use super::watch::{self, Watch};
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
 use crate::train::{self, EpochRecord, Event, Progress, Trained};
@@ -35,6 +36,8 @@ pub(super) struct Arguments {
     /// Write the trained weights to this safetensors file
     #[arg(long, value_name = "FILE")]
     save_weights: Option<PathBuf>,
+    #[command(flatten)]
+    watch: watch::Arguments,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -54,13 +57,18 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     let mut display = Display::new(&run);
-    let mut trained = train::train(&run, &mut |event| display.show(&event))?;
+    let mut watch = Watch::start(&arguments.watch, &run)?;
+    let mut trained = train::train(&run, &mut |event| {
+        display.show(&event);
+        watch.see(&event);
+    })?;
     summarise(&run, &mut trained, arguments.config.is_none());
     if let Some(path) = &arguments.save_weights {
         let node = &mut trained.node;
         weights::save(path, &node.learner.network, &mut *node.kernels)?;
         println!("weights written to {}", path.display());
     }
+    watch.finish()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,6 +115,7 @@ impl Display {
                 algorithm,
                 parameters,
                 images,
+                ..
             } => println!(
                 "training {} parameters with {algorithm} on {engine}: {} images, {} to test",
                 thousands(*parameters as u64),
@@ -154,11 +163,7 @@ impl Display {
             record.train.mean_loss(),
             percent(record.train.accuracy()),
         );
-        if let Some(test) = record
-            .test
-            .as_ref()
-            .filter(|t| t.samples.iter().any(|&n| n > 0))
-        {
+        if let Some(test) = record.tested() {
             let _ = write!(line, "  test {}", percent(test.accuracy()));
         }
         let _ = write!(line, "  firing rate {:.3}", record.train.firing_rate());
@@ -175,12 +180,8 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     let Some(last) = trained.epochs.last() else {
         return;
     };
-    let test = last
-        .test
-        .as_ref()
-        .filter(|t| t.samples.iter().any(|&n| n > 0));
     println!();
-    if let Some(test) = test {
+    if let Some(test) = last.tested() {
         println!(
             "test accuracy after the last epoch  {}",
             percent(test.accuracy())
