@@ -231,7 +231,7 @@ fn epochs_table(report: &Report) -> String {
     let mut html = String::from(
         "<details>\n<summary>Epochs</summary>\n<div class=\"wide\"><table>\n<tr><th>epoch</th>\
          <th>learning rate</th><th>loss</th><th>training</th><th>test</th><th>firing rate</th>\
-         <th>images/s</th><th>seconds</th><th>of these waiting for data</th></tr>\n",
+         <th>images/s</th><th>seconds</th><th>waited for data</th></tr>\n",
     );
     for epoch in &report.epochs {
         let record = &epoch.record;

@@ -149,7 +149,7 @@ impl Plot<'_> {
             let _ = write!(
                 html,
                 "<li><svg viewBox=\"0 0 28 10\" aria-hidden=\"true\"><g {}>\
-                 <path d=\"M1 5H27\"/></g></svg>{}</li>",
+                 <path d=\"M1 5H27\"/><circle cx=\"14\" cy=\"5\" r=\"3\"/></g></svg>{}</li>",
                 self.paint(index),
                 escape(&line.name),
             );
