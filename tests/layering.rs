@@ -24,14 +24,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "train",
-        &["data", "graph", "kernel", "learn", "node", "shape"],
+        &[
+            "data", "engine", "graph", "kernel", "learn", "node", "shape",
+        ],
     ),
+    ("observe", &["memory", "train"]),
+    ("report", &["memory", "train"]),
     // The verbs may name everything below them.
     (
         "cli",
         &[
-            "data", "engine", "graph", "kernel", "learn", "memory", "node", "shape", "trace",
-            "train", "weights",
+            "data", "engine", "graph", "kernel", "learn", "memory", "node", "observe", "report",
+            "shape", "trace", "train", "weights",
         ],
     ),
 ];

@@ -10,12 +10,14 @@
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
 //! - `write`: a checked run as a file again.
+//! - [`metrics`]: every metric's name, help and labels.
 
 mod check;
 mod faults;
 pub mod ids;
 mod keys;
 mod learn;
+pub mod metrics;
 mod model;
 mod named;
 pub mod random;

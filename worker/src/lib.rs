@@ -13,6 +13,8 @@
 //! - [`learn`]: when to update, and how far back the error reaches.
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
 //! - [`train`]: the training loop.
+//! - [`observe`]: what a run tells while it goes, for Prometheus.
+//! - [`report`]: what a run has told, as a page of HTML.
 //! - [`cli`]: the verbs of the command line.
 
 pub mod cli;
@@ -23,6 +25,8 @@ pub mod kernel;
 pub mod learn;
 pub mod memory;
 pub mod node;
+pub mod observe;
+pub mod report;
 pub mod shape;
 pub mod trace;
 pub mod train;

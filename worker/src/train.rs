@@ -2,7 +2,7 @@
 //! the batch is the algorithm's.
 
 use crate::data::{self, Augment, DataError, Dataset, Loader, Place, Prefetch};
-use crate::kernel::Report;
+use crate::engine::plan::Role;
 use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
@@ -10,6 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use synfire_shared::ids::Epoch;
 use synfire_shared::run::{self, Run};
+
+mod tally;
+
+pub use tally::Tally;
 
 /// Batches between two readings of the device's sums.
 const REPORT_EVERY: usize = 8;
@@ -54,66 +58,6 @@ pub enum TrainError {
     },
 }
 
-/// Sums of some batches, as rates.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tally {
-    /// Per time step: losses summed over batches.
-    pub loss: Vec<f64>,
-    /// Per time step: samples that are right by the logits summed so far.
-    pub correct: Vec<u64>,
-    /// Per time step: samples.
-    pub samples: Vec<u64>,
-    /// Per time step: batches.
-    pub batches: Vec<u64>,
-    /// Per layer of neurons: spikes.
-    pub spikes: Vec<u64>,
-    /// Per layer of neurons: chances to spike.
-    pub neurons: Vec<u64>,
-}
-
-impl Tally {
-    /// Adds what the back end has summed since it was last asked.
-    pub fn add(&mut self, report: &Report) {
-        fn sum<T: Copy + Default + std::ops::AddAssign>(all: &mut Vec<T>, more: &[T]) {
-            all.resize(all.len().max(more.len()), T::default());
-            all.iter_mut().zip(more).for_each(|(a, &m)| *a += m);
-        }
-        sum(&mut self.loss, &report.loss);
-        sum(&mut self.correct, &report.correct);
-        sum(&mut self.samples, &report.samples);
-        sum(&mut self.batches, &report.batches);
-        sum(&mut self.spikes, &report.spikes);
-        sum(&mut self.neurons, &report.neurons);
-    }
-
-    /// The mean loss over time steps and batches.
-    pub fn mean_loss(&self) -> f64 {
-        self.loss.iter().sum::<f64>() / self.batches.iter().sum::<u64>().max(1) as f64
-    }
-
-    /// The share that is right, by the logits summed up to each time step.
-    pub fn accuracies(&self) -> Vec<f64> {
-        let pairs = self.correct.iter().zip(&self.samples);
-        pairs.map(|(&c, &n)| c as f64 / n.max(1) as f64).collect()
-    }
-
-    /// The share that is right after the last time step.
-    pub fn accuracy(&self) -> f64 {
-        self.accuracies().last().copied().unwrap_or(0.0)
-    }
-
-    /// Spikes per neuron and time step, by layer.
-    pub fn firing_rates(&self) -> Vec<f64> {
-        let pairs = self.spikes.iter().zip(&self.neurons);
-        pairs.map(|(&s, &n)| s as f64 / n.max(1) as f64).collect()
-    }
-
-    /// Spikes per neuron and time step, over all layers.
-    pub fn firing_rate(&self) -> f64 {
-        self.spikes.iter().sum::<u64>() as f64 / self.neurons.iter().sum::<u64>().max(1) as f64
-    }
-}
-
 /// Where a run is.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -131,6 +75,21 @@ pub struct Progress {
     pub tally: Tally,
     /// Images per second in this epoch.
     pub images_per_second: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// The batches since the last progress.
+    pub timings: Vec<Timing>,
+}
+
+/// What a batch took.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Seconds from when its data were there.
+    pub batch_seconds: f64,
+    /// Seconds in which its data were waited for.
+    pub data_wait_seconds: f64,
+    /// Updates that it made.
+    pub updates: u64,
 }
 
 /// A finished epoch.
@@ -152,6 +111,14 @@ pub struct EpochRecord {
     pub data_wait_seconds: f64,
 }
 
+impl EpochRecord {
+    /// The test set, if this epoch ended with it and it has samples.
+    pub fn tested(&self) -> Option<&Tally> {
+        let test = self.test.as_ref();
+        test.filter(|tally| tally.samples.iter().any(|&n| n > 0))
+    }
+}
+
 /// What a run tells while it goes.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -165,6 +132,10 @@ pub enum Event {
         parameters: usize,
         /// Training images, test images.
         images: (usize, usize),
+        /// Layers of neurons, in the order in which a tally counts them.
+        layers: Vec<String>,
+        /// Bytes that the window of time steps keeps for the backward.
+        window_bytes: u64,
     },
     /// Some more batches.
     Progress(Progress),
@@ -233,6 +204,8 @@ pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainErr
             .map(crate::graph::Parameter::elements)
             .sum(),
         images: (dataset.train.len(), dataset.test.len()),
+        layers: layers(&node),
+        window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
     });
     let first = Place {
         epoch: Epoch(0),
@@ -262,6 +235,18 @@ pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainErr
     })
 }
 
+/// The names of the layers of neurons by the number of their counter; twins go by the first's.
+fn layers(node: &Node) -> Vec<String> {
+    let mut layers: Vec<String> = Vec::new();
+    for (name, counter) in &node.learner.network.plan().neurons {
+        layers.resize(layers.len().max(counter + 1), String::new());
+        if layers[*counter].is_empty() {
+            layers[*counter].clone_from(name);
+        }
+    }
+    layers
+}
+
 struct Training<'a> {
     run: &'a Run,
     loader: Loader,
@@ -285,9 +270,10 @@ impl Training<'_> {
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
         let mut tally = Tally::default();
         let mut images_per_second = 0.0;
+        let mut timings = Vec::with_capacity(REPORT_EVERY);
         let mut batch = 0;
         while batch < batches && self.batches_done < self.batches_in_all {
-            self.learn(node, epoch, batch)?;
+            timings.push(self.learn(node, epoch, batch)?);
             batch += 1;
             let last = batch == batches || self.batches_done == self.batches_in_all;
             if batch % REPORT_EVERY == 0 || last {
@@ -302,6 +288,8 @@ impl Training<'_> {
                     batches_in_all: self.batches_in_all,
                     tally: tally.clone(),
                     images_per_second,
+                    lr,
+                    timings: std::mem::take(&mut timings),
                 }));
             }
         }
@@ -325,9 +313,11 @@ impl Training<'_> {
         })
     }
 
-    fn learn(&mut self, node: &mut Node, epoch: u32, batch: usize) -> Result<(), TrainError> {
+    fn learn(&mut self, node: &mut Node, epoch: u32, batch: usize) -> Result<Timing, TrainError> {
+        let (asked, updates) = (Instant::now(), node.learner.optimiser.updates());
         let data = self.prefetch.next_batch();
         let data = data.expect("the loop asks for as many batches as there are");
+        let begin = Instant::now();
         let learnt = Batch {
             index: self.batches_done,
             input: Input::Static(&data.x_nhwc),
@@ -341,7 +331,12 @@ impl Training<'_> {
             result = algorithm.learn(learner, kernels, &learnt, &mut Unobserved);
         });
         self.batches_done += 1;
-        result.map_err(|fault| TrainError::Fault {
+        let timing = Timing {
+            batch_seconds: begin.elapsed().as_secs_f64(),
+            data_wait_seconds: (begin - asked).as_secs_f64(),
+            updates: node.learner.optimiser.updates() - updates,
+        };
+        result.map(|()| timing).map_err(|fault| TrainError::Fault {
             epoch,
             batch,
             fault,

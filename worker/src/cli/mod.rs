@@ -4,6 +4,7 @@
 //!
 //! - this file: the arguments, and which verb they mean.
 //! - `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
 #![allow(
@@ -19,6 +20,7 @@ mod table;
 mod trace;
 mod train;
 mod verify;
+mod watch;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::{IsTerminal, Write};

@@ -2,6 +2,7 @@
 
 use super::say;
 use super::table::{Table, duration, mib, percent, thousands};
+use super::watch::{self, Watch};
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
 use crate::train::{self, EpochRecord, Event, Progress, Trained};
@@ -39,6 +40,8 @@ pub(super) struct Arguments {
     /// Write the trained weights to this safetensors file
     #[arg(long, value_name = "FILE")]
     save_weights: Option<PathBuf>,
+    #[command(flatten)]
+    watch: watch::Arguments,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -51,7 +54,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         can_be_written(path).context("--save-weights")?;
     }
     let mut display = Display::new(&run);
-    let trained = train::train(&run, &mut |event| display.show(&event));
+    let mut watch = Watch::start(&arguments.watch, &run)?;
+    let trained = train::train(&run, &mut |event| {
+        display.show(&event);
+        watch.see(&event);
+    });
     display.finish();
     let mut trained = trained?;
     summarise(&run, &mut trained, arguments.config.is_none());
@@ -60,6 +67,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         weights::save(path, &node.learner.network, &mut *node.kernels)?;
         say!("weights written to {}", path.display());
     }
+    watch.finish()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -131,6 +139,7 @@ impl Display {
                 algorithm,
                 parameters,
                 images,
+                ..
             } => say!(
                 "training {} parameters with {algorithm} on {engine}: {} images, {} to test",
                 thousands(*parameters as u64),
@@ -179,11 +188,7 @@ impl Display {
             record.train.mean_loss(),
             percent(record.train.accuracy()),
         );
-        if let Some(test) = record
-            .test
-            .as_ref()
-            .filter(|t| t.samples.iter().any(|&n| n > 0))
-        {
+        if let Some(test) = record.tested() {
             let _ = write!(line, "  test {}", percent(test.accuracy()));
         }
         let _ = write!(line, "  firing rate {:.3}", record.train.firing_rate());
@@ -200,12 +205,8 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     let Some(last) = trained.epochs.last() else {
         return;
     };
-    let test = last
-        .test
-        .as_ref()
-        .filter(|t| t.samples.iter().any(|&n| n > 0));
     say!("");
-    if let Some(test) = test {
+    if let Some(test) = last.tested() {
         say!(
             "test accuracy after the last epoch  {}",
             percent(test.accuracy())

@@ -1,0 +1,122 @@
+//! What `synfire train` shows to others while it goes: metrics and the report.
+
+use super::say;
+use crate::observe::{Exporter, Measure};
+use crate::report::Report;
+use crate::train::Event;
+use anyhow::Context;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use synfire_shared::Run;
+use synfire_shared::metrics::Metrics;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Serve Prometheus metrics at /metrics of this address, with port 0 of any free port. A port
+    /// alone means 127.0.0.1; who can reach the address can read the metrics
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
+    metrics_addr: Option<SocketAddr>,
+    /// Write a report with plots to this HTML file, anew after every epoch
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse() {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    let wanted = "want a port, or an IP address with a port, as in 127.0.0.1:9464 or [::1]:9464";
+    text.parse().map_err(|_| wanted.into())
+}
+
+/// Metrics and report of a run, each if asked for.
+pub(super) struct Watch {
+    metrics: Option<(Measure, Exporter)>,
+    report: Option<(Report, PathBuf)>,
+    /// Why the report was not written when it was last tried.
+    failed: Option<std::io::Error>,
+}
+
+impl Watch {
+    /// # Errors
+    /// If the address cannot be listened on, or the report's folder is not there.
+    pub(super) fn start(arguments: &Arguments, run: &Run) -> anyhow::Result<Self> {
+        if let Some(path) = &arguments.report {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+                let folder = folder.display();
+                anyhow::bail!("--report: {folder} is no folder: make it first");
+            }
+        }
+        let metrics = arguments.metrics_addr.map(|address| {
+            let metrics = Arc::new(Metrics::new());
+            let exporter = Exporter::start(address, Arc::clone(&metrics))?;
+            say!("metrics at http://{}/metrics", exporter.address());
+            anyhow::Ok((Measure::new(run, metrics), exporter))
+        });
+        let report = arguments.report.clone();
+        Ok(Self {
+            metrics: metrics.transpose()?,
+            report: report.map(|path| (Report::new(run), path)),
+            failed: None,
+        })
+    }
+
+    pub(super) fn see(&mut self, event: &Event) {
+        if let Some((measure, _)) = &mut self.metrics {
+            measure.see(event);
+        }
+        if let Some((report, path)) = &mut self.report {
+            report.see(event);
+            if let Event::Epoch(_) = event {
+                self.failed = report.write(path).err();
+                if let Some(error) = &self.failed {
+                    tracing::warn!(path = %path.display(), %error, "no report is written");
+                }
+            }
+        }
+    }
+
+    /// # Errors
+    /// If the last report was not written.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        let Some((_, path)) = self.report else {
+            return Ok(());
+        };
+        let shown = path.display();
+        if let Some(error) = self.failed {
+            return Err(error).with_context(|| format!("cannot write the report {shown}"));
+        }
+        say!("report written to {shown}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_loopback_unless_an_ip_says_otherwise() {
+        for (text, address_meant) in [
+            ("9464", "127.0.0.1:9464"),
+            ("0", "127.0.0.1:0"),
+            ("127.0.0.1:9464", "127.0.0.1:9464"),
+            ("0.0.0.0:1", "0.0.0.0:1"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(address(text).unwrap(), address_meant.parse().unwrap());
+        }
+        for text in [
+            "",
+            ":9464",
+            "localhost:9464",
+            "127.0.0.1",
+            "1.2.3.4:99999",
+            "*:1",
+        ] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The events of training, as values of the metrics.
+
+use crate::memory;
+use crate::train::{Event, Progress};
+use std::sync::Arc;
+use synfire_shared::Run;
+use synfire_shared::metrics::{Memory, Metrics, Split};
+
+/// Sets the metrics of a run from its events.
+#[derive(Debug)]
+pub struct Measure {
+    metrics: Arc<Metrics>,
+    images_of_a_batch: u64,
+    layers: Vec<String>,
+}
+
+impl Measure {
+    /// For the events of `run`.
+    pub fn new(run: &Run, metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            images_of_a_batch: run.data.batch as u64,
+            layers: Vec::new(),
+        }
+    }
+
+    /// Takes over what an event says.
+    pub fn see(&mut self, event: &Event) {
+        match event {
+            Event::Began {
+                layers,
+                window_bytes,
+                ..
+            } => {
+                self.layers.clone_from(layers);
+                self.metrics.set_memory(Memory::Windows, *window_bytes);
+                self.resident();
+            }
+            Event::Progress(progress) => self.progress(progress),
+            Event::Epoch(record) => {
+                if let Some(test) = record.tested() {
+                    self.metrics.set_accuracy(Split::Test, test.accuracy());
+                }
+            }
+        }
+    }
+
+    fn progress(&self, progress: &Progress) {
+        let metrics = &*self.metrics;
+        for timing in &progress.timings {
+            metrics.batch_seconds.observe(timing.batch_seconds);
+            metrics.data_wait_seconds.observe(timing.data_wait_seconds);
+            metrics.images.inc_by(self.images_of_a_batch);
+            metrics.updates.inc_by(timing.updates);
+        }
+        metrics.loss.set(progress.tally.mean_loss());
+        metrics.learning_rate.set(progress.lr);
+        metrics.set_accuracy(Split::Train, progress.tally.accuracy());
+        for (layer, rate) in self.layers.iter().zip(progress.tally.firing_rates()) {
+            metrics.set_firing_rate(layer, rate);
+        }
+        self.resident();
+    }
+
+    fn resident(&self) {
+        if let Some(bytes) = memory::resident_bytes() {
+            self.metrics.set_memory(Memory::Resident, bytes);
+        }
+    }
+}
