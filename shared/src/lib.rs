@@ -9,9 +9,11 @@
 //! - `check`: values against the keys and each other; `values`: what is left, with defaults.
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
+//! - [`dataset`]: `index.json`, which says what a set packed into shards holds and where.
 //! - `write`: a checked run as a file again.
 
 mod check;
+pub mod dataset;
 mod faults;
 pub mod ids;
 mod keys;
