@@ -10,6 +10,7 @@
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
 //! - [`dataset`]: `index.json`, which says what a set packed into shards holds and where.
+//! - [`storage`]: folders and object stores behind one interface.
 //! - `write`: a checked run as a file again.
 
 mod check;
@@ -24,6 +25,7 @@ pub mod random;
 pub mod run;
 mod run_file;
 mod schedule;
+pub mod storage;
 mod values;
 mod write;
 
