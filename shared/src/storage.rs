@@ -223,8 +223,15 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StorageError::Request`].
+    /// [`StorageError::Request`]; [`StorageError::Url`] for `http://`, which has no lists.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>, StorageError> {
+        if self.is_read_only {
+            return Err(StorageError::Url {
+                url: self.url.clone(),
+                reason: "http servers list no folders: give an archive, or a folder elsewhere"
+                    .into(),
+            });
+        }
         let location = self.location(prefix)?;
         let failed = |source| self.failed("list", prefix, source);
         let listed = wait(self.objects.list(Some(&location)).try_collect::<Vec<_>>());
@@ -255,7 +262,8 @@ impl Store {
             reason: "it is no path of plain text".into(),
         })?;
         Ok(Self {
-            objects: Arc::new(LocalFileSystem::new()),
+            // On the disk before a put returns: what was reported as written survives a crash.
+            objects: Arc::new(LocalFileSystem::new().with_fsync(true)),
             prefix,
             url,
             folder: Some(folder),
@@ -409,6 +417,8 @@ mod tests {
         }
         let error = Store::create("http://127.0.0.1:1/x").unwrap_err();
         assert!(error.to_string().contains("only read"), "{error}");
+        let error = Store::open("http://127.0.0.1:1/x").unwrap().list("");
+        assert!(error.unwrap_err().to_string().contains("list no folders"));
     }
 
     #[test]

@@ -38,7 +38,10 @@ pub enum StorageError {
         limit_bytes: u64,
     },
     /// A request failed, after its retries.
-    #[error("cannot {action} {object}: check that the store is reachable, writable and not full")]
+    #[error(
+        "cannot {action} {object}: check that the store is reachable, writable and \
+             not full, and the credentials in the environment right"
+    )]
     Request {
         /// What was tried.
         action: &'static str,

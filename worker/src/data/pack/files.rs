@@ -176,3 +176,49 @@ fn plain(place: &str, bytes: Vec<u8>, is_packed: bool) -> Result<Vec<u8>, PackEr
     }
     Ok(unpacked)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn archive() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, bytes) in [("x/a.bin", &[7; 700][..]), ("b.bin", b"other")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            builder.append_data(&mut header, name, bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn wanted_files_are_found_at_any_depth() {
+        let found = unpack("made", &archive()[..], &["a.bin", "c.bin"]).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["a.bin"], [7; 700]);
+        let torn = unpack("made", &archive()[..900], &["a.bin"]).unwrap_err();
+        assert!(torn.to_string().contains("torn tar"), "{torn}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..1500),
+            at in 0usize..3000,
+            byte in any::<u8>(),
+        ) {
+            let _ = unpack("made", &bytes[..], &["a.bin"]);
+            let _ = plain("made", bytes.clone(), true);
+            let mut whole = archive();
+            let at = at % whole.len();
+            whole[at] = byte;
+            if let Ok(found) = unpack("made", &whole[..], &["a.bin"]) {
+                prop_assert!(found.values().all(|file| file.len() <= whole.len()));
+            }
+            let _ = unpack("made", &[&whole[..at], &bytes].concat()[..], &["a.bin"]);
+        }
+    }
+}

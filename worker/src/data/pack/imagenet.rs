@@ -274,3 +274,54 @@ impl Seek for Window<'_> {
         Ok(self.at - self.begin)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn archive() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, bytes) in [("n00000001.tar", &[7; 700][..]), ("b", b"other")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            builder.append_data(&mut header, name, bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn labels_are_the_first_words_of_the_boxes() {
+        let csv = "ImageId,PredictionString\na_1,n00000007 1 2 3 4 n00000008 1 2 3 4\nb,x\nc\n";
+        assert_eq!(labels_of(csv), BTreeMap::from([("a_1", "n00000007")]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn entries_lie_inside_their_archive_whatever_its_bytes(
+            tail in prop::collection::vec(any::<u8>(), 0..1500),
+            at in 0usize..3000,
+            byte in any::<u8>(),
+        ) {
+            let path = std::env::temp_dir()
+                .join(format!("synfire-imagenet-{}-entries", std::process::id()));
+            let mut whole = archive();
+            let at = at % whole.len();
+            whole[at] = byte;
+            for bytes in [&whole, &tail, &[&whole[..at], &tail].concat()] {
+                std::fs::write(&path, bytes).unwrap();
+                let file = File::open(&path).unwrap();
+                let len = bytes.len() as u64;
+                for begin in [0, len / 3] {
+                    for entry in entries(&file, begin, len, "made").into_iter().flatten() {
+                        prop_assert!(begin <= entry.start && entry.start + entry.bytes <= len);
+                    }
+                }
+            }
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}

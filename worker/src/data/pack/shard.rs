@@ -122,3 +122,57 @@ fn append(tar: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     tar.extend_from_slice(bytes);
     tar.resize(padded(tar.len()), 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::set::{Item, Origin, classes, imagenet_normalise};
+    use super::*;
+
+    fn set(sizes: [&[u64]; 2]) -> Set {
+        let item = |&bytes: &u64| Item {
+            name: "made".into(),
+            label: 0,
+            bytes,
+            start: 0,
+            archive: 0,
+        };
+        Set {
+            name: "made".into(),
+            classes: classes(&["one"]),
+            splits: sizes.map(|sizes| sizes.iter().map(item).collect()),
+            left_out: Vec::new(),
+            normalise: imagenet_normalise(),
+            channels: 3,
+            shape: None,
+            origin: Origin::Pixels(Vec::new()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_plan_holds_every_sample_once_and_in_order(
+            train in prop::collection::vec(0u64..5000, 0..50),
+            test in prop::collection::vec(0u64..5000, 0..50),
+            shard_bytes in 1u64..20_000,
+        ) {
+            let parts = plan(&set([&train, &test]), shard_bytes);
+            for (split, sizes) in [&train, &test].into_iter().enumerate() {
+                let mut next = 0;
+                for (i, part) in parts.iter().filter(|p| p.split == split).enumerate() {
+                    prop_assert_eq!(&part.path, &format!("{}-{i:06}.tar", SPLITS[split]));
+                    prop_assert_eq!(part.items.start, next);
+                    prop_assert!(!part.items.is_empty());
+                    next = part.items.end;
+                    let bytes: u64 = sizes[part.items.clone()]
+                        .iter()
+                        .map(|size| size.next_multiple_of(BLOCK) + 3 * BLOCK)
+                        .sum();
+                    prop_assert!(bytes <= shard_bytes || part.items.len() == 1);
+                }
+                prop_assert_eq!(next, sizes.len());
+            }
+        }
+    }
+}
