@@ -1,5 +1,9 @@
 //! `synfire pack`, as a user calls it: every kind of source, killed and called again, opened in
 //! Python.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that fails fails the test that called it"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

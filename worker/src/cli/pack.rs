@@ -67,7 +67,7 @@ enum Kind {
     Cifar100Coarse,
     /// Fashion-MNIST, its four idx files, packed or unpacked
     FashionMnist,
-    /// ImageNet: a folder of its official archives with LOC_val_solution.csv, or a tree of wnids
+    /// ImageNet: a folder of its official archives and Kaggle's csv, or a tree of wnids
     Imagenet,
     /// A folder of folders of JPEG or PNG pictures, each named for its class, below train/ and
     /// val/ or test/ or not

@@ -1,4 +1,4 @@
-//! The idx files of MNIST and its kin (LeCun, Cortes, Burges,
+//! The idx files of MNIST and its kin (Yann `LeCun` and others,
 //! <http://yann.lecun.com/exdb/mnist/>), here those of Fashion-MNIST.
 //!
 //! A big-endian header: 0, 0, the type (8 = bytes), the number of dimensions, then each dimension;
@@ -78,7 +78,7 @@ pub fn find_fashion(source: &str) -> Result<Set, PackError> {
         }
         pixels.extend_from_slice(values);
     }
-    let side = |side| u32::try_from(side).expect("below the limit of a side");
+    let side = |side| u32::try_from(side).unwrap_or(u32::MAX);
     Ok(Set {
         name: "fashion-mnist".into(),
         classes: classes(&FASHION),

@@ -112,7 +112,7 @@ impl Found {
             };
             let place = format!("{place}/{}", class.name);
             for entry in entries(file, class.start, class.start + class.bytes, &place)? {
-                self.push(0, entry, wnid, &format!("{wnid}/"));
+                self.push(0, &entry, wnid, &format!("{wnid}/"));
             }
         }
         Ok(())
@@ -131,14 +131,14 @@ impl Found {
             let base = entry.name.rsplit('/').next().unwrap_or("");
             let stem = base.split('.').next().unwrap_or("");
             match labels.get(stem) {
-                Some(wnid) => self.push(1, entry, wnid, ""),
+                Some(wnid) => self.push(1, &entry, wnid, ""),
                 None => self.leave_out(entry.name, 1, "no label in LOC_val_solution.csv"),
             }
         }
         Ok(())
     }
 
-    fn push(&mut self, split: usize, entry: Entry, wnid: &str, folder: &str) {
+    fn push(&mut self, split: usize, entry: &Entry, wnid: &str, folder: &str) {
         let item = Item {
             name: format!("{folder}{}", entry.name),
             label: 0,

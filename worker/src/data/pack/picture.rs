@@ -154,10 +154,8 @@ fn png_sides(bytes: &[u8]) -> Result<[u32; 2], String> {
         match bytes.get(at + 4..at + 8) {
             Some(b"IDAT") => return Ok(sides),
             Some(_) => {
-                at = at
-                    .checked_add(len)
-                    .and_then(|a| a.checked_add(12))
-                    .ok_or_else(cut)?
+                let next = at.checked_add(len).and_then(|next| next.checked_add(12));
+                at = next.ok_or_else(cut)?;
             }
             None => return Err(cut()),
         }

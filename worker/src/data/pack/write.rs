@@ -98,12 +98,11 @@ pub fn pack(
 /// The index, when the target already holds all of this set; else the target is made ready.
 fn begin(out: &Store, digest: &str, overwrite: bool) -> Result<Option<Index>, PackError> {
     sweep(out);
-    let plan = match out.head(PLAN_NAME)? {
-        None => None,
-        Some(_) => {
-            let bytes = out.get(PLAN_NAME, JOURNAL_LIMIT_BYTES)?;
-            serde_json::from_slice::<Plan>(&bytes).ok()
-        }
+    let plan = if out.head(PLAN_NAME)?.is_some() {
+        let bytes = out.get(PLAN_NAME, JOURNAL_LIMIT_BYTES)?;
+        serde_json::from_slice::<Plan>(&bytes).ok()
+    } else {
+        None
     };
     let is_same = plan.is_some_and(|plan| plan.plan == digest);
     if out.head(INDEX_NAME)?.is_some() {
