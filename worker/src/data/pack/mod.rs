@@ -14,7 +14,7 @@
 //! - [`set`]: a data set found in its source.
 //! - `picture`: what a picture's bytes say that it is; pixels to PNG.
 //! - `shard`: which samples go into which shard, and a shard's bytes.
-//! - [`write`]: all shards in parallel, and again after a killed run; the index last.
+//! - [`mod@write`]: all shards in parallel, and again after a killed run; the index last.
 
 pub mod cifar;
 mod cifar_names;
