@@ -9,10 +9,13 @@
 //! - `check`: values against the keys and each other; `values`: what is left, with defaults.
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
+//! - [`dataset`]: `index.json`, which says what a set packed into shards holds and where.
+//! - [`storage`]: folders and object stores behind one interface.
 //! - `write`: a checked run as a file again.
 //! - [`metrics`]: every metric's name, help and labels.
 
 mod check;
+pub mod dataset;
 mod faults;
 pub mod ids;
 mod keys;
@@ -24,6 +27,7 @@ pub mod random;
 pub mod run;
 mod run_file;
 mod schedule;
+pub mod storage;
 mod values;
 mod write;
 

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - this file: the arguments, and which verb they mean.
-//! - `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `pack`, `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
 //! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
@@ -16,6 +16,7 @@
 mod bench;
 mod inspect;
 mod model;
+mod pack;
 mod table;
 mod trace;
 mod train;
@@ -44,6 +45,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Pack a data set into shards with an index, for training from a folder or an object store
+    Pack(pack::Arguments),
     /// Train a network; without a configuration, a small one on built-in pictures
     Train(train::Arguments),
     /// Replay recorded reference traces and compare every number
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match arguments.verb {
+        Verb::Pack(arguments) => pack::run(&arguments),
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),

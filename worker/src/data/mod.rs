@@ -8,6 +8,7 @@
 //! - [`dataset`]: a data set in memory: pixels, labels, names, normalisation.
 //! - [`fashion`]: the set built into the program, a subset of Fashion-MNIST.
 //! - [`cifar`]: the binary files of CIFAR-10.
+//! - [`pack`]: data sets into shards, which is another program's input, not this one's batches.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
 //! - [`batches`]: the order of samples, and samples to normalised batches.
 //! - [`prefetch`]: a thread that has the next training batch ready.
@@ -18,6 +19,7 @@ pub mod cifar;
 pub mod dataset;
 pub mod error;
 pub mod fashion;
+pub mod pack;
 pub mod prefetch;
 
 pub use augment::Augment;

@@ -1,0 +1,54 @@
+//! What can go wrong with a store.
+
+/// What can go wrong with a store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The URL is of no known kind, or carries credentials.
+    #[error("{url}: {reason}")]
+    Url {
+        /// The URL, without credentials.
+        url: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The store cannot be opened as it is configured.
+    #[error("cannot open {url}: check it, and the credentials in the environment")]
+    Open {
+        /// The store.
+        url: String,
+        /// Its reason.
+        #[source]
+        source: object_store::Error,
+    },
+    /// No such object.
+    #[error("{object} is not there: check the path or URL")]
+    NotFound {
+        /// The object.
+        object: String,
+    },
+    /// An object is larger than the reader takes.
+    #[error("{object} has {bytes} bytes, more than {limit_bytes}, the limit")]
+    TooLarge {
+        /// The object.
+        object: String,
+        /// Its length.
+        bytes: u64,
+        /// The most that is read.
+        limit_bytes: u64,
+    },
+    /// A request failed, after its retries.
+    #[error(
+        "cannot {action} {object}: check that the store is reachable, writable and \
+             not full, and the credentials in the environment right"
+    )]
+    Request {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        object: String,
+        /// The store's reason.
+        #[source]
+        source: object_store::Error,
+    },
+}
