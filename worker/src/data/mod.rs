@@ -8,6 +8,8 @@
 //! - [`dataset`]: a data set in memory: pixels, labels, names, normalisation.
 //! - [`fashion`]: the set built into the program, a subset of Fashion-MNIST.
 //! - [`cifar`]: the binary files of CIFAR-10.
+//! - [`picture`]: JPEG and PNG to pixels.
+//! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
 //! - [`batches`]: the order of samples, and samples to normalised batches.
 //! - [`prefetch`]: a thread that has the next training batch ready.
@@ -18,6 +20,8 @@ pub mod cifar;
 pub mod dataset;
 pub mod error;
 pub mod fashion;
+pub mod imagenet;
+pub mod picture;
 pub mod prefetch;
 
 pub use augment::Augment;
