@@ -27,6 +27,14 @@ position! {
     TimeStep(usize), "time step"
 }
 position! {
+    /// One process that computes a share of each batch, counted from 0.
+    Rank(u32), "rank"
+}
+position! {
+    /// W, the number of ranks.
+    World(u32), "world"
+}
+position! {
     /// One change of the weights, counted from 0 over the whole run.
     Update(u64), "update"
 }
@@ -39,6 +47,8 @@ mod tests {
     fn positions_print_with_their_word() {
         assert_eq!(Epoch(3).to_string(), "epoch 3");
         assert_eq!(TimeStep(0).to_string(), "time step 0");
+        assert_eq!(Rank(1).to_string(), "rank 1");
+        assert_eq!(World(4).to_string(), "world 4");
         assert_eq!(Update(7).to_string(), "update 7");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! # Layout
 //!
-//! - [`ids`]: epochs, time steps and updates, kept apart by their types.
+//! - [`ids`]: epochs, time steps, ranks and updates, kept apart by their types.
 //! - [`random`]: random draws keyed by what they are for, so that no draw depends on another.
+//! - [`shard_plan`]: the order of samples in an epoch, and which rank reads which of them.
 //! - `keys`: every key of a configuration file: type, range, default, meaning.
 //! - `run_file`: a run as written in TOML and on the command line; `faults`: what is wrong with it.
 //! - `check`: values against the keys and each other; `values`: what is left, with defaults.
@@ -27,6 +28,7 @@ pub mod random;
 pub mod run;
 mod run_file;
 mod schedule;
+pub mod shard_plan;
 pub mod storage;
 mod values;
 mod write;

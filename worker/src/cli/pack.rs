@@ -203,7 +203,9 @@ fn summarise(set: &Set, index: &Index, url: &str) {
     for sample in index.left_out.iter().take(SHOWN) {
         say!(
             "  {:?} ({}): {}",
-            sample.sample, sample.split, sample.reason
+            sample.sample,
+            sample.split,
+            sample.reason
         );
     }
     if index.left_out.len() > SHOWN {

@@ -9,6 +9,8 @@
 //! - [`fashion`]: the set built into the program, a subset of Fashion-MNIST.
 //! - [`cifar`]: the binary files of CIFAR-10.
 //! - [`pack`]: data sets into shards, which is another program's input, not this one's batches.
+//! - [`picture`]: JPEG and PNG to pixels.
+//! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
 //! - [`batches`]: the order of samples, and samples to normalised batches.
 //! - [`prefetch`]: a thread that has the next training batch ready.
@@ -19,7 +21,9 @@ pub mod cifar;
 pub mod dataset;
 pub mod error;
 pub mod fashion;
+pub mod imagenet;
 pub mod pack;
+pub mod picture;
 pub mod prefetch;
 
 pub use augment::Augment;

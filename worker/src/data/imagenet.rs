@@ -1,0 +1,278 @@
+//! ImageNet's transforms: a random crop and flip to learn from, the centre to be judged on.
+//!
+//! Both resize as Pillow does, bilinear with antialiasing. What chance decides depends on (seed,
+//! epoch, sample) and the picture's size alone.
+
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
+use rand::Rng;
+use synfire_shared::ids::Epoch;
+use synfire_shared::random::{Purpose, below, keyed, uniform};
+
+use super::dataset::Normalise;
+use super::picture::{Picture, PictureError};
+
+/// H and W of what the transforms make.
+pub const SIDE: u32 = 224;
+/// The short side to which a test picture is resized before its centre is taken.
+const SHORT_SIDE: u32 = 256;
+/// Tries of a random crop before the central one is taken.
+const NUM_TRIES: usize = 10;
+/// The part of the picture's area that a random crop has.
+const AREA: (f64, f64) = (0.08, 1.0);
+/// Its width over its height.
+const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+
+/// Mean and deviation of ImageNet's channels.
+pub fn normalise() -> Normalise {
+    Normalise {
+        mean: vec![0.485, 0.456, 0.406],
+        std: vec![0.229, 0.224, 0.225],
+    }
+}
+
+/// A rectangle of pixels inside a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crop {
+    /// Its first row.
+    pub top: u32,
+    /// Its first column.
+    pub left: u32,
+    /// Its rows, at least 1.
+    pub height: u32,
+    /// Its columns, at least 1.
+    pub width: u32,
+}
+
+/// Everything that chance decides about one picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draws {
+    /// The part of the picture that is seen.
+    pub crop: Crop,
+    /// Whether left and right are exchanged.
+    pub flip: bool,
+}
+
+impl Draws {
+    /// The draws of a sample of `width` x `height` pixels, each at least 1, in one epoch.
+    pub fn new(width: u32, height: u32, seed: u64, epoch: Epoch, sample: u32) -> Self {
+        let words = [u64::from(epoch.0), u64::from(sample)];
+        let mut rng = keyed(seed, Purpose::Augment, &words);
+        let flip = below(&mut rng, 2) == 1;
+        let crop = random_crop(&mut rng, width, height);
+        Self { crop, flip }
+    }
+}
+
+/// The first of ten random rectangles that fits, at a random place; else the largest central one
+/// whose ratio is allowed.
+///
+/// # Source
+///
+/// torchvision's `RandomResizedCrop.get_params`.
+fn random_crop(rng: &mut impl Rng, width: u32, height: u32) -> Crop {
+    let num_pixels = f64::from(width) * f64::from(height);
+    for _ in 0..NUM_TRIES {
+        let area = num_pixels * uniform(rng, AREA.0, AREA.1);
+        let ratio = uniform(rng, RATIO.0.ln(), RATIO.1.ln()).exp();
+        let (w, h) = (
+            rounded((area * ratio).sqrt()),
+            rounded((area / ratio).sqrt()),
+        );
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            return Crop {
+                top: below(rng, height - h + 1),
+                left: below(rng, width - w + 1),
+                height: h,
+                width: w,
+            };
+        }
+    }
+    let ratio = f64::from(width) / f64::from(height);
+    let (w, h) = if ratio < RATIO.0 {
+        (width, rounded(f64::from(width) / RATIO.0).clamp(1, height))
+    } else if ratio > RATIO.1 {
+        (rounded(f64::from(height) * RATIO.1).clamp(1, width), height)
+    } else {
+        (width, height)
+    };
+    Crop {
+        top: (height - h) / 2,
+        left: (width - w) / 2,
+        height: h,
+        width: w,
+    }
+}
+
+/// The nearest whole number, halves to even, as Python rounds.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sides of a picture, far below 2^32; a cast from float saturates"
+)]
+fn rounded(value: f64) -> u32 {
+    value.round_ties_even() as u32
+}
+
+/// Decodes and transforms pictures one after another; keeps its memory between them.
+#[derive(Debug)]
+pub struct Transform {
+    picture: Picture,
+    resizer: Resizer,
+    tables: Vec<[f32; 256]>,
+    out: TypedImage<'static, U8x3>,
+}
+
+impl Transform {
+    /// A transform of pictures with three channels that are normalised like this.
+    ///
+    /// # Panics
+    ///
+    /// When `normalise` has not three channels.
+    pub fn new(normalise: &Normalise) -> Self {
+        let tables = normalise.tables();
+        assert_eq!(tables.len(), 3, "channels of a picture");
+        Self {
+            picture: Picture::default(),
+            resizer: Resizer::new(),
+            tables,
+            out: TypedImage::new(SIDE, SIDE),
+        }
+    }
+
+    /// Writes a sample to learn from: its random crop, resized, perhaps flipped, and normalised.
+    ///
+    /// # Shapes
+    ///
+    /// `out_hwc`: `[224, 224, 3]`
+    ///
+    /// # Errors
+    ///
+    /// A [`PictureError`] when `bytes` are no whole picture.
+    ///
+    /// # Panics
+    ///
+    /// When `out_hwc` has not its shape.
+    pub fn train(
+        &mut self,
+        bytes: &[u8],
+        (seed, epoch, sample): (u64, Epoch, u32),
+        out_hwc: &mut [f32],
+    ) -> Result<(), PictureError> {
+        self.picture.decode(bytes)?;
+        let draws = Draws::new(self.picture.width, self.picture.height, seed, epoch, sample);
+        self.resize_crop(draws.crop);
+        self.write(draws.flip, out_hwc);
+        Ok(())
+    }
+
+    /// Writes a sample to be judged on: the centre of the picture resized to a short side of 256.
+    ///
+    /// # Shapes
+    ///
+    /// `out_hwc`: `[224, 224, 3]`
+    ///
+    /// # Errors
+    ///
+    /// A [`PictureError`] when `bytes` are no whole picture.
+    ///
+    /// # Panics
+    ///
+    /// When `out_hwc` has not its shape.
+    pub fn test(&mut self, bytes: &[u8], out_hwc: &mut [f32]) -> Result<(), PictureError> {
+        self.picture.decode(bytes)?;
+        self.resize_centre();
+        self.write(false, out_hwc);
+        Ok(())
+    }
+
+    /// Only pixels inside the crop are used, as if it had been cut out first.
+    fn resize_crop(&mut self, crop: Crop) {
+        let picture = view(&self.picture);
+        let cropped =
+            TypedCroppedImage::from_ref(&picture, crop.left, crop.top, crop.width, crop.height);
+        let cropped = cropped.expect("a crop lies inside its picture");
+        resize(
+            &mut self.resizer,
+            &cropped,
+            &mut self.out,
+            ResizeOptions::new(),
+        );
+    }
+
+    /// The centre alone is computed: a picture of 1 x 16384 pixels would resize to 4 million rows.
+    fn resize_centre(&mut self) {
+        let picture = view(&self.picture);
+        let (width, left) = centre(picture.width(), picture.height());
+        let (height, top) = centre(picture.height(), picture.width());
+        // In the picture's own pixels; the sums may exceed the side by a rounding.
+        let scale_x = f64::from(picture.width()) / width;
+        let scale_y = f64::from(picture.height()) / height;
+        let side = f64::from(SIDE);
+        let options = ResizeOptions::new().crop(
+            left * scale_x,
+            top * scale_y,
+            side * scale_x,
+            side * scale_y,
+        );
+        resize(&mut self.resizer, &picture, &mut self.out, options);
+    }
+
+    fn write(&self, flip: bool, out_hwc: &mut [f32]) {
+        let side = SIDE as usize;
+        assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
+        let rows = self.out.pixels().chunks_exact(side);
+        for (row, out) in rows.zip(out_hwc.chunks_exact_mut(3 * side)) {
+            let out = out.chunks_exact_mut(3);
+            if flip {
+                out.zip(row.iter().rev())
+                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+            } else {
+                out.zip(row)
+                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+            }
+        }
+    }
+
+    fn pixel(&self, pixel: U8x3, out: &mut [f32]) {
+        for ((out, table), byte) in out.iter_mut().zip(&self.tables).zip(pixel.0) {
+            *out = table[usize::from(byte)];
+        }
+    }
+}
+
+/// A side after its picture's short side became 256, and where the centre of 224 begins in it.
+///
+/// # Source
+///
+/// torchvision: the long side is floor(256 long/short), the offset is rounded, halves to even.
+fn centre(side: u32, other: u32) -> (f64, f64) {
+    let resized = if side <= other {
+        SHORT_SIDE
+    } else {
+        // Both are at most 2^14.
+        SHORT_SIDE * side / other
+    };
+    let offset = rounded(f64::from(resized - SIDE) / 2.0);
+    (f64::from(resized), f64::from(offset))
+}
+
+fn view(picture: &Picture) -> TypedImageRef<'_, U8x3> {
+    TypedImageRef::from_buffer(picture.width, picture.height, &picture.pixels)
+        .expect("a decoded picture has the bytes of its size")
+}
+
+fn resize(
+    resizer: &mut Resizer,
+    from: &impl ImageView<Pixel = U8x3>,
+    to: &mut TypedImage<'static, U8x3>,
+    options: ResizeOptions,
+) {
+    let options = options.resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    let done = resizer.resize_typed(from, to, &options);
+    done.expect("both pictures have pixels, and a crop lies inside its picture");
+}
+
+#[cfg(test)]
+mod tests;
