@@ -10,8 +10,10 @@
 //! - [`run`]: a run as checked, the only form that other crates see; its parts are in `model`,
 //!   `learn` and `schedule`, its enums' names come from `named`.
 //! - `write`: a checked run as a file again.
+//! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
 
 mod check;
+pub mod checkpoint;
 mod faults;
 pub mod ids;
 mod keys;
