@@ -20,15 +20,38 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weights", &["engine", "kernel", "trace"]),
     ("node", &["engine", "graph", "kernel", "learn", "shape"]),
     (
+        "checkpoint",
+        &["engine", "kernel", "node", "trace", "weights"],
+    ),
+    (
         "train",
-        &["data", "graph", "kernel", "learn", "node", "shape"],
+        &[
+            "checkpoint",
+            "data",
+            "graph",
+            "kernel",
+            "learn",
+            "memory",
+            "node",
+            "shape",
+        ],
     ),
     // The verbs may name everything below them.
     (
         "cli",
         &[
-            "data", "engine", "graph", "kernel", "learn", "memory", "node", "shape", "trace",
-            "train", "weights",
+            "checkpoint",
+            "data",
+            "engine",
+            "graph",
+            "kernel",
+            "learn",
+            "memory",
+            "node",
+            "shape",
+            "trace",
+            "train",
+            "weights",
         ],
     ),
 ];

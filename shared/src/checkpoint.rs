@@ -91,6 +91,23 @@ impl TryFrom<String> for Digest {
     }
 }
 
+/// A share of a test set, as whole numbers: JSON keeps those to the last bit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hits {
+    /// Samples that are right.
+    pub correct: u64,
+    /// Samples.
+    pub samples: u64,
+}
+
+impl Hits {
+    /// The share that is right; 0 of none.
+    pub fn share(self) -> f64 {
+        self.correct as f64 / self.samples.max(1) as f64
+    }
+}
+
 /// One file of a checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,7 +121,7 @@ pub struct Part {
 }
 
 /// Where training goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
     /// The epoch, from 0.
@@ -135,8 +152,8 @@ pub struct Manifest {
     pub settings: BTreeMap<String, String>,
     /// The digest of the training set.
     pub data: Digest,
-    /// The share of the test set that was right, where an epoch has just ended with it.
-    pub test_accuracy: Option<f64>,
+    /// How much of the test set was right, where an epoch has just ended with it.
+    pub test: Option<Hits>,
     /// Its files by what they are.
     pub parts: BTreeMap<String, Part>,
     /// The digest of all of the above, set by [`Manifest::sealed`].
@@ -173,6 +190,7 @@ struct Head {
 
 impl Manifest {
     /// The manifest with its own digest, without which it is refused.
+    #[must_use]
     pub fn sealed(mut self) -> Self {
         self.seal = Digest::default();
         self.seal = Digest::of(&self.to_bytes());
@@ -235,11 +253,8 @@ impl Manifest {
         if self.parts.len() > MAX_PARTS {
             return Some(format!("{} parts, more than {MAX_PARTS}", self.parts.len()));
         }
-        if self
-            .test_accuracy
-            .is_some_and(|a| !(0.0..=1.0).contains(&a))
-        {
-            return Some("its accuracy is no share".into());
+        if self.test.is_some_and(|test| test.correct > test.samples) {
+            return Some("more of its test set is right than there is".into());
         }
         let number = self.position.batches_done;
         self.parts.iter().find_map(|(kind, part)| {
@@ -330,7 +345,10 @@ mod tests {
             configuration: Digest::of_settings(&settings),
             settings,
             data: Digest::of_all(&[b"pixels", b"labels"]),
-            test_accuracy: Some(0.1 + 0.2),
+            test: Some(Hits {
+                correct: 3,
+                samples: 7,
+            }),
             parts: BTreeMap::from([("weights.safetensors".to_owned(), part)]),
             seal: Digest::default(),
         }
@@ -378,7 +396,12 @@ mod tests {
                 (|m| m.format = "x".into()) as fn(&mut Manifest),
             ),
             ("its settings", |m| m.settings.clear()),
-            ("no share", |m| m.test_accuracy = Some(1.5)),
+            ("than there is", |m| {
+                m.test = Some(Hits {
+                    correct: 8,
+                    samples: 7,
+                });
+            }),
             ("is called", |m| {
                 m.parts
                     .values_mut()
@@ -386,7 +409,7 @@ mod tests {
             }),
             ("is called", |m| m.position.batches_done += 1),
             ("bytes", |m| {
-                m.parts.values_mut().for_each(|p| p.bytes = u64::MAX)
+                m.parts.values_mut().for_each(|p| p.bytes = u64::MAX);
             }),
             ("65 parts", |m| {
                 for index in 0..64 {

@@ -12,9 +12,11 @@
 //! - [`engine`]: one time step, forward and backward over a window.
 //! - [`learn`]: when to update, and how far back the error reaches.
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
+//! - [`checkpoint`]: a run folder and its checkpoints.
 //! - [`train`]: the training loop.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod engine;

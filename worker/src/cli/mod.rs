@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - this file: the arguments, and which verb they mean.
-//! - `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `train`, `evaluate`, `verify`, `trace`, `inspect`, `bench`: the verbs.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
 #![allow(
@@ -13,6 +13,7 @@
 )]
 
 mod bench;
+mod evaluate;
 mod inspect;
 mod model;
 mod table;
@@ -44,6 +45,8 @@ struct Arguments {
 enum Verb {
     /// Train a network; without a configuration, a small one on built-in pictures
     Train(train::Arguments),
+    /// Test the weights of a checkpoint, by time step
+    Evaluate(evaluate::Arguments),
     /// Replay recorded reference traces and compare every number
     Verify(verify::Arguments),
     /// Record a trace of a run of your own, for `verify` on other machines
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
     }
     let result = match Arguments::parse().verb {
         Verb::Train(arguments) => train::run(&arguments),
+        Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),

@@ -1,0 +1,66 @@
+//! Sums of some batches, as rates.
+
+use super::saving;
+use crate::kernel::Report;
+use serde::{Deserialize, Serialize};
+
+/// Sums of some batches, as rates.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Per time step: losses summed over batches.
+    #[serde(with = "saving::bits")]
+    pub loss: Vec<f64>,
+    /// Per time step: samples that are right by the logits summed so far.
+    pub correct: Vec<u64>,
+    /// Per time step: samples.
+    pub samples: Vec<u64>,
+    /// Per time step: batches.
+    pub batches: Vec<u64>,
+    /// Per layer of neurons: spikes.
+    pub spikes: Vec<u64>,
+    /// Per layer of neurons: chances to spike.
+    pub neurons: Vec<u64>,
+}
+
+impl Tally {
+    /// Adds what the back end has summed since it was last asked.
+    pub fn add(&mut self, report: &Report) {
+        fn sum<T: Copy + Default + std::ops::AddAssign>(all: &mut Vec<T>, more: &[T]) {
+            all.resize(all.len().max(more.len()), T::default());
+            all.iter_mut().zip(more).for_each(|(a, &m)| *a += m);
+        }
+        sum(&mut self.loss, &report.loss);
+        sum(&mut self.correct, &report.correct);
+        sum(&mut self.samples, &report.samples);
+        sum(&mut self.batches, &report.batches);
+        sum(&mut self.spikes, &report.spikes);
+        sum(&mut self.neurons, &report.neurons);
+    }
+
+    /// The mean loss over time steps and batches.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss.iter().sum::<f64>() / self.batches.iter().sum::<u64>().max(1) as f64
+    }
+
+    /// The share that is right, by the logits summed up to each time step.
+    pub fn accuracies(&self) -> Vec<f64> {
+        let pairs = self.correct.iter().zip(&self.samples);
+        pairs.map(|(&c, &n)| c as f64 / n.max(1) as f64).collect()
+    }
+
+    /// The share that is right after the last time step.
+    pub fn accuracy(&self) -> f64 {
+        self.accuracies().last().copied().unwrap_or(0.0)
+    }
+
+    /// Spikes per neuron and time step, by layer.
+    pub fn firing_rates(&self) -> Vec<f64> {
+        let pairs = self.spikes.iter().zip(&self.neurons);
+        pairs.map(|(&s, &n)| s as f64 / n.max(1) as f64).collect()
+    }
+
+    /// Spikes per neuron and time step, over all layers.
+    pub fn firing_rate(&self) -> f64 {
+        self.spikes.iter().sum::<u64>() as f64 / self.neurons.iter().sum::<u64>().max(1) as f64
+    }
+}
