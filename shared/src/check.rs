@@ -292,8 +292,8 @@ lr = 0.02
         (&["run.folder=\"\""],
             "\"run.folder\" must be a text in quotes, but is the text \"\""),
         (&["checkpoint.every_minutes=0"],
-            "\"checkpoint.every_minutes\" must be a number, more than 0 and at most 1000000, but is \
-             0"),
+            "\"checkpoint.every_minutes\" must be a number, more than 0 and at most 1000000, but \
+             is 0"),
         (&["checkpoint.every_batches=0"],
             "\"checkpoint.every_batches\" must be a whole number from 1 to 18446744073709551615, \
              but is 0"),

@@ -485,7 +485,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
         #[test]
-        fn random_bytes_are_never_a_manifest(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn random_bytes_are_no_manifest(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(Manifest::parse(&bytes).is_err());
         }
 

@@ -274,7 +274,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("checkpoint.every_minutes", Kind::Real(Excluded(0.0), LARGE), Fallback::Real(10.0),
         "Minutes from one checkpoint to the next, where run.folder is set"),
     Key::new("checkpoint.every_batches", Kind::Integer(1, u64::MAX), Fallback::Absent,
-        "Training batches from one checkpoint to the next, beside the minutes; absent: minutes alone"),
+        "Training batches from one checkpoint to the next; absent: by minutes alone"),
     Key::new("checkpoint.keep_last", Kind::Integer(1, MANY), Fallback::Integer(3),
         "Newest checkpoints that are kept"),
     Key::new("checkpoint.keep_best", Kind::Bool, Fallback::Bool(true),

@@ -299,7 +299,7 @@ impl<'a> Training<'a> {
             let last = batch == batches || self.batches_done == self.batches_in_all;
             let stops = !last && self.saving.stopped().is_some();
             let saves = !last && (stops || self.saving.is_due(self.batches_done));
-            if batch % REPORT_EVERY == 0 || last || saves {
+            if batch.is_multiple_of(REPORT_EVERY) || last || saves {
                 counted.tally.add(&node.kernels.take_report());
                 counted.seconds = seconds + begin.elapsed().as_secs_f64();
                 let waited = self.prefetch.waited().saturating_sub(waited);

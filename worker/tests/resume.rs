@@ -8,12 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use synfire_shared::checkpoint::manifest_number;
 use synfire_shared::random::mix;
 
 /// Kills in the test that runs everywhere; `SYNFIRE_KILLS` asks for more (CONTRIBUTING.md).
 const KILLS: u64 = 30;
 /// A life that makes no progress for so long has hung.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// Why the test's files can be read and its processes be started.
+const OWN: &str = "they are the test's own";
 
 /// A folder that goes when the test passes.
 struct Scratch(PathBuf);
@@ -23,7 +27,7 @@ impl Scratch {
         let folder = format!("synfire-resume-{name}-{}", std::process::id());
         let folder = std::env::temp_dir().join(folder);
         let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(&folder).expect(OWN);
         Self(folder)
     }
 
@@ -62,7 +66,7 @@ fn train(folder: &Path, batches: u64, more: &[&str]) -> Command {
 }
 
 fn finished(mut command: Command) -> Output {
-    let output = command.output().unwrap();
+    let output = command.output().expect(OWN);
     assert!(output.status.success(), "{}", text(&output));
     output
 }
@@ -76,24 +80,23 @@ fn manifests(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder.join("checkpoints")) else {
         return Vec::new();
     };
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(|name| name.ends_with(".json")).collect();
-    // Parts called progress.json have a dash.
-    names.retain(|name| !name.contains('-'));
+    let names = entries.map(|entry| entry.expect(OWN).file_name().into_string().expect(OWN));
+    let mut names: Vec<String> = names.collect();
+    names.retain(|name| manifest_number(name).is_some());
     names.sort();
     names
 }
 
 fn newest(folder: &Path) -> u64 {
     let names = manifests(folder);
-    let number = names.last().map(|name| name[..12].parse().unwrap());
+    let number = names.last().and_then(|name| manifest_number(name));
     number.unwrap_or(0)
 }
 
 /// Waits until a checkpoint of at least so many batches is there, or the process has ended.
 fn wait_for(child: &mut Child, folder: &Path, batches: u64) {
     let begin = Instant::now();
-    while newest(folder) < batches && child.try_wait().unwrap().is_none() {
+    while newest(folder) < batches && child.try_wait().expect(OWN).is_none() {
         assert!(
             begin.elapsed() < DEADLINE,
             "no checkpoint after {batches} batches"
@@ -104,10 +107,10 @@ fn wait_for(child: &mut Child, folder: &Path, batches: u64) {
 
 /// The lines of an epoch without what a clock or the system has measured.
 fn numbers(folder: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).expect(OWN);
     let line = |line: &str| {
-        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        let fields = line.as_object_mut().unwrap();
+        let mut line: serde_json::Value = serde_json::from_str(line).expect(OWN);
+        let fields = line.as_object_mut().expect(OWN);
         for measured in [
             "images_per_second",
             "train_seconds",
@@ -117,7 +120,7 @@ fn numbers(folder: &Path) -> Vec<serde_json::Value> {
             assert!(fields.remove(measured).is_some(), "{measured}");
         }
         // Sums are joined at checkpoints, and where those fall is a matter of time.
-        let loss = fields["loss"].as_f64().unwrap();
+        let loss = fields["loss"].as_f64().expect(OWN);
         fields["loss"] = format!("{loss:.10}").into();
         line
     };
@@ -126,7 +129,8 @@ fn numbers(folder: &Path) -> Vec<serde_json::Value> {
 
 #[test]
 fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
-    let kills = std::env::var("SYNFIRE_KILLS").map_or(KILLS, |n| n.parse().unwrap());
+    let kills =
+        std::env::var("SYNFIRE_KILLS").map_or(KILLS, |n| n.parse().expect("a number of kills"));
     let batches = 10 * kills;
     let scratch = Scratch::new("kill");
     let (whole, killed) = (scratch.path("whole"), scratch.path("killed"));
@@ -142,11 +146,11 @@ fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
         let mut command = train(&killed, batches, &[]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let before = newest(&killed);
-        let mut child = command.spawn().unwrap();
+        let mut child = command.spawn().expect(OWN);
         // Some die while they start, before they have done anything; the others soon after they
         // have, in a batch, in a write, between two.
         let soon = Duration::from_micros(draw / 16 % 4000);
-        if draw % 8 == 0 {
+        if draw.is_multiple_of(8) {
             std::thread::sleep(soon * 10);
         } else if before + 1 < batches {
             let room = (batches - before) / (kills - landed);
@@ -157,8 +161,8 @@ fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
             );
             std::thread::sleep(soon);
         }
-        child.kill().unwrap();
-        let status = child.wait().unwrap();
+        child.kill().expect(OWN);
+        let status = child.wait().expect(OWN);
         landed += u64::from(!status.success());
         assert!(
             newest(&killed) < batches,
@@ -171,10 +175,10 @@ fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
     );
     let rest = finished(train(&killed, batches, &["--save-weights", &got]));
     assert!(text(&rest).contains("resumed from"), "{}", text(&rest));
-    assert!(fs::read(&expected).unwrap() == fs::read(&got).unwrap());
+    assert!(fs::read(&expected).expect(OWN) == fs::read(&got).expect(OWN));
     assert_eq!(numbers(&whole), numbers(&killed));
     // Nothing is left over: three newest and the best, three parts each.
-    let left = fs::read_dir(killed.join("checkpoints")).unwrap().count();
+    let left = fs::read_dir(killed.join("checkpoints")).expect(OWN).count();
     assert!(left <= 16, "{left} files");
 }
 
@@ -195,7 +199,7 @@ fn a_run_over_the_end_of_an_epoch_resumes_to_the_same_bytes() {
             ));
         }
         lines.push(numbers(&folder));
-        bytes.push(fs::read(&weights).unwrap());
+        bytes.push(fs::read(&weights).expect(OWN));
     }
     assert_eq!((lines[0].len(), &lines[0]), (2, &lines[1]));
     assert!(bytes[0] == bytes[1]);
@@ -210,13 +214,13 @@ fn a_signal_saves_and_the_status_says_which() {
         let mut command = train(&folder, 600, &[]);
         // Only the signal saves after the first.
         command.args(["--set", "checkpoint.every_batches=2"]);
-        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::null()).spawn().expect(OWN);
         wait_for(&mut child, &folder, 2);
         let sent = Command::new("kill")
             .args(["-s", signal, &child.id().to_string()])
             .status();
-        assert!(sent.unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(status), "{signal}");
+        assert!(sent.expect(OWN).success());
+        assert_eq!(child.wait().expect(OWN).code(), Some(status), "{signal}");
         let saved = newest(&folder);
         assert!((2..600).contains(&saved));
         let again = text(&finished(train(&folder, saved + 1, &[])));
@@ -232,7 +236,7 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
     let all = manifests(&folder);
     assert_eq!(all.len(), 3, "{all:?}");
     let refused = |more: &[&str], reason: &str| {
-        let output = train(&folder, 8, more).output().unwrap();
+        let output = train(&folder, 8, more).output().expect(OWN);
         assert!(
             !output.status.success() && text(&output).contains(reason),
             "{}",
@@ -251,18 +255,18 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
 
     // The newest manifest is cut off, a part of the one before is altered.
     let newest = folder.join("checkpoints").join(&all[2]);
-    let manifest = fs::read(&newest).unwrap();
-    fs::write(&newest, &manifest[..manifest.len() / 2]).unwrap();
-    let parts = fs::read_dir(folder.join("checkpoints")).unwrap();
-    let names = parts.map(|part| part.unwrap().file_name().into_string().unwrap());
+    let manifest = fs::read(&newest).expect(OWN);
+    fs::write(&newest, &manifest[..manifest.len() / 2]).expect(OWN);
+    let parts = fs::read_dir(folder.join("checkpoints")).expect(OWN);
+    let names = parts.map(|part| part.expect(OWN).file_name().into_string().expect(OWN));
     let start = format!("{}-", &all[1][..12]);
     let part = names
         .into_iter()
         .find(|n| n.starts_with(&start) && n.contains("weights"));
-    let part = folder.join("checkpoints").join(part.unwrap());
-    let mut bytes = fs::read(&part).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&part, bytes).unwrap();
+    let part = folder.join("checkpoints").join(part.expect(OWN));
+    let mut bytes = fs::read(&part).expect(OWN);
+    *bytes.last_mut().expect(OWN) ^= 1;
+    fs::write(&part, bytes).expect(OWN);
     refused(&["--resume", &newest.display().to_string()], "damaged");
     let output = text(&finished(train(&folder, 8, &[])));
     assert!(output.contains("warning: checkpoint"), "{output}");
@@ -274,7 +278,7 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
 
     // All are damaged: a new start would hide that.
     for name in manifests(&folder) {
-        fs::write(folder.join("checkpoints").join(name), "{}").unwrap();
+        fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
     }
     refused(&[], "none of the 3 checkpoints");
 }
@@ -287,8 +291,8 @@ fn evaluate_gives_what_training_gave() {
     let line = output
         .lines()
         .find(|line| line.starts_with("test accuracy after"))
-        .unwrap();
-    let accuracy = line.rsplit_once("  ").unwrap().1;
+        .expect(OWN);
+    let accuracy = line.rsplit_once("  ").expect(OWN).1;
     let mut evaluate = Command::new(env!("CARGO_BIN_EXE_synfire"));
     evaluate.args(["evaluate", "--checkpoint", &folder.display().to_string()]);
     let evaluated = text(&finished(evaluate));

@@ -11,7 +11,8 @@ use synfire_shared::checkpoint::{Digest, ManifestError};
 pub enum CheckpointError {
     /// Another kind of place.
     #[error(
-        "{location} is no local folder: give a path or a file:// URL, other stores are not built yet"
+        "{location} is no local folder: give a path or a file:// URL, other stores are not \
+         built yet"
     )]
     Location {
         /// What was given.
@@ -78,7 +79,7 @@ pub enum CheckpointError {
         name: String,
         /// Which.
         #[source]
-        source: WeightsError,
+        source: Box<WeightsError>,
     },
     /// Progress that the training loop cannot read.
     #[error("checkpoint {name}: its progress cannot be read: {reason}")]
@@ -93,8 +94,8 @@ pub enum CheckpointError {
     Encode(#[from] TraceError),
     /// Every checkpoint is damaged.
     #[error(
-        "none of the {count} checkpoints in {folder} can be used (newest: {newest}); to start anew, \
-         give another run.folder"
+        "none of the {count} checkpoints in {folder} can be used (newest: {newest}); to start \
+         anew, give another run.folder"
     )]
     NoneGood {
         /// The folder.

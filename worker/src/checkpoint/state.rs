@@ -102,7 +102,7 @@ impl Loaded {
         } = node;
         let refused = |source| CheckpointError::Tensors {
             name: self.name.clone(),
-            source,
+            source: Box::new(source),
         };
         let mut writes: Vec<(Arena, Span, &[f32])> = Vec::new();
         for (word, arena) in arenas(learner.optimiser.num_states()) {
@@ -129,7 +129,7 @@ impl Loaded {
         let applied = weights::apply(&self.weights, network, &mut *node.kernels);
         applied.map_err(|source| CheckpointError::Tensors {
             name: self.name.clone(),
-            source,
+            source: Box::new(source),
         })
     }
 }
