@@ -289,6 +289,18 @@ lr = 0.02
             "\"run.engine\" must be \"cpu\" or \"burn\", but is \"3\""),
         (&["run.evaluate_every=true"],
             "\"run.evaluate_every\" must be a whole number from 1 to 1000000, but is true"),
+        (&["run.folder=\"\""],
+            "\"run.folder\" must be a text in quotes, but is the text \"\""),
+        (&["checkpoint.every_minutes=0"],
+            "\"checkpoint.every_minutes\" must be a number, more than 0 and at most 1000000, but \
+             is 0"),
+        (&["checkpoint.every_batches=0"],
+            "\"checkpoint.every_batches\" must be a whole number from 1 to 18446744073709551615, \
+             but is 0"),
+        (&["checkpoint.keep_last=0"],
+            "\"checkpoint.keep_last\" must be a whole number from 1 to 1000000, but is 0"),
+        (&["checkpoint.keep_best=1"],
+            "\"checkpoint.keep_best\" must be true or false, but is 1"),
         (&["data.source=cifar10", "data.path=\"\""],
             "\"data.path\" must be a text in quotes, but is the text \"\""),
         (&["data.path=x"],

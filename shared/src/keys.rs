@@ -175,6 +175,9 @@ pub(crate) const KEYS: &[Key] = &[
         "What computes: \"cpu\" is the fast one, \"burn\" the plain tensors that define it"),
     Key::new("run.evaluate_every", Kind::Integer(1, MANY), Fallback::Integer(1),
         "Epochs from one pass over the test set to the next"),
+    Key::new("run.folder", Kind::Text, Fallback::Absent,
+        "Folder for the results: configuration, metrics.jsonl, checkpoints; a path or file:// URL. \
+         Absent: nothing is kept"),
 
     Key::new("data.source", choice(SourceName::NAMES), Fallback::Required,
         "The data set; \"fashion-mnist-subset\" is built in"),
@@ -267,6 +270,15 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("schedule.t_max", Kind::Integer(1, MANY), Fallback::Absent,
         "Epoch at which the cosine is 0, rising again after; absent: run.epochs")
         .only("schedule.kind", &["cosine"]),
+
+    Key::new("checkpoint.every_minutes", Kind::Real(Excluded(0.0), LARGE), Fallback::Real(10.0),
+        "Minutes from one checkpoint to the next, where run.folder is set"),
+    Key::new("checkpoint.every_batches", Kind::Integer(1, u64::MAX), Fallback::Absent,
+        "Training batches from one checkpoint to the next; absent: by minutes alone"),
+    Key::new("checkpoint.keep_last", Kind::Integer(1, MANY), Fallback::Integer(3),
+        "Newest checkpoints that are kept"),
+    Key::new("checkpoint.keep_best", Kind::Bool, Fallback::Bool(true),
+        "Keep the checkpoint with the best test accuracy too"),
 ];
 
 #[cfg(test)]

@@ -14,8 +14,10 @@
 //! - [`storage`]: folders and object stores behind one interface.
 //! - `write`: a checked run as a file again.
 //! - [`metrics`]: every metric's name, help and labels.
+//! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
 
 mod check;
+pub mod checkpoint;
 pub mod dataset;
 mod faults;
 pub mod ids;

@@ -1,5 +1,6 @@
 //! A run as checked: every default filled in, nothing that contradicts anything else.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -32,6 +33,8 @@ pub struct Run {
     pub engine: Engine,
     /// Epochs from one pass over the test set to the next, at least 1.
     pub evaluate_every: u32,
+    /// Where results are kept, as it was written; absent: nothing is kept.
+    pub folder: Option<String>,
     /// What is learnt from.
     pub data: Data,
     /// The network.
@@ -50,6 +53,8 @@ pub struct Run {
     pub optimiser: Optimiser,
     /// The learning rate over the epochs.
     pub schedule: Schedule,
+    /// When checkpoints are written, and which are kept.
+    pub checkpoint: Checkpoint,
 }
 
 impl Run {
@@ -74,6 +79,12 @@ impl Run {
         write::to_toml(self)
     }
 
+    /// Every key on which the numbers of a run depend, with its value: what a checkpoint may be
+    /// resumed with. Left out are threads and folders, when a run stops, is tested or saved.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        write::settings(self)
+    }
+
     fn from_values(values: &Values) -> Self {
         let time_steps = values.count("algorithm.time_steps");
         Self {
@@ -83,6 +94,7 @@ impl Run {
             threads: values.count("run.threads"),
             engine: Engine::from_name(&values.text("run.engine")),
             evaluate_every: values.small("run.evaluate_every"),
+            folder: values.optional_text("run.folder"),
             data: Data::from_values(values),
             model: Model::from_values(values),
             neuron: Neuron::from_values(values),
@@ -92,6 +104,7 @@ impl Run {
             loss: Loss::from_values(values),
             optimiser: Optimiser::from_values(values),
             schedule: Schedule::from_values(values),
+            checkpoint: Checkpoint::from_values(values),
         }
     }
 }
@@ -147,6 +160,30 @@ named! {
         None = "none",
         /// The data set's usual shifts, flips and cutout.
         Standard = "standard",
+    }
+}
+
+/// When checkpoints are written, and which are kept.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Checkpoint {
+    /// Minutes from one to the next, more than 0.
+    pub every_minutes: f64,
+    /// Training batches from one to the next, at least 1; absent: minutes alone.
+    pub every_batches: Option<u64>,
+    /// The newest that are kept, at least 1.
+    pub keep_last: usize,
+    /// Whether the one with the best test accuracy is kept too.
+    pub keep_best: bool,
+}
+
+impl Checkpoint {
+    fn from_values(values: &Values) -> Self {
+        Self {
+            every_minutes: values.real("checkpoint.every_minutes"),
+            every_batches: values.optional_integer("checkpoint.every_batches"),
+            keep_last: values.count("checkpoint.keep_last"),
+            keep_best: values.bool("checkpoint.keep_best"),
+        }
     }
 }
 

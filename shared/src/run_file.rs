@@ -356,7 +356,7 @@ mod tests {
             (
                 "[run.deep.er]\na = 1",
                 "1: unknown key \"run.deep.er\": the keys of [run] are seed, epochs, max_batches, \
-                 threads, engine, evaluate_every",
+                 threads, engine, evaluate_every, folder",
             ),
             (
                 "[modle]",
@@ -365,7 +365,7 @@ mod tests {
             (
                 "[mpi]\nname = 1",
                 "2: unknown key \"mpi.name\": the tables are run, data, model, neuron, algorithm, \
-                 loss, optimiser, schedule",
+                 loss, optimiser, schedule, checkpoint",
             ),
         ] {
             assert_eq!(fault_lines(text, &[]), [format!("a.toml:{fault}")]);
@@ -444,7 +444,7 @@ mod tests {
             [
                 "--set x: expected key=value, as in --set optimiser.lr=0.1",
                 "--set =1: unknown key \"\": the tables are run, data, model, neuron, algorithm, \
-                 loss, optimiser, schedule",
+                 loss, optimiser, schedule, checkpoint",
                 "--set optimizer.lr=1: unknown key \"optimizer.lr\": did you mean \
                  \"optimiser.lr\"?",
                 "--set run=3: unknown key \"run\": did you mean the table [run]?",

@@ -65,6 +65,10 @@ impl Values {
         }
     }
 
+    pub(crate) fn optional_text(&self, name: &str) -> Option<String> {
+        self.is_written(name).then(|| self.text(name))
+    }
+
     pub(crate) fn optional_integer(&self, name: &str) -> Option<u64> {
         match self.get(name) {
             Some(Scalar::Integer(value)) => Some(value),

@@ -36,6 +36,24 @@ pub(crate) fn to_toml(run: &Run) -> String {
     text
 }
 
+/// Keys that change where a run goes or how long it takes, never a number of it.
+const NO_SETTINGS: &[&str] = &[
+    "run.max_batches",
+    "run.threads",
+    "run.evaluate_every",
+    "run.folder",
+    "data.path",
+];
+
+pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
+    let matters = |name: &str| !NO_SETTINGS.contains(&name) && !name.starts_with("checkpoint.");
+    entries(run)
+        .iter()
+        .filter(|(name, _)| matters(name))
+        .map(|(&name, value)| (name.to_owned(), toml_value(value)))
+        .collect()
+}
+
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
     text.write_fmt(line).expect("a string takes everything");
 }
@@ -93,6 +111,7 @@ fn entries(run: &Run) -> Entries {
     model_and_neuron(run, &mut entries);
     learning(run, &mut entries);
     schedule(run, &mut entries);
+    checkpoint(run, &mut entries);
     entries
 }
 
@@ -105,6 +124,9 @@ fn run_and_data(run: &Run, entries: &mut Entries) {
     entries.insert("run.threads", count(run.threads));
     entries.insert("run.engine", text(run.engine.name()));
     entries.insert("run.evaluate_every", integer(run.evaluate_every));
+    if let Some(folder) = &run.folder {
+        entries.insert("run.folder", text(folder));
+    }
     entries.insert("data.source", text(run.data.source.name()));
     match &run.data.source {
         Source::FashionMnistSubset => {}
@@ -206,6 +228,17 @@ fn schedule(run: &Run, entries: &mut Entries) {
     }
 }
 
+fn checkpoint(run: &Run, entries: &mut Entries) {
+    let checkpoint = run.checkpoint;
+    let minutes = Scalar::Real(checkpoint.every_minutes);
+    entries.insert("checkpoint.every_minutes", minutes);
+    if let Some(batches) = checkpoint.every_batches {
+        entries.insert("checkpoint.every_batches", Scalar::Integer(batches));
+    }
+    entries.insert("checkpoint.keep_last", count(checkpoint.keep_last));
+    entries.insert("checkpoint.keep_best", Scalar::Bool(checkpoint.keep_best));
+}
+
 fn integer(value: u32) -> Scalar {
     Scalar::Integer(value.into())
 }
@@ -292,6 +325,36 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn settings_are_what_the_numbers_depend_on() {
+        let run = |overrides: &[&str]| {
+            let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+            Run::from_toml(QUICKSTART, "a.toml", &overrides).unwrap()
+        };
+        let plain = run(&[]).settings();
+        let elsewhere = run(&[
+            "run.folder=x",
+            "run.threads=1",
+            "run.max_batches=3",
+            "run.evaluate_every=2",
+            "checkpoint.every_batches=5",
+            "checkpoint.keep_last=1",
+        ]);
+        assert_eq!(elsewhere.settings(), plain);
+        for other in [
+            "run.seed=2",
+            "optimiser.lr=0.3",
+            "run.epochs=7",
+            "data.batch=8",
+        ] {
+            let key = other.split('=').next().unwrap();
+            let mut settings = run(&[other]).settings();
+            assert_ne!(settings, plain, "{other}");
+            settings.insert(key.to_owned(), plain[key].clone());
+            assert_eq!(settings, plain, "{other}");
         }
     }
 

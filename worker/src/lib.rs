@@ -12,11 +12,13 @@
 //! - [`engine`]: one time step, forward and backward over a window.
 //! - [`learn`]: when to update, and how far back the error reaches.
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
+//! - [`checkpoint`]: a run folder and its checkpoints.
 //! - [`train`]: the training loop.
 //! - [`observe`]: what a run tells while it goes, for Prometheus.
 //! - [`report`]: what a run has told, as a page of HTML.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod engine;

@@ -1,18 +1,22 @@
 //! The training loop: epochs, batches, evaluation. Data come from [`crate::data`], everything below
 //! the batch is the algorithm's.
 
+mod saving;
+mod tally;
+
+use crate::checkpoint::CheckpointError;
 use crate::data::{self, Augment, DataError, Dataset, Loader, Place, Prefetch};
 use crate::engine::plan::Role;
 use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
+use saving::Saving;
+pub use saving::{Kept, Options, Resume};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use synfire_shared::checkpoint::Position;
 use synfire_shared::ids::Epoch;
 use synfire_shared::run::{self, Run};
-
-mod tally;
-
 pub use tally::Tally;
 
 /// Batches between two readings of the device's sums.
@@ -28,6 +32,9 @@ pub enum TrainError {
     /// The network or the back end cannot be built.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The run folder or a checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The training set is smaller than one batch.
     #[error("the training set has {len} images, data.batch is {batch}: make the batch smaller")]
     BatchTooLarge {
@@ -137,6 +144,15 @@ pub enum Event {
         /// Bytes that the window of time steps keeps for the backward.
         window_bytes: u64,
     },
+    /// Training goes on from a checkpoint.
+    Resumed {
+        /// The checkpoint.
+        from: String,
+        /// Where.
+        position: Position,
+    },
+    /// Something that does not end the run.
+    Warning(String),
     /// Some more batches.
     Progress(Progress),
     /// An epoch.
@@ -146,8 +162,12 @@ pub enum Event {
 /// A finished run with its network.
 #[derive(Debug)]
 pub struct Trained {
-    /// Every epoch.
+    /// Every epoch since the run was last started.
     pub epochs: Vec<EpochRecord>,
+    /// The signal that ended it before its time.
+    pub stopped: Option<usize>,
+    /// What its folder has, if it has one.
+    pub kept: Option<Kept>,
     /// The network as it is now, with its back end.
     pub node: Node,
     /// Seconds in all.
@@ -176,8 +196,13 @@ fn augment(data: &run::Data) -> Augment {
 /// Trains as the run says.
 ///
 /// # Errors
-/// If the data cannot be read, the network cannot be built, or the loss stops being finite.
-pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainError> {
+/// If the data cannot be read, the network cannot be built, a checkpoint cannot be used or the last
+/// one not be written, or the loss stops being finite.
+pub fn train(
+    run: &Run,
+    options: &Options,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Trained, TrainError> {
     let begin = Instant::now();
     let dataset = Arc::new(dataset(&run.data)?);
     let shape = dataset.shape();
@@ -207,30 +232,14 @@ pub fn train(run: &Run, tell: &mut dyn FnMut(Event)) -> Result<Trained, TrainErr
         layers: layers(&node),
         window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
     });
-    let first = Place {
-        epoch: Epoch(0),
-        batch_index: 0,
-    };
-    let whole = u64::from(run.epochs) * loader.train_batches() as u64;
-    let mut training = Training {
-        run,
-        prefetch: Prefetch::start(loader.clone(), first, Epoch(run.epochs)),
-        loader,
-        batches_done: 0,
-        batches_in_all: run.max_batches.map_or(whole, |most| most.min(whole)),
-    };
-    let mut epochs = Vec::new();
-    for epoch in 0..run.epochs {
-        if training.batches_done == training.batches_in_all {
-            break;
-        }
-        let record = training.epoch(epoch, &mut node, tell)?;
-        tell(Event::Epoch(Box::new(record.clone())));
-        epochs.push(record);
-    }
+    let saving = Saving::begin(run, options, &dataset, &mut node, tell)?;
+    let mut training = Training::new(run, loader, saving);
+    let epochs = training.epochs(&mut node, tell)?;
     Ok(Trained {
         epochs,
         node,
+        stopped: training.stopped(),
+        kept: training.saving.finish(tell)?,
         seconds: begin.elapsed().as_secs_f64(),
     })
 }
@@ -251,66 +260,145 @@ struct Training<'a> {
     run: &'a Run,
     loader: Loader,
     prefetch: Prefetch,
+    saving: Saving,
     batches_done: u64,
     batches_in_all: u64,
 }
 
-impl Training<'_> {
+impl<'a> Training<'a> {
+    fn new(run: &'a Run, loader: Loader, saving: Saving) -> Self {
+        let position = saving.position;
+        let batch_index =
+            usize::try_from(position.batch).expect("it was checked to be in an epoch");
+        let epoch = Epoch(position.epoch);
+        let first = Place { epoch, batch_index };
+        let whole = u64::from(run.epochs) * loader.train_batches() as u64;
+        Self {
+            run,
+            prefetch: Prefetch::start(loader.clone(), first, Epoch(run.epochs)),
+            loader,
+            saving,
+            batches_done: position.batches_done,
+            batches_in_all: run.max_batches.map_or(whole, |most| most.min(whole)),
+        }
+    }
+
+    /// The signal that ended the run before its time.
+    fn stopped(&self) -> Option<usize> {
+        let is_over = self.batches_done >= self.batches_in_all;
+        self.saving.stopped().filter(|_| !is_over)
+    }
+
+    /// The epochs that are left, until the last or a signal.
+    fn epochs(
+        &mut self,
+        node: &mut Node,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Vec<EpochRecord>, TrainError> {
+        let mut epochs = Vec::new();
+        let Position { epoch, batch, .. } = self.saving.position;
+        let mut batch = usize::try_from(batch).expect("it was checked to be in an epoch");
+        for epoch in epoch..self.run.epochs {
+            if self.batches_done >= self.batches_in_all {
+                break;
+            }
+            if self.saving.stopped().is_some() {
+                let place = (epoch, batch, self.batches_done);
+                let counted = self.saving.take_counted();
+                self.saving.stop(node, place, counted);
+                break;
+            }
+            let Some(record) = self.epoch(epoch, batch, node, tell)? else {
+                break;
+            };
+            tell(Event::Epoch(Box::new(record.clone())));
+            batch = 0;
+            epochs.push(record);
+        }
+        Ok(epochs)
+    }
+
+    /// One epoch from this batch on; nothing where a signal ended it.
     fn epoch(
         &mut self,
         epoch: u32,
+        mut batch: usize,
         node: &mut Node,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<EpochRecord, TrainError> {
+    ) -> Result<Option<EpochRecord>, TrainError> {
         let optimiser = &mut node.learner.optimiser;
         let base = optimiser.base_lr();
         let lr = self.run.schedule.lr(base, Epoch(epoch), self.run.epochs);
         optimiser.set_lr(lr);
         let batches = self.loader.train_batches();
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
-        let mut tally = Tally::default();
+        let mut counted = self.saving.take_counted();
+        let (seconds, data_wait_seconds) = (counted.seconds, counted.data_wait_seconds);
         let mut images_per_second = 0.0;
         let mut timings = Vec::with_capacity(REPORT_EVERY);
-        let mut batch = 0;
         while batch < batches && self.batches_done < self.batches_in_all {
             timings.push(self.learn(node, epoch, batch)?);
             batch += 1;
             let last = batch == batches || self.batches_done == self.batches_in_all;
-            if batch % REPORT_EVERY == 0 || last {
-                tally.add(&node.kernels.take_report());
+            let stops = !last && self.saving.stopped().is_some();
+            let saves = !last && (stops || self.saving.is_due(self.batches_done));
+            if batch.is_multiple_of(REPORT_EVERY) || last || saves {
+                counted.tally.add(&node.kernels.take_report());
+                counted.seconds = seconds + begin.elapsed().as_secs_f64();
+                let waited = self.prefetch.waited().saturating_sub(waited);
+                counted.data_wait_seconds = data_wait_seconds + waited.as_secs_f64();
                 let images = (batch * self.run.data.batch) as f64;
-                images_per_second = images / begin.elapsed().as_secs_f64();
+                images_per_second = images / counted.seconds;
                 tell(Event::Progress(Progress {
                     epoch,
                     batch,
                     batches,
                     batches_done: self.batches_done,
                     batches_in_all: self.batches_in_all,
-                    tally: tally.clone(),
+                    tally: counted.tally.clone(),
                     images_per_second,
                     lr,
                     timings: std::mem::take(&mut timings),
                 }));
+                self.saving.tell_warnings(tell);
+            }
+            let place = (epoch, batch, self.batches_done);
+            if stops {
+                self.saving.stop(node, place, counted);
+                return Ok(None);
+            }
+            if saves {
+                self.saving.save(node, place, counted.clone(), None);
             }
         }
-        let train_seconds = begin.elapsed().as_secs_f64();
-        let data_wait = self.prefetch.waited().saturating_sub(waited);
         let ends = epoch + 1 == self.run.epochs || self.batches_done == self.batches_in_all;
         let evaluates = ends || (epoch + 1).is_multiple_of(self.run.evaluate_every);
-        Ok(EpochRecord {
+        let record = EpochRecord {
             epoch,
             lr,
-            train: tally,
+            train: counted.tally,
             test: if evaluates {
                 let test = evaluate(node, &self.loader, self.run.time_steps);
                 Some(test.map_err(|fault| TrainError::Evaluation { epoch, fault })?)
             } else {
                 None
             },
-            train_seconds,
+            train_seconds: counted.seconds,
             images_per_second,
-            data_wait_seconds: Duration::as_secs_f64(&data_wait),
-        })
+            data_wait_seconds: counted.data_wait_seconds,
+        };
+        let next = self.next_place(epoch, batch);
+        self.saving.end_of_epoch(node, &record, next, ends);
+        Ok(Some(record))
+    }
+
+    /// Where training goes on after this batch: a checkpoint never lies behind an epoch's last.
+    fn next_place(&self, epoch: u32, batch: usize) -> (u32, usize, u64) {
+        if batch == self.loader.train_batches() {
+            (epoch + 1, 0, self.batches_done)
+        } else {
+            (epoch, batch, self.batches_done)
+        }
     }
 
     fn learn(&mut self, node: &mut Node, epoch: u32, batch: usize) -> Result<Timing, TrainError> {

@@ -46,6 +46,11 @@ pub enum WeightsError {
 /// # Errors
 /// If the file cannot be written; what was there before is then still there.
 pub fn save(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result<(), WeightsError> {
+    Ok(file::write(path, &collect(network, kernels))?)
+}
+
+/// Every parameter and running statistic of a network, copied to the host.
+pub fn collect(network: &Network, kernels: &mut dyn Kernels) -> TraceFile {
     let layout = &network.plan().layout;
     let mut saved = TraceFile::default();
     for (parameter, span) in layout.parameters() {
@@ -63,19 +68,29 @@ pub fn save(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result
     saved
         .metadata
         .insert("format".into(), "synfire weights 1".into());
-    Ok(file::write(path, &saved)?)
+    saved
 }
 
 /// Reads every parameter and running statistic of a network.
 ///
 /// # Errors
 /// If the file cannot be read, or its tensors are not those of the network; nothing is changed then.
+pub fn load(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result<(), WeightsError> {
+    apply(&file::read(path)?, network, kernels)
+}
+
+/// Sets every parameter and running statistic of a network.
+///
+/// # Errors
+/// If the file's tensors are not those of the network; nothing is changed then.
 ///
 /// # Panics
 /// Never: names and sizes are checked before anything is set.
-pub fn load(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result<(), WeightsError> {
-    let read = file::read(path)?;
-    let shown = || path.display().to_string();
+pub fn apply(
+    read: &TraceFile,
+    network: &Network,
+    kernels: &mut dyn Kernels,
+) -> Result<(), WeightsError> {
     let layout = &network.plan().layout;
     let parameters = layout
         .parameters()
@@ -84,35 +99,32 @@ pub fn load(path: &Path, network: &Network, kernels: &mut dyn Kernels) -> Result
     let statistics = layout.statistics().iter().map(|(n, span)| (n, span.len));
     let mut found = Vec::new();
     for (name, want) in parameters.chain(statistics) {
-        let tensor = read
-            .tensors
-            .get(name)
-            .ok_or_else(|| WeightsError::Missing {
-                file: shown(),
-                name: name.clone(),
-            })?;
-        let TensorData::F32(values) = &tensor.data else {
-            return Err(WeightsError::Integers {
-                file: shown(),
-                name: name.clone(),
-            });
-        };
-        if values.len() != want {
-            let source = EngineError::TensorSize {
-                name: name.clone(),
-                got: values.len(),
-                want,
-            };
-            return Err(WeightsError::Tensor {
-                file: shown(),
-                source,
-            });
-        }
-        found.push((name, values));
+        found.push((name, find(read, name, want)?));
     }
     for (name, values) in found {
         let set = network.set(kernels, name, values);
         set.expect("name and size were checked above");
     }
     Ok(())
+}
+
+/// The numbers of a tensor that must be there with so many of them.
+pub(crate) fn find<'a>(
+    read: &'a TraceFile,
+    name: &str,
+    want: usize,
+) -> Result<&'a [f32], WeightsError> {
+    let (file, name) = (read.name.clone(), name.to_owned());
+    let Some(tensor) = read.tensors.get(&name) else {
+        return Err(WeightsError::Missing { file, name });
+    };
+    let TensorData::F32(values) = &tensor.data else {
+        return Err(WeightsError::Integers { file, name });
+    };
+    if values.len() == want {
+        return Ok(values);
+    }
+    let got = values.len();
+    let source = EngineError::TensorSize { name, got, want };
+    Err(WeightsError::Tensor { file, source })
 }

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - this file: the arguments, and which verb they mean.
-//! - `pack`, `train`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `pack`, `train`, `evaluate`, `verify`, `trace`, `inspect`, `bench`: the verbs.
 //! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
@@ -14,6 +14,7 @@
 )]
 
 mod bench;
+mod evaluate;
 mod inspect;
 mod model;
 mod pack;
@@ -49,6 +50,8 @@ enum Verb {
     Pack(pack::Arguments),
     /// Train a network; without a configuration, a small one on built-in pictures
     Train(train::Arguments),
+    /// Test the weights of a checkpoint, by time step
+    Evaluate(evaluate::Arguments),
     /// Replay recorded reference traces and compare every number
     Verify(verify::Arguments),
     /// Record a trace of a run of your own, for `verify` on other machines
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Pack(arguments) => pack::run(&arguments),
         Verb::Train(arguments) => train::run(&arguments),
+        Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),

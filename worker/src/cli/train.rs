@@ -5,14 +5,18 @@ use super::table::{Table, duration, mib, percent, thousands};
 use super::watch::{self, Watch};
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
-use crate::train::{self, EpochRecord, Event, Progress, Trained};
+use crate::train::{self, EpochRecord, Event, Kept, Options, Progress, Resume, Trained};
 use crate::weights;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use synfire_shared::{Run, run::QUICKSTART};
 
@@ -27,7 +31,11 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
   synfire train                                      about a minute on built-in pictures
   synfire train --print-config > mine.toml           a configuration to start from
   synfire train mine.toml --set optimiser.lr=0.05    the same with another learning rate
-  synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT")]
+  synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT
+  synfire train mine.toml --set run.folder=runs/1    keep results; the same again goes on
+
+With run.folder, SIGINT (Ctrl-C) or SIGTERM ends the run after the batch at hand, saves a checkpoint
+and exits with 130 or 143; a second one ends it at once.")]
 pub(super) struct Arguments {
     /// The run as a TOML file; without it, the built-in one
     config: Option<PathBuf>,
@@ -37,6 +45,11 @@ pub(super) struct Arguments {
     /// Print the whole configuration, every default filled in, and stop
     #[arg(long)]
     print_config: bool,
+    /// Where to start: "auto" is the newest good checkpoint in run.folder, or anew without one;
+    /// "never" is anew, in a folder without checkpoints; or a run folder, or the manifest of a
+    /// checkpoint
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    resume: String,
     /// Write the trained weights to this safetensors file
     #[arg(long, value_name = "FILE")]
     save_weights: Option<PathBuf>,
@@ -54,13 +67,28 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         can_be_written(path).context("--save-weights")?;
     }
     let mut display = Display::new(&run);
+    let options = options(&run, &arguments.resume)?;
     let mut watch = Watch::start(&arguments.watch, &run)?;
-    let trained = train::train(&run, &mut |event| {
+    let trained = train::train(&run, &options, &mut |event| {
         display.show(&event);
         watch.see(&event);
     });
     display.finish();
     let mut trained = trained?;
+    if let Some(kept) = &trained.kept {
+        show_kept(kept);
+    }
+    if let Some(signal) = trained.stopped {
+        say!(
+            "stopped by {}; the same command goes on",
+            signal_name(signal)
+        );
+        watch.finish()?;
+        // As a shell counts a process that a signal ended: the run is not over.
+        return Ok(ExitCode::from(
+            u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        ));
+    }
     summarise(&run, &mut trained, arguments.config.is_none());
     if let Some(path) = &arguments.save_weights {
         let node = &mut trained.node;
@@ -80,6 +108,54 @@ fn can_be_written(path: &Path) -> anyhow::Result<()> {
     std::fs::File::create(&trial)
         .and_then(|_| std::fs::remove_file(&trial))
         .with_context(|| format!("{shown} cannot be written"))
+}
+
+/// Where to start, and a flag that the first signal sets where there is a folder to save to.
+fn options(run: &Run, resume: &str) -> anyhow::Result<Options> {
+    let options = Options {
+        resume: match resume {
+            "auto" => Resume::Auto,
+            "never" => Resume::Never,
+            location => Resume::From(location.to_owned()),
+        },
+        ..Options::default()
+    };
+    if run.folder.is_some() {
+        let again = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order the first signal, of either kind, sets the flag that the second finds.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
+            flag::register(signal, Arc::clone(&again))?;
+            let number = usize::try_from(signal).expect("signals count from 1");
+            flag::register_usize(signal, Arc::clone(&options.stop), number)?;
+        }
+    }
+    Ok(options)
+}
+
+fn signal_name(signal: usize) -> &'static str {
+    let is_interrupt = i32::try_from(signal) == Ok(SIGINT);
+    if is_interrupt { "SIGINT" } else { "SIGTERM" }
+}
+
+/// What the run's folder has, and what that cost.
+fn show_kept(kept: &Kept) {
+    let mut stalls = kept.stalls.clone();
+    stalls.sort_by(f64::total_cmp);
+    let mut stall = String::new();
+    if let (Some(median), Some(most)) = (stalls.get(stalls.len() / 2), stalls.last()) {
+        let (median, most) = (median * 1e3, most * 1e3);
+        stall = format!(
+            " of {}, stall {median:.1} ms, at most {most:.1} ms",
+            mib(kept.bytes)
+        );
+    }
+    say!(
+        "results in {}: {} checkpoints written{stall}; {} failed",
+        kept.folder,
+        kept.checkpoints,
+        kept.failures
+    );
 }
 
 /// The run of a file, or the built-in one, with overrides.
@@ -107,6 +183,8 @@ struct Display {
     bar: Option<ProgressBar>,
     epochs: u32,
     begin: Instant,
+    /// Batches that an earlier process did.
+    batches_before: u64,
     last_line: Instant,
 }
 
@@ -121,6 +199,7 @@ impl Display {
             bar,
             epochs: run.epochs,
             begin: now,
+            batches_before: 0,
             last_line: now,
         }
     }
@@ -146,6 +225,18 @@ impl Display {
                 thousands(images.0 as u64),
                 thousands(images.1 as u64),
             ),
+            Event::Resumed { from, position } => {
+                self.batches_before = position.batches_done;
+                say!(
+                    "resumed from {from}: epoch {}, after {} of its batches",
+                    position.epoch + 1,
+                    position.batch
+                );
+            }
+            Event::Warning(warning) => match &self.bar {
+                Some(bar) => bar.suspend(|| eprintln!("warning: {warning}")),
+                None => eprintln!("warning: {warning}"),
+            },
             Event::Progress(progress) => self.progress(progress),
             Event::Epoch(record) => self.epoch(record),
         }
@@ -167,7 +258,8 @@ impl Display {
             bar.set_message(now);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            let left = (p.batches_in_all - p.batches_done) as f64 / p.batches_done as f64;
+            let here = (p.batches_done - self.batches_before) as f64;
+            let left = (p.batches_in_all - p.batches_done) as f64 / here;
             let eta = duration(left * self.begin.elapsed().as_secs_f64());
             say!(
                 "batch {}/{}  ETA {eta}  {now}",
@@ -203,6 +295,7 @@ impl Display {
 /// What a finished run has to say.
 fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     let Some(last) = trained.epochs.last() else {
+        say!("the run is over: nothing was left to train");
         return;
     };
     say!("");

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use synfire_shared::checkpoint::Digest;
+
 /// A set of labelled images, all of one size, in a training and a test part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
@@ -33,6 +35,26 @@ impl Dataset {
             width: self.width,
             channels: self.channels,
         }
+    }
+
+    /// The digest of all that training sees of it: sizes, classes, normalisation, training images
+    /// and their labels.
+    pub fn fingerprint(&self) -> Digest {
+        let Self {
+            height,
+            width,
+            channels,
+            classes,
+            ..
+        } = *self;
+        let sizes = format!("{height} {width} {channels} {classes} {:?}", self.normalise);
+        let labels: Vec<u8> = self
+            .train
+            .labels
+            .iter()
+            .flat_map(|l| l.to_le_bytes())
+            .collect();
+        Digest::of_all(&[sizes.as_bytes(), &labels, &self.train.pixels])
     }
 
     /// # Panics

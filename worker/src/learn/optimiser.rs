@@ -54,6 +54,11 @@ impl Optimiser {
         self.updates
     }
 
+    /// Goes on after so many updates.
+    pub fn set_updates(&mut self, updates: u64) {
+        self.updates = updates;
+    }
+
     /// The next update.
     #[expect(clippy::should_implement_trait, reason = "it never ends")]
     #[expect(

@@ -42,6 +42,8 @@ impl Measure {
                     self.metrics.set_accuracy(Split::Test, test.accuracy());
                 }
             }
+            // Counters count what this process did; a warning is a line of its log.
+            Event::Resumed { .. } | Event::Warning(_) => {}
         }
     }
 

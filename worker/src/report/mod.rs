@@ -89,6 +89,8 @@ impl Report {
                 resident_mib: memory::resident_bytes().map(|b| b as f64 / f64::from(1 << 20)),
                 peak_mib: memory::peak_resident_mib(),
             }),
+            // A report that goes on has the epochs since then; metrics.jsonl has them all.
+            Event::Resumed { .. } | Event::Warning(_) => {}
         }
     }
 

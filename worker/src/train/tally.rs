@@ -1,11 +1,14 @@
-//! What some batches sum up to.
+//! Sums of some batches, as rates.
 
+use super::saving;
 use crate::kernel::Report;
+use serde::{Deserialize, Serialize};
 
 /// Sums of some batches, as rates.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Per time step: losses summed over batches.
+    #[serde(with = "saving::bits")]
     pub loss: Vec<f64>,
     /// Per time step: samples that are right by the logits summed so far.
     pub correct: Vec<u64>,

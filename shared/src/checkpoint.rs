@@ -1,0 +1,522 @@
+//! What a checkpoint is: its manifest, its names, when it exists, and which are kept.
+//!
+//! A checkpoint exists exactly when its manifest does. Parts are written first, the manifest last,
+//! each at once or not at all; a part's name holds its digest, so writing one again never changes
+//! what an older manifest names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The form of manifests that this version writes and reads.
+pub const VERSION: u32 = 1;
+/// What `format` says in every manifest.
+pub const FORMAT: &str = "synfire checkpoint";
+/// A longer manifest is refused.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// A manifest with more parts is refused.
+pub const MAX_PARTS: usize = 64;
+/// A manifest with a longer part is refused.
+pub const MAX_PART_BYTES: u64 = 1 << 34;
+
+const MANIFEST_END: &str = ".json";
+const NUMBER_DIGITS: usize = 12;
+
+/// A SHA-256, in files as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of a run's settings ([`crate::Run::settings`]).
+    pub fn of_settings(settings: &BTreeMap<String, String>) -> Self {
+        let lines = settings
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}\n"));
+        Self::of(lines.collect::<String>().as_bytes())
+    }
+
+    /// The digest of several byte strings, each behind its length.
+    pub fn of_all(parts: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let digit = |at: usize| match text.as_bytes()[at] {
+            digit @ b'0'..=b'9' => Some(digit - b'0'),
+            digit @ b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let mut bytes = [0; 32];
+        if text.len() != 2 * bytes.len() {
+            return Err("a digest has 64 hexadecimal digits");
+        }
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            let (Some(high), Some(low)) = (digit(2 * index), digit(2 * index + 1)) else {
+                return Err("a digest has 64 hexadecimal digits, 0 to 9 and a to f");
+            };
+            *byte = 16 * high + low;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A share of a test set, as whole numbers: JSON keeps those to the last bit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hits {
+    /// Samples that are right.
+    pub correct: u64,
+    /// Samples.
+    pub samples: u64,
+}
+
+impl Hits {
+    /// The share that is right; 0 of none.
+    pub fn share(self) -> f64 {
+        self.correct as f64 / self.samples.max(1) as f64
+    }
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Its name beside the manifest, made by [`part_name`].
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its digest.
+    pub sha256: Digest,
+}
+
+/// Where training goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// The epoch, from 0.
+    pub epoch: u32,
+    /// Batches done in it.
+    pub batch: u64,
+    /// Updates done in the whole run.
+    pub update: u64,
+    /// Batches done in the whole run.
+    pub batches_done: u64,
+}
+
+/// What is in a checkpoint.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The version of the program that wrote it.
+    pub written_by: String,
+    /// Where training goes on.
+    pub position: Position,
+    /// The digest of `settings`.
+    pub configuration: Digest,
+    /// What the numbers of the run depend on, by key.
+    pub settings: BTreeMap<String, String>,
+    /// The digest of the training set.
+    pub data: Digest,
+    /// How much of the test set was right, where an epoch has just ended with it.
+    pub test: Option<Hits>,
+    /// Its files by what they are.
+    pub parts: BTreeMap<String, Part>,
+    /// The digest of all of the above, set by [`Manifest::sealed`].
+    pub seal: Digest,
+}
+
+/// Why a manifest is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// It is of another version.
+    #[error(
+        "it is of form {got}, this version reads {VERSION}: resume with the version that wrote it, \
+         or start again in another run.folder"
+    )]
+    Version {
+        /// Its version.
+        got: u64,
+    },
+    /// It is no manifest, or a damaged one.
+    #[error("it is no manifest of a checkpoint, or a damaged one: {reason}")]
+    Damaged {
+        /// What is wrong, in one line.
+        reason: String,
+    },
+}
+
+/// What every version has.
+#[derive(Deserialize)]
+struct Head {
+    format: String,
+    version: u64,
+}
+
+impl Manifest {
+    /// The manifest with its own digest, without which it is refused.
+    #[must_use]
+    pub fn sealed(mut self) -> Self {
+        self.seal = Digest::default();
+        self.seal = Digest::of(&self.to_bytes());
+        self
+    }
+
+    /// Its bytes; the same content has the same.
+    ///
+    /// # Panics
+    ///
+    /// Never: maps with text keys and numbers can always be written.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("text keys and numbers are JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads bytes that may come from anywhere.
+    ///
+    /// # Errors
+    ///
+    /// If they are no whole manifest of this version, or one that this version would never write.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let damaged = |reason: String| {
+            let reason = reason
+                .chars()
+                .take(200)
+                .flat_map(char::escape_debug)
+                .collect();
+            ManifestError::Damaged { reason }
+        };
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            let got = bytes.len();
+            return Err(damaged(format!(
+                "{got} bytes, more than {MAX_MANIFEST_BYTES}"
+            )));
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        if head.format != FORMAT {
+            return Err(damaged(format!("its format is not {FORMAT:?}")));
+        }
+        if head.version != u64::from(VERSION) {
+            return Err(ManifestError::Version { got: head.version });
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        match manifest.fault() {
+            None => Ok(manifest),
+            Some(fault) => Err(damaged(fault)),
+        }
+    }
+
+    /// What contradicts itself.
+    fn fault(&self) -> Option<String> {
+        if self.clone().sealed().seal != self.seal {
+            return Some("it does not have the digest that it names".into());
+        }
+        if self.configuration != Digest::of_settings(&self.settings) {
+            return Some("its settings do not have the digest that it names".into());
+        }
+        if self.parts.len() > MAX_PARTS {
+            return Some(format!("{} parts, more than {MAX_PARTS}", self.parts.len()));
+        }
+        if self.test.is_some_and(|test| test.correct > test.samples) {
+            return Some("more of its test set is right than there is".into());
+        }
+        let number = self.position.batches_done;
+        self.parts.iter().find_map(|(kind, part)| {
+            if part.bytes > MAX_PART_BYTES {
+                return Some(format!("part {kind:?} has {} bytes", part.bytes));
+            }
+            // So a name never leads out of the folder.
+            let fits = part.name == part_name(number, kind, part.sha256);
+            (!fits).then(|| format!("part {kind:?} is called {:?}", part.name))
+        })
+    }
+}
+
+/// The name of the manifest of the checkpoint after so many batches: by name is by age.
+pub fn manifest_name(batches_done: u64) -> String {
+    format!("{batches_done:0NUMBER_DIGITS$}{MANIFEST_END}")
+}
+
+/// The number of batches in a manifest's name; absent where it is none.
+pub fn manifest_number(name: &str) -> Option<u64> {
+    let number = number(name.strip_suffix(MANIFEST_END)?)?;
+    (manifest_name(number) == name).then_some(number)
+}
+
+/// The name of a part: `000000000060-0123456789abcdef.weights.safetensors`.
+pub fn part_name(batches_done: u64, kind: &str, digest: Digest) -> String {
+    let digest = digest.to_string();
+    let kind: String = kind
+        .chars()
+        .filter(|&c| c.is_ascii_alphanumeric() || c == '.')
+        .collect();
+    format!("{batches_done:0NUMBER_DIGITS$}-{}.{kind}", &digest[..16])
+}
+
+/// The number of batches in a part's name; absent where it is none.
+pub fn part_number(name: &str) -> Option<u64> {
+    number(name.split_once('-')?.0)
+}
+
+fn number(digits: &str) -> Option<u64> {
+    let is_number = digits.len() >= NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
+}
+
+/// The checkpoints to delete: all but the newest `keep_last` and, where `keep_best` says so, the
+/// one with the best test accuracy, the earlier of two equal ones.
+///
+/// Each is given by its number of batches, with its test accuracy where it has one.
+pub fn superseded(
+    checkpoints: &BTreeMap<u64, Option<f64>>,
+    keep_last: usize,
+    keep_best: bool,
+) -> BTreeSet<u64> {
+    let mut deleted: BTreeSet<u64> = checkpoints.keys().rev().skip(keep_last).copied().collect();
+    let rated = checkpoints
+        .iter()
+        .filter_map(|(&number, a)| Some((number, (*a)?)));
+    let better = |a: (u64, f64), b: (u64, f64)| if b.1 > a.1 { b } else { a };
+    if let (true, Some((best, _))) = (keep_best, rated.reduce(better)) {
+        deleted.remove(&best);
+    }
+    deleted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest() -> Manifest {
+        let settings = BTreeMap::from([("run.seed".to_owned(), "1".to_owned())]);
+        let sha256 = Digest::of(b"abc");
+        let part = Part {
+            name: part_name(60, "weights.safetensors", sha256),
+            bytes: 3,
+            sha256,
+        };
+        Manifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            written_by: "0.1.0".into(),
+            position: Position {
+                epoch: 1,
+                batch: 29,
+                update: 120,
+                batches_done: 60,
+            },
+            configuration: Digest::of_settings(&settings),
+            settings,
+            data: Digest::of_all(&[b"pixels", b"labels"]),
+            test: Some(Hits {
+                correct: 3,
+                samples: 7,
+            }),
+            parts: BTreeMap::from([("weights.safetensors".to_owned(), part)]),
+            seal: Digest::default(),
+        }
+        .sealed()
+    }
+
+    fn refusal(changed: impl Fn(&mut Manifest)) -> String {
+        let mut manifest = manifest();
+        changed(&mut manifest);
+        Manifest::parse(&manifest.sealed().to_bytes())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_manifest_reads_back_equal() {
+        assert_eq!(Manifest::parse(&manifest().to_bytes()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn digests_are_sha256_and_lengths_keep_parts_apart() {
+        // FIPS 180-4's example for "abc".
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(Digest::of(b"abc").to_string(), abc);
+        assert_eq!(Digest::try_from(abc.to_owned()), Ok(Digest::of(b"abc")));
+        assert_ne!(
+            Digest::of_all(&[b"ab", b"c"]),
+            Digest::of_all(&[b"a", b"bc"])
+        );
+        for wrong in [&abc[1..], &abc.to_uppercase(), &format!("é{}", &abc[2..])] {
+            assert!(Digest::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_contradiction_is_refused_with_its_reason() {
+        let other_version = refusal(|m| m.version = 2);
+        assert!(
+            other_version.contains("form 2, this version reads 1"),
+            "{other_version}"
+        );
+        for (reason, changed) in [
+            (
+                "its format",
+                (|m| m.format = "x".into()) as fn(&mut Manifest),
+            ),
+            ("its settings", |m| m.settings.clear()),
+            ("than there is", |m| {
+                m.test = Some(Hits {
+                    correct: 8,
+                    samples: 7,
+                });
+            }),
+            ("is called", |m| {
+                m.parts
+                    .values_mut()
+                    .for_each(|p| p.name = "../../etc/passwd".into());
+            }),
+            ("is called", |m| m.position.batches_done += 1),
+            ("bytes", |m| {
+                m.parts.values_mut().for_each(|p| p.bytes = u64::MAX);
+            }),
+            ("65 parts", |m| {
+                for index in 0..64 {
+                    let sha256 = Digest::of(b"");
+                    let kind = format!("x{index}");
+                    let name = part_name(60, &kind, sha256);
+                    let bytes = 0;
+                    m.parts.insert(
+                        kind,
+                        Part {
+                            name,
+                            bytes,
+                            sha256,
+                        },
+                    );
+                }
+            }),
+        ] {
+            let refused = refusal(changed);
+            assert!(refused.contains(reason), "{reason}: {refused}");
+        }
+        let long = vec![b' '; 1 << 21];
+        assert!(
+            Manifest::parse(&long)
+                .unwrap_err()
+                .to_string()
+                .contains("2097152 bytes")
+        );
+    }
+
+    #[test]
+    fn names_sort_by_age_and_read_back() {
+        assert_eq!(manifest_name(60), "000000000060.json");
+        assert!(manifest_name(99) < manifest_name(100));
+        for number in [0, 60, 999_999_999_999, u64::MAX] {
+            assert_eq!(manifest_number(&manifest_name(number)), Some(number));
+            let part = part_name(number, "state", Digest::of(b""));
+            assert_eq!(
+                (part_number(&part), manifest_number(&part)),
+                (Some(number), None)
+            );
+        }
+        for other in [
+            "60.json",
+            "0000000000060.json",
+            "x.json",
+            ".json",
+            "000000000060.jso",
+        ] {
+            assert_eq!(manifest_number(other), None, "{other}");
+        }
+        assert!(!part_name(1, "../../x", Digest::of(b"")).contains('/'));
+    }
+
+    #[test]
+    fn the_newest_and_the_best_are_kept() {
+        let all = BTreeMap::from([
+            (1, Some(0.5)),
+            (2, Some(0.9)),
+            (3, None),
+            (4, Some(0.9)),
+            (5, Some(0.7)),
+            (6, None),
+        ]);
+        let deleted = |last, best| Vec::from_iter(superseded(&all, last, best));
+        assert_eq!(deleted(2, false), [1, 2, 3, 4]);
+        assert_eq!(deleted(2, true), [1, 3, 4]);
+        assert!(deleted(6, true).is_empty());
+        assert!(superseded(&BTreeMap::new(), 1, true).is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_bytes_are_no_manifest(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(Manifest::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn changed_or_cut_manifests_never_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            end in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = manifest().to_bytes();
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            if let Ok(read) = Manifest::parse(&bytes) {
+                // White space may change.
+                prop_assert_eq!(read, manifest());
+            }
+            let cut = &bytes[..end.index(bytes.len() - 1)];
+            prop_assert!(Manifest::parse(cut).is_err());
+        }
+
+        #[test]
+        fn the_newest_is_never_deleted(
+            all in proptest::collection::btree_map(any::<u64>(), any::<Option<f64>>(), 1..20),
+            last in 1_usize..5,
+            best: bool,
+        ) {
+            let deleted = superseded(&all, last, best);
+            prop_assert!(!deleted.contains(all.keys().last().unwrap()));
+            let left = all.len() - deleted.len();
+            prop_assert!(left >= last.min(all.len()) && left <= last + usize::from(best));
+        }
+    }
+}

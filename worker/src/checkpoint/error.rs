@@ -1,0 +1,156 @@
+//! Why a run folder or a checkpoint cannot be used.
+
+use crate::trace::TraceError;
+use crate::weights::WeightsError;
+use std::io;
+use synfire_shared::checkpoint::{Digest, ManifestError};
+
+/// Why a run folder or a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Another kind of place.
+    #[error(
+        "{location} is no local folder: give a path or a file:// URL, other stores are not \
+         built yet"
+    )]
+    Location {
+        /// What was given.
+        location: String,
+    },
+    /// The store does not do what it should.
+    #[error("cannot {what} {name}")]
+    Store {
+        /// What it should do.
+        what: &'static str,
+        /// With what.
+        name: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A manifest is refused.
+    #[error("checkpoint {name}: {source}")]
+    Manifest {
+        /// The checkpoint.
+        name: String,
+        /// Why.
+        #[source]
+        source: ManifestError,
+    },
+    /// A checkpoint of another configuration.
+    #[error(
+        "checkpoint {name} is of another configuration: {differences}; give it the same one, or \
+         another run.folder to start anew"
+    )]
+    Settings {
+        /// The checkpoint.
+        name: String,
+        /// The keys that differ, with both values.
+        differences: String,
+    },
+    /// A checkpoint of other data.
+    #[error(
+        "checkpoint {name} is of other training data (SHA-256 {saved}, here {here}): give it the \
+         same data, or another run.folder to start anew"
+    )]
+    Data {
+        /// The checkpoint.
+        name: String,
+        /// Of its data.
+        saved: Digest,
+        /// Of the data of this run.
+        here: Digest,
+    },
+    /// A part is missing or not what the manifest says.
+    #[error("checkpoint {name} is damaged: its part {part} {reason}")]
+    Part {
+        /// The checkpoint.
+        name: String,
+        /// The part.
+        part: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Tensors that are not the network's.
+    #[error("checkpoint {name}: {source}")]
+    Tensors {
+        /// The checkpoint.
+        name: String,
+        /// Which.
+        #[source]
+        source: Box<WeightsError>,
+    },
+    /// Progress that the training loop cannot read.
+    #[error("checkpoint {name}: its progress cannot be read: {reason}")]
+    Progress {
+        /// The checkpoint.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A copy that cannot be written as a file.
+    #[error(transparent)]
+    Encode(#[from] TraceError),
+    /// Every checkpoint is damaged.
+    #[error(
+        "none of the {count} checkpoints in {folder} can be used (newest: {newest}); to start \
+         anew, give another run.folder"
+    )]
+    NoneGood {
+        /// The folder.
+        folder: String,
+        /// How many there are.
+        count: usize,
+        /// What is wrong with the newest.
+        newest: String,
+    },
+    /// A new run in the folder of another.
+    #[error(
+        "{folder} has the checkpoints of a run: resume it with --resume auto, or give another \
+         run.folder"
+    )]
+    Occupied {
+        /// The folder.
+        folder: String,
+    },
+    /// Nothing to resume from.
+    #[error(
+        "there is no checkpoint in {folder}: give a run folder, or a manifest in its checkpoints"
+    )]
+    Nothing {
+        /// The folder.
+        folder: String,
+    },
+    /// The run's last checkpoint is not there.
+    #[error("the last checkpoint is not written, the one before is intact: {reason}")]
+    LastNotWritten {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    /// Whether an older checkpoint may be whole where this one is not.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Store { .. } | Self::Part { .. } => true,
+            Self::Manifest { source, .. } => matches!(source, ManifestError::Damaged { .. }),
+            Self::Location { .. }
+            | Self::Settings { .. }
+            | Self::Data { .. }
+            | Self::Tensors { .. }
+            | Self::Progress { .. }
+            | Self::Encode(_)
+            | Self::NoneGood { .. }
+            | Self::Occupied { .. }
+            | Self::Nothing { .. }
+            | Self::LastNotWritten { .. } => false,
+        }
+    }
+}
+
+pub(super) fn stored(what: &'static str, name: &str, source: io::Error) -> CheckpointError {
+    let name = name.to_owned();
+    CheckpointError::Store { what, name, source }
+}

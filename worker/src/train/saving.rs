@@ -1,0 +1,372 @@
+//! What a run keeps in its folder, when it does, and where it starts again.
+
+use super::{EpochRecord, Event, Tally, TrainError};
+use crate::checkpoint::state::{Loaded, Snapshot};
+use crate::checkpoint::{CheckpointError, Identity, Recording, RunFolder};
+use crate::data::Dataset;
+use crate::memory::peak_resident_mib;
+use crate::node::Node;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use synfire_shared::checkpoint::{Hits, Position};
+use synfire_shared::run::{self, Run};
+
+/// Where a run starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// From the newest good checkpoint in its folder, or anew where there is none.
+    #[default]
+    Auto,
+    /// Anew.
+    Never,
+    /// From a checkpoint: a manifest, or a run folder with its newest good one.
+    From(String),
+}
+
+/// What is asked of a run beside its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where it starts.
+    pub resume: Resume,
+    /// Set to the number of a signal, it ends the run after the batch at hand, saved.
+    pub stop: Arc<AtomicUsize>,
+}
+
+/// What a run has kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The folder.
+    pub folder: String,
+    /// Checkpoints written.
+    pub checkpoints: u64,
+    /// Attempts that failed.
+    pub failures: u64,
+    /// Bytes of the newest.
+    pub bytes: u64,
+    /// Seconds for which training stood still, by checkpoint.
+    pub stalls: Vec<f64>,
+}
+
+/// What has been counted of an epoch that is not over, and the best test accuracy so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Counted {
+    pub(super) tally: Tally,
+    pub(super) seconds: f64,
+    pub(super) data_wait_seconds: f64,
+    pub(super) best: Option<Hits>,
+}
+
+/// The run's folder and the times of its checkpoints.
+pub(super) struct Saving {
+    recording: Option<Recording>,
+    policy: run::Checkpoint,
+    stop: Arc<AtomicUsize>,
+    /// Where training starts.
+    pub(super) position: Position,
+    counted: Option<Counted>,
+    best: Option<Hits>,
+    last: (Instant, u64),
+    stalls: Vec<f64>,
+    /// The newest checkpoint of this process.
+    handed_over: Option<u64>,
+    /// A checkpoint without which the run must not end well.
+    awaited: Option<u64>,
+}
+
+impl Saving {
+    /// Opens the run's folder, if it has one, and brings the node to where training starts.
+    pub(super) fn begin(
+        run: &Run,
+        options: &Options,
+        dataset: &Dataset,
+        node: &mut Node,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self, CheckpointError> {
+        let mut saving = Self {
+            recording: None,
+            policy: run.checkpoint,
+            stop: Arc::clone(&options.stop),
+            position: Position::default(),
+            counted: None,
+            best: None,
+            last: (Instant::now(), 0),
+            stalls: Vec::new(),
+            handed_over: None,
+            awaited: None,
+        };
+        let folder = run.folder.as_deref().map(RunFolder::at).transpose()?;
+        if folder.is_none() && !matches!(options.resume, Resume::From(_)) {
+            return Ok(saving);
+        }
+        let identity = Identity {
+            settings: run.settings(),
+            data: dataset.fingerprint(),
+        };
+        let mut damaged = Vec::new();
+        let mut warn = |number: Option<u64>, warning: String| {
+            damaged.extend(number);
+            tell(Event::Warning(warning));
+        };
+        let found = find(folder.as_ref(), &options.resume, &identity, &mut warn)?;
+        if let Some(loaded) = found {
+            saving.resume(run, dataset, &loaded, node)?;
+            tell(Event::Resumed {
+                from: loaded.name,
+                position: saving.position,
+            });
+        }
+        if let Some(folder) = folder {
+            let epoch = saving.position.epoch;
+            saving.recording = Some(folder.begin(run, identity, epoch, &damaged)?);
+        }
+        saving.last = (Instant::now(), saving.position.batches_done);
+        Ok(saving)
+    }
+
+    fn resume(
+        &mut self,
+        run: &Run,
+        dataset: &Dataset,
+        loaded: &Loaded,
+        node: &mut Node,
+    ) -> Result<(), CheckpointError> {
+        let refused = |reason: String| CheckpointError::Progress {
+            name: loaded.name.clone(),
+            reason,
+        };
+        let counted = serde_json::from_slice(&loaded.progress);
+        let counted: Counted = counted.map_err(|e| refused(e.to_string()))?;
+        let (p, batches) = (loaded.position, dataset.train.len() / run.data.batch);
+        let batches = batches as u64;
+        let done = u64::from(p.epoch).checked_mul(batches);
+        let fits = p.batch < batches && p.epoch <= run.epochs;
+        if !fits || done.and_then(|done| done.checked_add(p.batch)) != Some(p.batches_done) {
+            return Err(refused(format!(
+                "{p:?} is no place in epochs of {batches} batches"
+            )));
+        }
+        loaded.restore(node)?;
+        self.position = loaded.position;
+        self.best = counted.best;
+        self.counted = Some(counted);
+        Ok(())
+    }
+
+    /// What was counted of the epoch in which training starts; nothing for every later one.
+    pub(super) fn take_counted(&mut self) -> Counted {
+        self.counted.take().unwrap_or_default()
+    }
+
+    /// The signal that ends the run, if one came.
+    pub(super) fn stopped(&self) -> Option<usize> {
+        Some(self.stop.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+    }
+
+    /// Whether a checkpoint should be written after so many batches.
+    pub(super) fn is_due(&self, batches_done: u64) -> bool {
+        let Some(recording) = &self.recording else {
+            return false;
+        };
+        let (when, batches) = self.last;
+        let by_batches = self.policy.every_batches;
+        let by_batches = by_batches.is_some_and(|every| batches_done / every > batches / every);
+        let minutes = when.elapsed().as_secs_f64() / 60.0;
+        // A busy writer is not waited for: after the next batch it may have room.
+        (by_batches || minutes >= self.policy.every_minutes) && recording.has_room()
+    }
+
+    /// Copies the node and hands the copy over.
+    pub(super) fn save(
+        &mut self,
+        node: &mut Node,
+        (epoch, batch, batches_done): (u32, usize, u64),
+        mut counted: Counted,
+        test: Option<Hits>,
+    ) {
+        let Some(recording) = &mut self.recording else {
+            return;
+        };
+        let begin = Instant::now();
+        counted.best = self.best;
+        let position = Position {
+            epoch,
+            batch: batch as u64,
+            update: node.learner.optimiser.updates(),
+            batches_done,
+        };
+        let progress = serde_json::to_vec(&counted).expect("numbers and lists are JSON");
+        recording.save(Snapshot::of(node, position, test, progress));
+        self.stalls.push(begin.elapsed().as_secs_f64());
+        self.last = (Instant::now(), batches_done);
+        self.handed_over = Some(batches_done);
+    }
+
+    /// Keeps an epoch: its line and, where one is due, it is the best, or it is the last thing of
+    /// the run, a checkpoint.
+    pub(super) fn end_of_epoch(
+        &mut self,
+        node: &mut Node,
+        record: &EpochRecord,
+        (epoch, batch, batches_done): (u32, usize, u64),
+        is_last: bool,
+    ) {
+        let names = &node.learner.network.plan().neurons;
+        let Some(recording) = &mut self.recording else {
+            return;
+        };
+        recording.add_line(&line(record, names));
+        let test = record.test.as_ref().and_then(hits);
+        let share = |hits: Option<Hits>| hits.map(Hits::share);
+        let is_better = share(test) > share(self.best);
+        let is_best = self.policy.keep_best && is_better;
+        self.best = if is_better { test } else { self.best };
+        let is_last = is_last || self.stopped().is_some();
+        if is_last || is_best || self.is_due(batches_done) {
+            // A run that ends inside an epoch goes on there, with what it has counted.
+            let counted = if batch == 0 {
+                Counted::default()
+            } else {
+                Counted {
+                    tally: record.train.clone(),
+                    seconds: record.train_seconds,
+                    data_wait_seconds: record.data_wait_seconds,
+                    best: None,
+                }
+            };
+            self.save(node, (epoch, batch, batches_done), counted, test);
+            self.awaited = is_last.then_some(batches_done);
+        }
+    }
+
+    /// Saves because the run is told to stop, unless what there is to save is saved.
+    pub(super) fn stop(&mut self, node: &mut Node, place: (u32, usize, u64), counted: Counted) {
+        let done = Some(place.2);
+        if self.handed_over != done && self.position.batches_done != place.2 {
+            self.save(node, place, counted, None);
+        }
+        self.awaited = done.filter(|_| self.handed_over == done);
+    }
+
+    /// Tells what has gone wrong with writing.
+    pub(super) fn tell_warnings(&self, tell: &mut dyn FnMut(Event)) {
+        let warnings = self.recording.as_ref().map(Recording::take_warnings);
+        for warning in warnings.into_iter().flatten() {
+            tell(Event::Warning(warning));
+        }
+    }
+
+    /// Waits until all is written.
+    pub(super) fn finish(self, tell: &mut dyn FnMut(Event)) -> Result<Option<Kept>, TrainError> {
+        self.tell_warnings(tell);
+        let Some(recording) = self.recording else {
+            return Ok(None);
+        };
+        let folder = recording.shown().to_owned();
+        let written = recording.finish();
+        let kept = Kept {
+            folder,
+            checkpoints: written.checkpoints,
+            failures: written.failures,
+            bytes: written.bytes,
+            stalls: self.stalls,
+        };
+        if self.awaited.is_some() && self.awaited != written.newest {
+            let reason = written.failure.unwrap_or_default();
+            return Err(CheckpointError::LastNotWritten { reason }.into());
+        }
+        Ok(Some(kept))
+    }
+}
+
+/// The checkpoint to start from. `warn` is told of damaged ones, with their numbers where they lie
+/// in the run's own folder.
+fn find(
+    folder: Option<&RunFolder>,
+    resume: &Resume,
+    identity: &Identity,
+    warn: &mut dyn FnMut(Option<u64>, String),
+) -> Result<Option<Loaded>, CheckpointError> {
+    let newest = |folder: &RunFolder, warn: &mut dyn FnMut(Option<u64>, String)| {
+        folder.newest_good(Some(identity), &mut |number, text| warn(Some(number), text))
+    };
+    match (resume, folder) {
+        (Resume::Auto, Some(folder)) => newest(folder, warn),
+        (Resume::Never, Some(folder)) if folder.checkpoints()?.is_empty() => Ok(None),
+        (Resume::Never, Some(folder)) => Err(CheckpointError::Occupied {
+            folder: folder.shown().to_owned(),
+        }),
+        (Resume::Auto | Resume::Never, None) => Ok(None),
+        (Resume::From(location), folder) => {
+            // What is in the run's own folder must be of the same run.
+            if let Some(folder) = folder {
+                newest(folder, warn)?;
+            }
+            let (from, number) = RunFolder::of_checkpoint(location)?;
+            let loaded = match number {
+                Some(number) => Some(from.load(number, Some(identity))?),
+                None => from.newest_good(Some(identity), &mut |_, text| warn(None, text))?,
+            };
+            let folder = location.clone();
+            loaded.map(Some).ok_or(CheckpointError::Nothing { folder })
+        }
+    }
+}
+
+/// What is right of a test set after the last time step, if it has samples.
+fn hits(test: &Tally) -> Option<Hits> {
+    let (&correct, &samples) = (test.correct.last()?, test.samples.last()?);
+    Some(Hits { correct, samples }).filter(|hits| hits.samples > 0)
+}
+
+/// The line of `metrics.jsonl` of an epoch, counted from 0. `names` are layers with their counters.
+fn line(record: &EpochRecord, names: &[(String, usize)]) -> String {
+    let rates = record.train.firing_rates();
+    let rates: serde_json::Map<_, _> = names
+        .iter()
+        .map(|(name, counter)| (name.clone(), json!(rates[*counter])))
+        .collect();
+    let test = record
+        .test
+        .as_ref()
+        .filter(|t| t.samples.iter().any(|&n| n > 0));
+    json!({
+        "epoch": record.epoch,
+        "lr": record.lr,
+        "loss": record.train.mean_loss(),
+        "train_accuracy": record.train.accuracy(),
+        "train_accuracy_by_time_step": record.train.accuracies(),
+        "test_loss": test.map(Tally::mean_loss),
+        "test_accuracy": test.map(Tally::accuracy),
+        "test_accuracy_by_time_step": test.map(Tally::accuracies),
+        "firing_rate": record.train.firing_rate(),
+        "firing_rate_by_layer": rates,
+        "images_per_second": record.images_per_second,
+        "train_seconds": record.train_seconds,
+        "data_wait_seconds": record.data_wait_seconds,
+        "peak_resident_mib": peak_resident_mib(),
+    })
+    .to_string()
+}
+
+/// Sums as the numbers of their bits: JSON keeps whole numbers exactly.
+pub(super) mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(in crate::train) fn serialize<S: Serializer>(
+        sums: &[f64],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let bits: Vec<u64> = sums.iter().map(|sum| sum.to_bits()).collect();
+        bits.serialize(serializer)
+    }
+
+    pub(in crate::train) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<f64>, D::Error> {
+        let bits = Vec::<u64>::deserialize(deserializer)?;
+        Ok(bits.into_iter().map(f64::from_bits).collect())
+    }
+}

@@ -1,0 +1,307 @@
+//! A run that is killed at any moment and resumed ends with the bits of one that never was; what
+//! is damaged or foreign is refused.
+//!
+//! Here and not in the crate of claims, because Cargo tells the path of a binary to the tests of
+//! its own package alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use synfire_shared::checkpoint::manifest_number;
+use synfire_shared::random::mix;
+
+/// Kills in the test that runs everywhere; `SYNFIRE_KILLS` asks for more (CONTRIBUTING.md).
+const KILLS: u64 = 30;
+/// A life that makes no progress for so long has hung.
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// Why the test's files can be read and its processes be started.
+const OWN: &str = "they are the test's own";
+
+/// A folder that goes when the test passes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let folder = format!("synfire-resume-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect(OWN);
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A tiny run of so many batches.
+fn train(folder: &Path, batches: u64, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
+    command.arg("train");
+    let folder = format!("run.folder={}", folder.display());
+    let batches = format!("run.max_batches={batches}");
+    for set in [
+        "model.width=0.25",
+        "algorithm.time_steps=2",
+        "data.batch=16",
+        "run.threads=1",
+        "checkpoint.every_batches=1",
+        &folder,
+        &batches,
+    ] {
+        command.args(["--set", set]);
+    }
+    command.args(more).stdin(Stdio::null());
+    command
+}
+
+fn finished(mut command: Command) -> Output {
+    let output = command.output().expect(OWN);
+    assert!(output.status.success(), "{}", text(&output));
+    output
+}
+
+fn text(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+fn manifests(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder.join("checkpoints")) else {
+        return Vec::new();
+    };
+    let names = entries.map(|entry| entry.expect(OWN).file_name().into_string().expect(OWN));
+    let mut names: Vec<String> = names.collect();
+    names.retain(|name| manifest_number(name).is_some());
+    names.sort();
+    names
+}
+
+fn newest(folder: &Path) -> u64 {
+    let names = manifests(folder);
+    let number = names.last().and_then(|name| manifest_number(name));
+    number.unwrap_or(0)
+}
+
+/// Waits until a checkpoint of at least so many batches is there, or the process has ended.
+fn wait_for(child: &mut Child, folder: &Path, batches: u64) {
+    let begin = Instant::now();
+    while newest(folder) < batches && child.try_wait().expect(OWN).is_none() {
+        assert!(
+            begin.elapsed() < DEADLINE,
+            "no checkpoint after {batches} batches"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The lines of an epoch without what a clock or the system has measured.
+fn numbers(folder: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).expect(OWN);
+    let line = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).expect(OWN);
+        let fields = line.as_object_mut().expect(OWN);
+        for measured in [
+            "images_per_second",
+            "train_seconds",
+            "data_wait_seconds",
+            "peak_resident_mib",
+        ] {
+            assert!(fields.remove(measured).is_some(), "{measured}");
+        }
+        // Sums are joined at checkpoints, and where those fall is a matter of time.
+        let loss = fields["loss"].as_f64().expect(OWN);
+        fields["loss"] = format!("{loss:.10}").into();
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
+    let kills =
+        std::env::var("SYNFIRE_KILLS").map_or(KILLS, |n| n.parse().expect("a number of kills"));
+    let batches = 10 * kills;
+    let scratch = Scratch::new("kill");
+    let (whole, killed) = (scratch.path("whole"), scratch.path("killed"));
+    let weights = |name: &str| scratch.path(name).display().to_string();
+    let (expected, got) = (weights("expected.safetensors"), weights("got.safetensors"));
+    finished(train(&whole, batches, &["--save-weights", &expected]));
+
+    let (mut landed, mut lives) = (0, 0);
+    while landed < kills {
+        // Keyed: the same moments as far as a clock can give them.
+        let draw = mix(0x5eed ^ mix(lives));
+        lives += 1;
+        let mut command = train(&killed, batches, &[]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let before = newest(&killed);
+        let mut child = command.spawn().expect(OWN);
+        // Some die while they start, before they have done anything; the others soon after they
+        // have, in a batch, in a write, between two.
+        let soon = Duration::from_micros(draw / 16 % 4000);
+        if draw.is_multiple_of(8) {
+            std::thread::sleep(soon * 10);
+        } else if before + 1 < batches {
+            let room = (batches - before) / (kills - landed);
+            wait_for(
+                &mut child,
+                &killed,
+                before + 1 + draw / 65536 % (room / 2).max(1),
+            );
+            std::thread::sleep(soon);
+        }
+        child.kill().expect(OWN);
+        let status = child.wait().expect(OWN);
+        landed += u64::from(!status.success());
+        assert!(
+            newest(&killed) < batches,
+            "{landed} kills: the run was over too soon"
+        );
+    }
+    println!(
+        "{landed} kills in {lives} lives, the last at batch {} of {batches}",
+        newest(&killed)
+    );
+    let rest = finished(train(&killed, batches, &["--save-weights", &got]));
+    assert!(text(&rest).contains("resumed from"), "{}", text(&rest));
+    assert!(fs::read(&expected).expect(OWN) == fs::read(&got).expect(OWN));
+    assert_eq!(numbers(&whole), numbers(&killed));
+    // Nothing is left over: three newest and the best, three parts each.
+    let left = fs::read_dir(killed.join("checkpoints")).expect(OWN).count();
+    assert!(left <= 16, "{left} files");
+}
+
+#[test]
+fn a_run_over_the_end_of_an_epoch_resumes_to_the_same_bytes() {
+    let scratch = Scratch::new("epoch");
+    let sets = ["--set", "data.batch=2000", "--set", "run.epochs=2"];
+    let weights = scratch.path("w.safetensors").display().to_string();
+    let mut lines = Vec::new();
+    let mut bytes = Vec::new();
+    for (name, stops) in [("whole", &[10][..]), ("pieces", &[3, 5, 7, 10])] {
+        let folder = scratch.path(name);
+        for &stop in stops {
+            finished(train(
+                &folder,
+                stop,
+                &[&sets[..], &["--save-weights", &weights]].concat(),
+            ));
+        }
+        lines.push(numbers(&folder));
+        bytes.push(fs::read(&weights).expect(OWN));
+    }
+    assert_eq!((lines[0].len(), &lines[0]), (2, &lines[1]));
+    assert!(bytes[0] == bytes[1]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_saves_and_the_status_says_which() {
+    for (signal, status) in [("TERM", 143), ("INT", 130)] {
+        let scratch = Scratch::new(signal);
+        let folder = scratch.path("run");
+        let mut command = train(&folder, 600, &[]);
+        // Only the signal saves after the first.
+        command.args(["--set", "checkpoint.every_batches=2"]);
+        let mut child = command.stdout(Stdio::null()).spawn().expect(OWN);
+        wait_for(&mut child, &folder, 2);
+        let sent = Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status();
+        assert!(sent.expect(OWN).success());
+        assert_eq!(child.wait().expect(OWN).code(), Some(status), "{signal}");
+        let saved = newest(&folder);
+        assert!((2..600).contains(&saved));
+        let again = text(&finished(train(&folder, saved + 1, &[])));
+        assert!(again.contains(&format!("{saved:012}.json")), "{again}");
+    }
+}
+
+#[test]
+fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
+    let scratch = Scratch::new("damage");
+    let folder = scratch.path("run");
+    finished(train(&folder, 6, &[]));
+    let all = manifests(&folder);
+    assert_eq!(all.len(), 3, "{all:?}");
+    let refused = |more: &[&str], reason: &str| {
+        let output = train(&folder, 8, more).output().expect(OWN);
+        assert!(
+            !output.status.success() && text(&output).contains(reason),
+            "{}",
+            text(&output)
+        );
+    };
+    refused(
+        &["--set", "optimiser.lr=0.3"],
+        "optimiser.lr is 0.1 there, 0.3 here",
+    );
+    refused(&["--resume", "never"], "has the checkpoints of a run");
+    refused(&["--resume", "s3://bucket/run"], "not built yet");
+    let nowhere = scratch.path("nowhere").display().to_string();
+    refused(&["--resume", &nowhere], "there is no checkpoint in");
+    assert_eq!(manifests(&folder), all, "a refusal changes nothing");
+
+    // The newest manifest is cut off, a part of the one before is altered.
+    let newest = folder.join("checkpoints").join(&all[2]);
+    let manifest = fs::read(&newest).expect(OWN);
+    fs::write(&newest, &manifest[..manifest.len() / 2]).expect(OWN);
+    let parts = fs::read_dir(folder.join("checkpoints")).expect(OWN);
+    let names = parts.map(|part| part.expect(OWN).file_name().into_string().expect(OWN));
+    let start = format!("{}-", &all[1][..12]);
+    let part = names
+        .into_iter()
+        .find(|n| n.starts_with(&start) && n.contains("weights"));
+    let part = folder.join("checkpoints").join(part.expect(OWN));
+    let mut bytes = fs::read(&part).expect(OWN);
+    *bytes.last_mut().expect(OWN) ^= 1;
+    fs::write(&part, bytes).expect(OWN);
+    refused(&["--resume", &newest.display().to_string()], "damaged");
+    let output = text(&finished(train(&folder, 8, &[])));
+    assert!(output.contains("warning: checkpoint"), "{output}");
+    assert!(
+        output.contains("it is altered; the next older one is tried"),
+        "{output}"
+    );
+    assert!(output.contains(&format!("{}: epoch 1", all[0])), "{output}");
+
+    // All are damaged: a new start would hide that.
+    for name in manifests(&folder) {
+        fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
+    }
+    refused(&[], "none of the 3 checkpoints");
+}
+
+#[test]
+fn evaluate_gives_what_training_gave() {
+    let scratch = Scratch::new("evaluate");
+    let folder = scratch.path("run");
+    let output = text(&finished(train(&folder, 3, &[])));
+    let line = output
+        .lines()
+        .find(|line| line.starts_with("test accuracy after"))
+        .expect(OWN);
+    let accuracy = line.rsplit_once("  ").expect(OWN).1;
+    let mut evaluate = Command::new(env!("CARGO_BIN_EXE_synfire"));
+    evaluate.args(["evaluate", "--checkpoint", &folder.display().to_string()]);
+    let evaluated = text(&finished(evaluate));
+    assert!(
+        evaluated.contains(&format!("test accuracy  {accuracy}")),
+        "{evaluated} {line}"
+    );
+    assert!(
+        evaluated.contains("000000000003.json: 2000 test images"),
+        "{evaluated}"
+    );
+}
