@@ -1,6 +1,6 @@
 //! Decode, random-resized-crop to 224, flip and normalise: photographs per second of one thread.
 //!
-//! `SYNFIRE_SHARED` names the folder with `data/imagenet/one_per_class`; decode_pillow.py in
+//! `SYNFIRE_SHARED` names the folder with `data/imagenet/one_per_class`; `decode_pillow.py` in
 //! benches/rivals times the same pictures. One sample is a pass over all of them.
 
 use std::fs;
