@@ -28,7 +28,7 @@ impl Split {
     }
 }
 
-/// What the bytes of [`Metrics::memory`] hold.
+/// What the bytes of `Metrics::memory` hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
     /// The process, as far as it is resident.

@@ -85,9 +85,9 @@ pub struct Norm {
     pub gamma: Span,
     /// The shift.
     pub beta: Span,
-    /// Running mean, in [`Arena::Statistics`].
+    /// Running mean, in [`Arena::Statistics`](super::Arena::Statistics).
     pub running_mean: Span,
-    /// Running variance, in [`Arena::Statistics`].
+    /// Running variance, in [`Arena::Statistics`](super::Arena::Statistics).
     pub running_var: Span,
     /// Added to the variance under the root.
     pub eps: f32,
