@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use synfire::data::imagenet::{SIDE, Transform, normalise};
+use synfire::data::imagenet::{Options, SIDE, Transform, normalise};
 use synfire::data::picture::Picture;
 use synfire_shared::ids::Epoch;
 
@@ -49,7 +49,7 @@ fn decode(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 10)]
 fn train(bencher: Bencher<'_, '_>) {
     let photographs = photographs();
-    let mut transform = Transform::new(&normalise());
+    let mut transform = Transform::new(&normalise(), Options::default());
     let mut out = vec![0.0; (SIDE * SIDE * 3) as usize];
     let bencher = bencher.counter(ItemsCount::new(photographs.len()));
     bencher.bench_local(|| {
@@ -63,7 +63,7 @@ fn train(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 10)]
 fn test(bencher: Bencher<'_, '_>) {
     let photographs = photographs();
-    let mut transform = Transform::new(&normalise());
+    let mut transform = Transform::new(&normalise(), Options::default());
     let mut out = vec![0.0; (SIDE * SIDE * 3) as usize];
     let bencher = bencher.counter(ItemsCount::new(photographs.len()));
     bencher.bench_local(|| {

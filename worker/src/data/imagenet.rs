@@ -13,10 +13,10 @@ use synfire_shared::random::{Purpose, below, keyed, uniform};
 use super::dataset::Normalise;
 use super::picture::{Picture, PictureError};
 
-/// H and W of what the transforms make.
+/// H and W of what the transforms make, unless [`Options`] say otherwise.
 pub const SIDE: u32 = 224;
-/// The short side to which a test picture is resized before its centre is taken.
-const SHORT_SIDE: u32 = 256;
+/// The most that a side of the result can be.
+pub const LIMIT_SIDE: u32 = 1 << 12;
 /// Tries of a random crop before the central one is taken.
 const NUM_TRIES: usize = 10;
 /// The part of the picture's area that a random crop has.
@@ -29,6 +29,35 @@ pub fn normalise() -> Normalise {
     Normalise {
         mean: vec![0.485, 0.456, 0.406],
         std: vec![0.229, 0.224, 0.225],
+    }
+}
+
+/// What of the transforms can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// H and W of the results, 1 to 4096. A test picture's short side becomes 256/224 of it.
+    pub side: u32,
+    /// Whether a training picture is flipped with probability 1/2.
+    pub flip: bool,
+    /// Whether a training picture goes through AutoAugment.
+    pub auto_augment: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            side: SIDE,
+            flip: true,
+            auto_augment: false,
+        }
+    }
+}
+
+impl Options {
+    /// The short side to which a test picture is resized before its centre is taken.
+    fn short_side(self) -> u32 {
+        // Rounded to the nearest, halves up.
+        (self.side * 256 + 112) / 224
     }
 }
 
@@ -50,12 +79,13 @@ pub struct Crop {
 pub struct Draws {
     /// The part of the picture that is seen.
     pub crop: Crop,
-    /// Whether left and right are exchanged.
+    /// Whether left and right are exchanged, where [`Options::flip`] is on.
     pub flip: bool,
 }
 
 impl Draws {
-    /// The draws of a sample of `width` x `height` pixels, each at least 1, in one epoch.
+    /// The draws of a sample of `width` x `height` pixels, each at least 1, in one epoch: the flip,
+    /// then the crop. They do not depend on [`Options`].
     pub fn new(width: u32, height: u32, seed: u64, epoch: Epoch, sample: u32) -> Self {
         let words = [u64::from(epoch.0), u64::from(sample)];
         let mut rng = keyed(seed, Purpose::Augment, &words);
@@ -121,6 +151,7 @@ pub struct Transform {
     picture: Picture,
     resizer: Resizer,
     tables: Vec<[f32; 256]>,
+    options: Options,
     out: TypedImage<'static, U8x3>,
 }
 
@@ -129,15 +160,17 @@ impl Transform {
     ///
     /// # Panics
     ///
-    /// When `normalise` has not three channels.
-    pub fn new(normalise: &Normalise) -> Self {
+    /// When `normalise` has not three channels, or the side is not 1 to 4096.
+    pub fn new(normalise: &Normalise, options: Options) -> Self {
         let tables = normalise.tables();
         assert_eq!(tables.len(), 3, "channels of a picture");
+        assert!((1..=LIMIT_SIDE).contains(&options.side), "{options:?}");
         Self {
             picture: Picture::default(),
             resizer: Resizer::new(),
             tables,
-            out: TypedImage::new(SIDE, SIDE),
+            options,
+            out: TypedImage::new(options.side, options.side),
         }
     }
 
@@ -145,7 +178,7 @@ impl Transform {
     ///
     /// # Shapes
     ///
-    /// `out_hwc`: `[224, 224, 3]`
+    /// `out_hwc`: `[side, side, 3]`
     ///
     /// # Errors
     ///
@@ -163,15 +196,16 @@ impl Transform {
         self.picture.decode(bytes)?;
         let draws = Draws::new(self.picture.width, self.picture.height, seed, epoch, sample);
         self.resize_crop(draws.crop);
-        self.write(draws.flip, out_hwc);
+        self.write(draws.flip && self.options.flip, out_hwc);
         Ok(())
     }
 
-    /// Writes a sample to be judged on: the centre of the picture resized to a short side of 256.
+    /// Writes a sample to be judged on: the centre of the picture resized to a short side of
+    /// 256/224 of the result's.
     ///
     /// # Shapes
     ///
-    /// `out_hwc`: `[224, 224, 3]`
+    /// `out_hwc`: `[side, side, 3]`
     ///
     /// # Errors
     ///
@@ -204,12 +238,12 @@ impl Transform {
     /// The centre alone is computed: a picture of 1 x 16384 pixels would resize to 4 million rows.
     fn resize_centre(&mut self) {
         let picture = view(&self.picture);
-        let (width, left) = centre(picture.width(), picture.height());
-        let (height, top) = centre(picture.height(), picture.width());
+        let (width, left) = centre(picture.width(), picture.height(), self.options);
+        let (height, top) = centre(picture.height(), picture.width(), self.options);
         // In the picture's own pixels; the sums may exceed the side by a rounding.
         let scale_x = f64::from(picture.width()) / width;
         let scale_y = f64::from(picture.height()) / height;
-        let side = f64::from(SIDE);
+        let side = f64::from(self.options.side);
         let options = ResizeOptions::new().crop(
             left * scale_x,
             top * scale_y,
@@ -220,7 +254,7 @@ impl Transform {
     }
 
     fn write(&self, flip: bool, out_hwc: &mut [f32]) {
-        let side = SIDE as usize;
+        let side = self.options.side as usize;
         assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
         let rows = self.out.pixels().chunks_exact(side);
         for (row, out) in rows.zip(out_hwc.chunks_exact_mut(3 * side)) {
@@ -242,19 +276,20 @@ impl Transform {
     }
 }
 
-/// A side after its picture's short side became 256, and where the centre of 224 begins in it.
+/// A side after its picture's short side became 256 (of 224), and where the centre begins in it.
 ///
 /// # Source
 ///
 /// torchvision: the long side is floor(256 long/short), the offset is rounded, halves to even.
-fn centre(side: u32, other: u32) -> (f64, f64) {
+fn centre(side: u32, other: u32, options: Options) -> (f64, f64) {
+    let short_side = options.short_side();
     let resized = if side <= other {
-        SHORT_SIDE
+        short_side
     } else {
-        // Both are at most 2^14.
-        SHORT_SIDE * side / other
+        // A side has at most 2^14 pixels, the short side at most 2^13.
+        short_side * side / other
     };
-    let offset = rounded(f64::from(resized - SIDE) / 2.0);
+    let offset = rounded(f64::from(resized - options.side) / 2.0);
     (f64::from(resized), f64::from(offset))
 }
 

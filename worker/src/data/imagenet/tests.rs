@@ -17,10 +17,15 @@ fn decoded(bytes: &[u8]) -> Picture {
 
 fn transform() -> Transform {
     // Of mean 0 and deviation 1, so that values are bytes / 255.
-    Transform::new(&Normalise {
+    transform_with(Options::default())
+}
+
+fn transform_with(options: Options) -> Transform {
+    let normalise = Normalise {
         mean: vec![0.0; 3],
         std: vec![1.0; 3],
-    })
+    };
+    Transform::new(&normalise, options)
 }
 
 fn values() -> Vec<f32> {
@@ -66,7 +71,7 @@ fn a_crop_is_pillows_and_uses_no_pixel_outside() {
 #[test]
 fn a_training_picture_is_its_crop_flipped_and_normalised() {
     let normalise = normalise();
-    let mut transform = Transform::new(&normalise);
+    let mut transform = Transform::new(&normalise, Options::default());
     let mut flips = [false; 2];
     for sample in 0..8 {
         let mut out = values();
@@ -87,6 +92,40 @@ fn a_training_picture_is_its_crop_flipped_and_normalised() {
         assert!(out.iter().all(|value| value.is_finite()));
     }
     assert_eq!(flips, [true; 2]);
+}
+
+#[test]
+fn options_choose_the_side_and_whether_to_flip() {
+    let options = Options {
+        side: 64,
+        flip: false,
+        ..Options::default()
+    };
+    assert_eq!(options.short_side(), 73);
+    assert_eq!(centre(500, 375, options), (97.0, 16.0), "16.5, to even");
+    let (mut plain, mut small) = (transform(), transform_with(options));
+    let mut out = vec![f32::NAN; 64 * 64 * 3];
+    let sample = (0..)
+        .find(|&sample| Draws::new(301, 203, 1, Epoch(0), sample).flip)
+        .unwrap();
+    small.train(MADE, (1, Epoch(0), sample), &mut out).unwrap();
+    // The crop is the one that is flipped elsewhere.
+    plain.picture = decoded(MADE);
+    let crop = Draws::new(301, 203, 1, Epoch(0), sample).crop;
+    plain.resize_crop(crop);
+    let mean_of = |values: &mut dyn Iterator<Item = f32>| values.sum::<f32>();
+    let left: f32 = mean_of(&mut out.chunks_exact(192).flat_map(|row| row[..96].to_vec()));
+    let rows = plain.out.pixels().chunks_exact(224);
+    let expected = mean_of(&mut rows.flat_map(|row| {
+        row[..112]
+            .iter()
+            .flat_map(|p| p.0.map(|b| f32::from(b) / 255.0))
+    }));
+    let (left, expected) = (left / (64.0 * 96.0), expected / (224.0 * 336.0));
+    assert!((left - expected).abs() < 0.005, "{left} {expected}");
+    out.fill(f32::NAN);
+    small.test(MADE, &mut out).unwrap();
+    assert!(out.iter().all(|value| (0.0..=1.0).contains(value)));
 }
 
 #[test]
@@ -148,13 +187,17 @@ fn crops_have_the_moments_of_their_rule() {
 #[test]
 fn centres_are_torchvisions() {
     assert_eq!(
-        centre(500, 375),
+        centre(500, 375, Options::default()),
         (341.0, 58.0),
         "(341 - 224) / 2 = 58.5, to even"
     );
-    assert_eq!(centre(375, 500), (256.0, 16.0));
-    assert_eq!(centre(331, 247), (343.0, 60.0), "59.5, to even");
-    assert_eq!(centre(1600, 40), (10_240.0, 5008.0));
+    assert_eq!(centre(375, 500, Options::default()), (256.0, 16.0));
+    assert_eq!(
+        centre(331, 247, Options::default()),
+        (343.0, 60.0),
+        "59.5, to even"
+    );
+    assert_eq!(centre(1600, 40, Options::default()), (10_240.0, 5008.0));
 }
 
 #[test]
