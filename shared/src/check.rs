@@ -305,14 +305,21 @@ lr = 0.02
             "\"data.path\" must be a text in quotes, but is the text \"\""),
         (&["data.path=x"],
             "\"data.path\" has no meaning where \"data.source\" is \"fashion-mnist-subset\": it \
-             goes with \"cifar10\""),
+             goes with \"packed\" or \"cifar10\""),
+        (&["data.side=64"],
+            "\"data.side\" has no meaning where \"data.source\" is \"fashion-mnist-subset\": it \
+             goes with \"packed\""),
+        (&["data.source=packed", "data.path=x", "data.on_bad_sample=skip"],
+            "\"data.on_bad_sample\" must be \"stop\" or \"replace\", but is \"skip\""),
+        (&["data.source=packed", "data.path=x", "data.side=7"],
+            "\"data.side\" must be a whole number from 8 to 1024, but is 7"),
         (&["data.batch=0"],
             "\"data.batch\" must be a whole number from 1 to 1000000, but is 0"),
         (&["run.evaluate_every=[1]"],
             "\"run.evaluate_every\" must be a whole number from 1 to 1000000, but is a list"),
         (&["data.augment=standart"],
-            "\"data.augment\" is \"standart\": did you mean \"standard\"? It must be \"none\" or \
-             \"standard\""),
+            "\"data.augment\" is \"standart\": did you mean \"standard\"? It must be \
+             \"none\", \"standard\" or \"autoaugment\""),
         (&["model.name=ms_resnet"],
             "\"model.name\" is \"ms_resnet\": did you mean \"ms_resnet18\"? It must be \"small\", \
              \"ms_resnet18\", \"ms_resnet34\", \"sew_resnet18\", \"sew_resnet34\" or \"vgg11\""),
@@ -417,7 +424,7 @@ lr = 0.02
              with \"cosine\""),
         (&["data.source=cifar100"],
             "\"data.source\" is \"cifar100\": did you mean \"cifar10\"? It must be \
-             \"fashion-mnist-subset\" or \"cifar10\""),
+             \"fashion-mnist-subset\", \"cifar10\" or \"packed\""),
         (&["loss.kind=mse"],
             "\"loss.kind\" must be \"paper\", \"ce\" or \"ce+mse\", but is \"mse\""),
         (&["optimiser.name=adam"],
@@ -476,8 +483,8 @@ lr = 0.02
         assert_eq!(
             faults(VALID, &["data.source=cifar10"]),
             [
-                "a.toml:1: \"data.path\" is missing: where \"data.source\" is \"cifar10\", it must \
-                 be \
+                "a.toml:1: \"data.path\" is missing: where \"data.source\" is \"packed\" or \
+                 \"cifar10\", it must be \
               a text in quotes"
             ]
         );

@@ -52,6 +52,17 @@ impl Digest {
         }
         Self(hash.finalize().into())
     }
+
+    /// Its 32 bytes.
+    pub fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
 }
 
 impl fmt::Display for Digest {

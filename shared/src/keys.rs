@@ -8,7 +8,7 @@ use std::ops::Bound::{self, Excluded, Included};
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{Augment, Engine, SourceName};
+use crate::run::{Augment, Engine, OnBadSample, Shuffle, SourceName};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.
@@ -157,6 +157,8 @@ const fn choice(names: &'static [&'static str]) -> Kind {
 /// A fraction: 0 is one, 1 is not.
 const FRACTION: Kind = Kind::Real(Included(0.0), Excluded(1.0));
 
+/// The source with shards.
+const PACKED: &[&str] = &["packed"];
 const MS_RESNETS: &[&str] = &["ms_resnet18", "ms_resnet34"];
 const SEW_RESNETS: &[&str] = &["sew_resnet18", "sew_resnet34"];
 
@@ -180,16 +182,47 @@ pub(crate) const KEYS: &[Key] = &[
          Absent: nothing is kept"),
 
     Key::new("data.source", choice(SourceName::NAMES), Fallback::Required,
-        "The data set; \"fashion-mnist-subset\" is built in"),
+        "The data set: \"packed\" is what synfire pack has written, \"cifar10\" the binary files of \
+         CIFAR-10, \"fashion-mnist-subset\" is built in"),
     Key::new("data.path", Kind::Text, Fallback::Required,
-        "Folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin")
-        .only("data.source", &["cifar10"]),
+        "Where it is. \"packed\": the folder of index.json, a path or a file://, s3://, gs://, az:// \
+         or http(s):// URL; \"cifar10\": the folder with data_batch_1.bin to data_batch_5.bin and \
+         test_batch.bin")
+        .only("data.source", &["packed", "cifar10"]),
     Key::new("data.batch", Kind::Integer(1, MANY), Fallback::Required,
         "Training samples per batch"),
     Key::new("data.augment", choice(Augment::NAMES), Fallback::Text("standard"),
-        "Random changes of training images. \"standard\" is, for fashion-mnist-subset, a shift by \
-         up to 2 pixels and a flip; for cifar10, a crop of 32 x 32 pixels after padding by 4, a \
-         flip, and a cutout of 16 x 16"),
+        "Random changes of training images. \"standard\" is, for grey pictures of one size, a shift \
+         by up to 2 pixels and a flip; for coloured ones of one size, a crop after padding by 4, a \
+         flip, and a cutout of 16 x 16; for pictures of any size, a crop of 8 to 100 % of the area, \
+         resized, and a flip. \"autoaugment\" adds the ImageNet policy of AutoAugment to the last"),
+    Key::new("data.flip", Kind::Bool, Fallback::Bool(true),
+        "Whether the random changes of pictures of any size include the flip")
+        .only("data.source", PACKED),
+    Key::new("data.side", Kind::Integer(8, 1024), Fallback::Integer(224),
+        "Height and width to which pictures of any size are brought, in pixels; those of one size \
+         keep theirs")
+        .only("data.source", PACKED),
+    Key::new("data.shuffle", choice(Shuffle::NAMES), Fallback::Text("auto"),
+        "Order of the training samples: \"full\" is any order; \"blocks\" puts blocks of 64 \
+         neighbours in random order, then samples inside windows of 1024, for sets larger than \
+         memory; \"auto\" is full up to 512 MiB of shards and blocks above")
+        .only("data.source", PACKED),
+    Key::new("data.on_bad_sample", choice(OnBadSample::NAMES), Fallback::Text("stop"),
+        "What to do about a picture that does not decode: \"stop\" saves a checkpoint and names it; \
+         \"replace\" trains on the next good one of the set instead and leaves it out of a test; \
+         counted and listed")
+        .only("data.source", PACKED),
+    Key::new("data.workers", Kind::Integer(0, 1024), Fallback::Integer(0),
+        "Threads that decode pictures; 0: one per core. Results do not depend on it")
+        .only("data.source", PACKED),
+    Key::new("data.cache", Kind::Text, Fallback::Absent,
+        "Folder on a local disk for what was read from a remote store; processes share it. Absent: \
+         synfire in the user's cache folder")
+        .only("data.source", PACKED),
+    Key::new("data.cache_gib", Kind::Real(Included(0.0), LARGE), Fallback::Real(10.0),
+        "Most that the cache may hold, in GiB; 0: nothing is cached")
+        .only("data.source", PACKED),
 
     Key::new("model.name", choice(ModelName::NAMES), Fallback::Required,
         "The network"),

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub images: IntCounter,
     /// Updates of the weights.
     pub updates: IntCounter,
+    /// Samples that could not be used, each time that one was met.
+    pub bad_samples: IntCounter,
     /// Seconds of each training batch, without the wait for its data.
     pub batch_seconds: Histogram,
     /// Seconds in which each training batch's data were waited for.
@@ -92,6 +94,11 @@ impl Metrics {
                 "Training images, counted in every epoch.",
             ),
             updates: counter(put, "synfire_updates_total", "Updates of the weights."),
+            bad_samples: counter(
+                put,
+                "synfire_bad_samples_total",
+                "Samples that could not be used and were replaced or left out, each time.",
+            ),
             // 1 ms to 65 s, and 10 us to 5 s.
             batch_seconds: histogram(put, "synfire_batch_seconds", batch, (1e-3, 2.0, 17)),
             data_wait_seconds: histogram(put, "synfire_data_wait_seconds", wait, (1e-5, 3.0, 13)),

@@ -120,7 +120,7 @@ named! {
 }
 
 /// What is learnt from.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Data {
     /// The data set and where it is.
     #[serde(flatten)]
@@ -132,7 +132,7 @@ pub struct Data {
 }
 
 /// A data set and where it is.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(tag = "source")]
 pub enum Source {
     /// The part of Fashion-MNIST that is built in.
@@ -144,12 +144,60 @@ pub enum Source {
         /// The folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
         path: PathBuf,
     },
+    /// Shards and their index, as `synfire pack` writes them.
+    #[serde(rename = "packed")]
+    Packed(Packed),
+}
+
+/// A packed data set: where it is, and how it is read.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Packed {
+    /// The folder of `index.json`: a path or URL.
+    #[serde(rename = "path")]
+    pub url: String,
+    /// Whether random changes of pictures of any size include a flip.
+    pub flip: bool,
+    /// H and W to which pictures of any size are brought.
+    pub side: u32,
+    /// The order of training samples.
+    pub shuffle: Shuffle,
+    /// What to do about a picture that does not decode.
+    pub on_bad_sample: OnBadSample,
+    /// Threads that decode; 0: one per core.
+    pub workers: usize,
+    /// The cache's folder; absent: in the user's cache folder.
+    pub cache: Option<PathBuf>,
+    /// The most that it holds, in GiB; 0: no cache.
+    pub cache_gib: f64,
+}
+
+named! {
+    /// The order of the training samples of a packed set.
+    pub enum Shuffle {
+        /// `Full` for small sets, `Blocks` for others.
+        Auto = "auto",
+        /// Any order.
+        Full = "full",
+        /// Blocks of neighbours, then windows.
+        Blocks = "blocks",
+    }
+}
+
+named! {
+    /// What to do about a picture that does not decode.
+    pub enum OnBadSample {
+        /// Save and name it.
+        Stop = "stop",
+        /// Take the next good one.
+        Replace = "replace",
+    }
 }
 
 named! {
     pub(crate) enum SourceName {
         FashionMnistSubset = "fashion-mnist-subset",
         Cifar10 = "cifar10",
+        Packed = "packed",
     }
 }
 
@@ -158,8 +206,10 @@ named! {
     pub enum Augment {
         /// Images as they are.
         None = "none",
-        /// The data set's usual shifts, flips and cutout.
+        /// The data set's usual shifts, flips and cutout, or crops.
         Standard = "standard",
+        /// Standard, then the ImageNet policy of AutoAugment.
+        AutoAugment = "autoaugment",
     }
 }
 
@@ -187,12 +237,28 @@ impl Checkpoint {
     }
 }
 
+impl Packed {
+    fn from_values(values: &Values) -> Self {
+        Self {
+            url: values.text("data.path"),
+            flip: values.bool("data.flip"),
+            side: values.small("data.side"),
+            shuffle: Shuffle::from_name(&values.text("data.shuffle")),
+            on_bad_sample: OnBadSample::from_name(&values.text("data.on_bad_sample")),
+            workers: values.count("data.workers"),
+            cache: values.optional_text("data.cache").map(PathBuf::from),
+            cache_gib: values.real("data.cache_gib"),
+        }
+    }
+}
+
 impl Source {
     /// The name that configuration files use.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::FashionMnistSubset => SourceName::FashionMnistSubset.name(),
             Self::Cifar10 { .. } => SourceName::Cifar10.name(),
+            Self::Packed(_) => SourceName::Packed.name(),
         }
     }
 }
@@ -205,6 +271,7 @@ impl Data {
                 SourceName::Cifar10 => Source::Cifar10 {
                     path: values.text("data.path").into(),
                 },
+                SourceName::Packed => Source::Packed(Packed::from_values(values)),
             },
             batch: values.count("data.batch"),
             augment: Augment::from_name(&values.text("data.augment")),

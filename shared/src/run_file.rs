@@ -351,7 +351,7 @@ mod tests {
             (
                 "[data]\nshards = 1",
                 "2: unknown key \"data.shards\": the keys of [data] are source, path, batch, \
-                 augment",
+                 augment, flip, side, shuffle, on_bad_sample, workers, cache, cache_gib",
             ),
             (
                 "[run.deep.er]\na = 1",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::keys::{Fallback, KEYS, Key};
-use crate::run::{Algorithm, Loss, Network, Optimiser, Run, ScheduleKind, Source};
+use crate::run::{Algorithm, Loss, Network, Optimiser, Packed, Run, ScheduleKind, Source};
 use crate::values::Scalar;
 
 /// Columns of a comment, its "# " included.
@@ -43,6 +43,10 @@ const NO_SETTINGS: &[&str] = &[
     "run.evaluate_every",
     "run.folder",
     "data.path",
+    "data.on_bad_sample",
+    "data.workers",
+    "data.cache",
+    "data.cache_gib",
 ];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
@@ -133,9 +137,23 @@ fn run_and_data(run: &Run, entries: &mut Entries) {
         Source::Cifar10 { path } => {
             entries.insert("data.path", text(&path.to_string_lossy()));
         }
+        Source::Packed(packed) => packed_data(packed, entries),
     }
     entries.insert("data.batch", count(run.data.batch));
     entries.insert("data.augment", text(run.data.augment.name()));
+}
+
+fn packed_data(packed: &Packed, entries: &mut Entries) {
+    entries.insert("data.path", text(&packed.url));
+    entries.insert("data.flip", Scalar::Bool(packed.flip));
+    entries.insert("data.side", integer(packed.side));
+    entries.insert("data.shuffle", text(packed.shuffle.name()));
+    entries.insert("data.on_bad_sample", text(packed.on_bad_sample.name()));
+    entries.insert("data.workers", count(packed.workers));
+    if let Some(cache) = &packed.cache {
+        entries.insert("data.cache", text(&cache.to_string_lossy()));
+    }
+    entries.insert("data.cache_gib", Scalar::Real(packed.cache_gib));
 }
 
 fn model_and_neuron(run: &Run, entries: &mut Entries) {

@@ -5,18 +5,18 @@ mod saving;
 mod tally;
 
 use crate::checkpoint::CheckpointError;
-use crate::data::{self, Augment, DataError, Dataset, Loader, Place, Prefetch};
+use crate::data::batches::NO_LABEL;
+use crate::data::{BadSample, DataError, Place, Prefetch, Source};
 use crate::engine::plan::Role;
 use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
 use saving::Saving;
 pub use saving::{Kept, Options, Resume};
-use std::sync::Arc;
 use std::time::Instant;
 use synfire_shared::checkpoint::Position;
 use synfire_shared::ids::Epoch;
-use synfire_shared::run::{self, Run};
+use synfire_shared::run::Run;
 pub use tally::Tally;
 
 /// Batches between two readings of the device's sums.
@@ -153,6 +153,8 @@ pub enum Event {
     },
     /// Something that does not end the run.
     Warning(String),
+    /// Samples that could not be used, and what took their place.
+    BadSamples(Vec<BadSample>),
     /// Some more batches.
     Progress(Progress),
     /// An epoch.
@@ -174,25 +176,6 @@ pub struct Trained {
     pub seconds: f64,
 }
 
-/// Reads the data set of a run.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn dataset(data: &run::Data) -> Result<Dataset, DataError> {
-    match &data.source {
-        run::Source::FashionMnistSubset => data::fashion::load(),
-        run::Source::Cifar10 { path } => data::cifar::read(path),
-    }
-}
-
-fn augment(data: &run::Data) -> Augment {
-    match (data.augment, &data.source) {
-        (run::Augment::None, _) => Augment::None,
-        (run::Augment::Standard, run::Source::FashionMnistSubset) => Augment::Fashion,
-        (run::Augment::Standard, run::Source::Cifar10 { .. }) => Augment::Cifar,
-    }
-}
-
 /// Trains as the run says.
 ///
 /// # Errors
@@ -204,22 +187,16 @@ pub fn train(
     tell: &mut dyn FnMut(Event),
 ) -> Result<Trained, TrainError> {
     let begin = Instant::now();
-    let dataset = Arc::new(dataset(&run.data)?);
-    let shape = dataset.shape();
-    let input = Shape::new(shape.height, shape.width, shape.channels);
-    let loader = Loader::new(
-        Arc::clone(&dataset),
-        augment(&run.data),
-        run.seed,
-        run.data.batch,
-    );
-    if loader.train_batches() == 0 {
+    let source = Source::open(&run.data, run.seed)?;
+    let info = source.info();
+    let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
+    if source.train_batches() == 0 {
         return Err(TrainError::BatchTooLarge {
-            len: dataset.train.len(),
+            len: info.train_len,
             batch: run.data.batch,
         });
     }
-    let mut node = node::build(run, input, dataset.classes)?;
+    let mut node = node::build(run, input, info.classes)?;
     let parameters = node.graph.parameters();
     tell(Event::Began {
         engine: node.kernels.name(),
@@ -228,12 +205,12 @@ pub fn train(
             .iter()
             .map(crate::graph::Parameter::elements)
             .sum(),
-        images: (dataset.train.len(), dataset.test.len()),
+        images: (info.train_len, info.test_len),
         layers: layers(&node),
         window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
     });
-    let saving = Saving::begin(run, options, &dataset, &mut node, tell)?;
-    let mut training = Training::new(run, loader, saving);
+    let saving = Saving::begin(run, options, &source, &mut node, tell)?;
+    let mut training = Training::new(run, source, saving);
     let epochs = training.epochs(&mut node, tell)?;
     Ok(Trained {
         epochs,
@@ -258,7 +235,7 @@ fn layers(node: &Node) -> Vec<String> {
 
 struct Training<'a> {
     run: &'a Run,
-    loader: Loader,
+    source: Source,
     prefetch: Prefetch,
     saving: Saving,
     batches_done: u64,
@@ -266,17 +243,17 @@ struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    fn new(run: &'a Run, loader: Loader, saving: Saving) -> Self {
+    fn new(run: &'a Run, source: Source, saving: Saving) -> Self {
         let position = saving.position;
         let batch_index =
             usize::try_from(position.batch).expect("it was checked to be in an epoch");
         let epoch = Epoch(position.epoch);
         let first = Place { epoch, batch_index };
-        let whole = u64::from(run.epochs) * loader.train_batches() as u64;
+        let whole = u64::from(run.epochs) * source.train_batches() as u64;
         Self {
             run,
-            prefetch: Prefetch::start(loader.clone(), first, Epoch(run.epochs)),
-            loader,
+            prefetch: source.train(first, Epoch(run.epochs)),
+            source,
             saving,
             batches_done: position.batches_done,
             batches_in_all: run.max_batches.map_or(whole, |most| most.min(whole)),
@@ -330,14 +307,26 @@ impl<'a> Training<'a> {
         let base = optimiser.base_lr();
         let lr = self.run.schedule.lr(base, Epoch(epoch), self.run.epochs);
         optimiser.set_lr(lr);
-        let batches = self.loader.train_batches();
+        let batches = self.source.train_batches();
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
         let mut counted = self.saving.take_counted();
         let (seconds, data_wait_seconds) = (counted.seconds, counted.data_wait_seconds);
         let mut images_per_second = 0.0;
         let mut timings = Vec::with_capacity(REPORT_EVERY);
         while batch < batches && self.batches_done < self.batches_in_all {
-            timings.push(self.learn(node, epoch, batch)?);
+            match self.learn(node, epoch, batch, tell) {
+                Ok(timing) => timings.push(timing),
+                Err(error) => {
+                    if let TrainError::Data(_) = error {
+                        // The network is sound: what it has learnt is kept.
+                        counted.tally.add(&node.kernels.take_report());
+                        counted.seconds = seconds + begin.elapsed().as_secs_f64();
+                        let place = (epoch, batch, self.batches_done);
+                        self.saving.stop(node, place, counted);
+                    }
+                    return Err(error);
+                }
+            }
             batch += 1;
             let last = batch == batches || self.batches_done == self.batches_in_all;
             let stops = !last && self.saving.stopped().is_some();
@@ -378,8 +367,7 @@ impl<'a> Training<'a> {
             lr,
             train: counted.tally,
             test: if evaluates {
-                let test = evaluate(node, &self.loader, self.run.time_steps);
-                Some(test.map_err(|fault| TrainError::Evaluation { epoch, fault })?)
+                Some(self.test(node, epoch, tell)?)
             } else {
                 None
             },
@@ -392,20 +380,44 @@ impl<'a> Training<'a> {
         Ok(Some(record))
     }
 
+    fn test(
+        &self,
+        node: &mut Node,
+        epoch: u32,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Tally, TrainError> {
+        let tested = evaluate(node, &self.source, self.run.time_steps, &mut |bad| {
+            tell(Event::BadSamples(bad));
+        });
+        tested.map_err(|error| match error {
+            EvaluateError::Data(error) => error.into(),
+            EvaluateError::Fault(fault) => TrainError::Evaluation { epoch, fault },
+        })
+    }
+
     /// Where training goes on after this batch: a checkpoint never lies behind an epoch's last.
     fn next_place(&self, epoch: u32, batch: usize) -> (u32, usize, u64) {
-        if batch == self.loader.train_batches() {
+        if batch == self.source.train_batches() {
             (epoch + 1, 0, self.batches_done)
         } else {
             (epoch, batch, self.batches_done)
         }
     }
 
-    fn learn(&mut self, node: &mut Node, epoch: u32, batch: usize) -> Result<Timing, TrainError> {
+    fn learn(
+        &mut self,
+        node: &mut Node,
+        epoch: u32,
+        batch: usize,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Timing, TrainError> {
         let (asked, updates) = (Instant::now(), node.learner.optimiser.updates());
-        let data = self.prefetch.next_batch();
+        let data = self.prefetch.next_batch()?;
         let data = data.expect("the loop asks for as many batches as there are");
         let begin = Instant::now();
+        if !data.bad.is_empty() {
+            tell(Event::BadSamples(data.bad.clone()));
+        }
         let learnt = Batch {
             index: self.batches_done,
             input: Input::Static(&data.x_nhwc),
@@ -432,20 +444,40 @@ impl<'a> Training<'a> {
     }
 }
 
-/// The test set, every sample once, with running statistics.
+/// Why a network cannot be judged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// A test sample cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A loss or a membrane potential is not finite.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// The test set, every sample once, with running statistics; `tell` is given those left out.
 ///
 /// # Errors
-/// If a loss or a membrane potential is not finite.
-pub fn evaluate(node: &mut Node, loader: &Loader, num_time_steps: usize) -> Result<Tally, Fault> {
-    let (n, mut tally) = (loader.batch(), Tally::default());
-    let mut x_nhwc = vec![0.0; loader.batch_len()];
-    let mut labels = vec![0; n];
-    for index in 0..loader.test_batches(n) {
-        loader.fill_test(index, &mut x_nhwc, &mut labels);
+/// If a sample cannot be read, or a loss or a membrane potential is not finite.
+pub fn evaluate(
+    node: &mut Node,
+    source: &Source,
+    num_time_steps: usize,
+    tell: &mut dyn FnMut(Vec<BadSample>),
+) -> Result<Tally, EvaluateError> {
+    let (mut tally, mut prefetch) = (Tally::default(), source.test());
+    while let Some(data) = prefetch.next_batch()? {
+        if !data.bad.is_empty() {
+            tell(data.bad.clone());
+        }
+        if data.labels.iter().all(|&label| label == NO_LABEL) {
+            continue;
+        }
         let batch = Batch {
-            index: index as u64,
-            input: Input::Static(&x_nhwc),
-            labels: &labels,
+            index: data.place.batch_index as u64,
+            input: Input::Static(&data.x_nhwc),
+            labels: &data.labels,
             num_time_steps,
             masks: Masks::Keyed,
         };

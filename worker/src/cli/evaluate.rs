@@ -3,13 +3,12 @@
 use super::say;
 use super::table::percent;
 use crate::checkpoint::RunFolder;
-use crate::data::{Augment, Loader};
+use crate::data::{BadSample, Source};
 use crate::shape::Shape;
 use crate::{node, train, weights};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use synfire_shared::Run;
 
 #[derive(Debug, clap::Args)]
@@ -39,13 +38,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Some(RunFolder::of_checkpoint(location)?)
     };
     let run = configuration(arguments, folder.as_ref().map(|(folder, _)| folder))?;
-    let dataset = Arc::new(train::dataset(&run.data)?);
-    if dataset.test.is_empty() {
-        bail!("{} has no test set", dataset.name);
+    let source = Source::open(&run.data, run.seed)?;
+    let info = source.info().clone();
+    if info.test_len == 0 {
+        bail!("{} has no test set", info.name);
     }
-    let shape = dataset.shape();
-    let input = Shape::new(shape.height, shape.width, shape.channels);
-    let mut node = node::build(&run, input, dataset.classes)?;
+    let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
+    let mut node = node::build(&run, input, info.classes)?;
     let name = match &folder {
         None => {
             let network = &node.learner.network;
@@ -63,10 +62,18 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             loaded.name
         }
     };
-    let images = dataset.test.len();
-    let loader = Loader::new(dataset, Augment::None, run.seed, run.data.batch);
-    let test = train::evaluate(&mut node, &loader, run.time_steps)?;
-    say!("{name}: {images} test images");
+    let mut bad: Vec<BadSample> = Vec::new();
+    let test = train::evaluate(&mut node, &source, run.time_steps, &mut |more| {
+        bad.extend(more);
+    })?;
+    for bad in &bad {
+        eprintln!("warning: {}: {}; left out", bad.name, bad.reason);
+    }
+    let images = info.test_len - bad.len();
+    if images == 0 {
+        bail!("no sample of the test set of {} can be used", info.name);
+    }
+    say!("{name}: {images} test images of {}", info.name);
     say!("test accuracy  {}", percent(test.accuracy()));
     say!("test loss      {:.4}", test.mean_loss());
     say!("by the logits up to time step");

@@ -3,7 +3,7 @@
 use super::say;
 use super::table::thousands;
 use super::train;
-use crate::data::{Augment, Loader};
+use crate::data::{Place, Source};
 use crate::node;
 use crate::shape::Shape;
 use crate::trace::file;
@@ -11,7 +11,6 @@ use crate::trace::record::{Recorded, record};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use synfire_shared::ids::Epoch;
 use synfire_shared::run;
 
@@ -61,34 +60,34 @@ fn net_name(text: &str) -> Result<String, String> {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let run = train::read(arguments.config.as_ref(), &arguments.set)?;
-    let dataset = Arc::new(crate::train::dataset(&run.data)?);
-    let shape = dataset.shape();
-    let input = Shape::new(shape.height, shape.width, shape.channels);
-    let loader = Loader::new(
-        Arc::clone(&dataset),
-        Augment::None,
-        run.seed,
-        run.data.batch,
-    );
+    // Recorded runs show the samples as they are.
+    let mut data = run.data.clone();
+    data.augment = run::Augment::None;
+    let source = Source::open(&data, run.seed)?;
+    let info = source.info();
+    let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
     let wanted = arguments.batches as usize;
     anyhow::ensure!(
-        loader.train_batches() >= wanted,
+        source.train_batches() >= wanted,
         "the training set has {} batches of {}, --batches asks for {wanted}",
-        loader.train_batches(),
+        source.train_batches(),
         run.data.batch
     );
-    let order = loader.order(Epoch(0));
-    let batches: Vec<Recorded> = (0..wanted)
-        .map(|index| {
-            let mut batch = Recorded {
-                x_nhwc: vec![0.0; loader.batch_len()],
-                labels: vec![0; run.data.batch],
-            };
-            loader.fill_train(&order, index, &mut batch.x_nhwc, &mut batch.labels);
-            batch
-        })
-        .collect();
-    let mut node = node::build(&run, input, dataset.classes)?;
+    let first = Place {
+        epoch: Epoch(0),
+        batch_index: 0,
+    };
+    let mut prefetch = source.train(first, Epoch(1));
+    let mut batches = Vec::new();
+    while batches.len() < wanted {
+        let batch = prefetch.next_batch()?;
+        let batch = batch.context("an epoch has as many batches as it says")?;
+        batches.push(Recorded {
+            x_nhwc: batch.x_nhwc.clone(),
+            labels: batch.labels.clone(),
+        });
+    }
+    let mut node = node::build(&run, input, info.classes)?;
     let (common, own) = record(
         &run,
         &node.graph,

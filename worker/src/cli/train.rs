@@ -3,6 +3,7 @@
 use super::say;
 use super::table::{Table, duration, mib, percent, thousands};
 use super::watch::{self, Watch};
+use crate::data::BadSample;
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
 use crate::train::{self, EpochRecord, Event, Kept, Options, Progress, Resume, Trained};
@@ -25,6 +26,9 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Seconds between two lines where the output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Bad samples that are printed.
+const BAD_SAMPLES_SHOWN: usize = 10;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -186,6 +190,7 @@ struct Display {
     /// Batches that an earlier process did.
     batches_before: u64,
     last_line: Instant,
+    bad_samples: usize,
 }
 
 impl Display {
@@ -201,6 +206,7 @@ impl Display {
             begin: now,
             batches_before: 0,
             last_line: now,
+            bad_samples: 0,
         }
     }
 
@@ -233,12 +239,33 @@ impl Display {
                     position.batch
                 );
             }
-            Event::Warning(warning) => match &self.bar {
-                Some(bar) => bar.suspend(|| eprintln!("warning: {warning}")),
-                None => eprintln!("warning: {warning}"),
-            },
+            Event::Warning(warning) => self.warn(warning),
+            Event::BadSamples(bad) => self.bad_samples(bad),
             Event::Progress(progress) => self.progress(progress),
             Event::Epoch(record) => self.epoch(record),
+        }
+    }
+
+    fn warn(&self, warning: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("warning: {warning}")),
+            None => eprintln!("warning: {warning}"),
+        }
+    }
+
+    /// The first few; all are in the run's folder and counted by the metrics.
+    fn bad_samples(&mut self, bad: &[BadSample]) {
+        for sample in bad {
+            if self.bad_samples < BAD_SAMPLES_SHOWN {
+                let done = match sample.replaced_by {
+                    Some(other) => format!("sample {other} took its place"),
+                    None => "left out of the test".to_owned(),
+                };
+                self.warn(&format!("{}: {}; {done}", sample.name, sample.reason));
+            } else if self.bad_samples == BAD_SAMPLES_SHOWN {
+                self.warn("more bad samples are not shown; bad_samples.jsonl in run.folder has all");
+            }
+            self.bad_samples += 1;
         }
     }
 

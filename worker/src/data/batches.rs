@@ -1,9 +1,10 @@
-//! The order of samples, and samples to normalised batches.
+//! Batches of a data set in memory: the order of samples, and samples to normalised batches.
 
 use std::sync::Arc;
 
+use synfire_shared::checkpoint::Digest;
 use synfire_shared::ids::Epoch;
-use synfire_shared::random::{Purpose, keyed, permutation};
+use synfire_shared::shard_plan::{EpochOrder, ShardPlan, Shuffle};
 
 use super::augment::{Augment, Draws};
 use super::dataset::{Dataset, Shape};
@@ -11,23 +12,12 @@ use super::dataset::{Dataset, Shape};
 /// The label of a place in a test batch that holds no sample.
 pub const NO_LABEL: u32 = u32::MAX;
 
-/// The training batches of one epoch.
-///
-/// `len` samples make floor(len / `batch`) batches: the last, partial one is dropped.
-///
-/// # Panics
-///
-/// When `batch` is 0.
-pub fn batches_per_epoch(len: usize, batch: usize) -> usize {
-    assert!(batch > 0, "a batch holds at least one sample");
-    len / batch
-}
-
-/// The order of the training samples in one epoch: a permutation keyed by (seed, epoch).
+/// The samples of each training batch of one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     epoch: Epoch,
-    samples: Vec<u32>,
+    /// Nothing where there is no whole batch.
+    samples: Option<EpochOrder>,
 }
 
 impl Order {
@@ -36,9 +26,14 @@ impl Order {
         self.epoch
     }
 
-    /// Every sample's index once, the dropped ones last.
-    pub fn samples(&self) -> &[u32] {
-        &self.samples
+    /// The samples of a batch, lane by lane.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such batch.
+    pub fn batch(&self, batch_index: usize) -> impl Iterator<Item = u32> {
+        let samples = self.samples.as_ref().expect("an epoch with whole batches");
+        samples.batch(u32::try_from(batch_index).expect("batches are numbered in 32 bits"))
     }
 }
 
@@ -51,6 +46,8 @@ pub struct Loader {
     augment: Augment,
     seed: u64,
     batch: usize,
+    fingerprint: Digest,
+    plan: Option<Arc<ShardPlan>>,
     tables: Vec<[f32; 256]>,
 }
 
@@ -64,11 +61,23 @@ impl Loader {
         assert!(batch > 0, "a batch holds at least one sample");
         dataset.assert_consistent();
         let tables = dataset.normalise.tables();
+        let fingerprint = dataset.fingerprint();
+        let plan = ShardPlan::new(
+            seed,
+            fingerprint.bytes(),
+            Shuffle::Full,
+            [dataset.train.len() as u64],
+            u32::try_from(batch).expect("a batch has fewer than 2^32 samples"),
+        );
+        // Without one whole batch there is no plan, and no order is asked for.
+        let plan = plan.ok().map(Arc::new);
         Self {
             dataset,
             augment,
             seed,
             batch,
+            fingerprint,
+            plan,
             tables,
         }
     }
@@ -76,6 +85,11 @@ impl Loader {
     /// The set the batches are of.
     pub fn dataset(&self) -> &Dataset {
         &self.dataset
+    }
+
+    /// [`Dataset::fingerprint`] of the set.
+    pub fn fingerprint(&self) -> Digest {
+        self.fingerprint
     }
 
     /// N, the samples of a training batch.
@@ -90,7 +104,9 @@ impl Loader {
 
     /// The whole training batches of an epoch.
     pub fn train_batches(&self) -> usize {
-        batches_per_epoch(self.dataset.train.len(), self.batch)
+        self.plan
+            .as_ref()
+            .map_or(0, |plan| plan.num_batches() as usize)
     }
 
     /// The test batches of `test_batch` samples, the last of them perhaps partly filled.
@@ -105,10 +121,9 @@ impl Loader {
 
     /// The order of the training samples in `epoch`.
     pub fn order(&self, epoch: Epoch) -> Order {
-        let mut rng = keyed(self.seed, Purpose::Shuffle, &[u64::from(epoch.0)]);
         Order {
             epoch,
-            samples: permutation(&mut rng, self.dataset.train.len()),
+            samples: self.plan.as_ref().map(|plan| plan.order(epoch)),
         }
     }
 
@@ -130,19 +145,13 @@ impl Loader {
         labels: &mut [u32],
     ) {
         let split = &self.dataset.train;
-        assert_eq!(
-            order.samples.len(),
-            split.len(),
-            "the order is of another data set"
-        );
         assert!(
             batch_index < self.train_batches(),
             "batch {batch_index} of the epoch"
         );
-        let samples = &order.samples[batch_index * self.batch..][..self.batch];
         assert_eq!(labels.len(), self.batch, "labels of a batch");
         let outs = self.images(out_nhwc, labels);
-        for ((out_hwc, label), &sample) in outs.zip(samples) {
+        for ((out_hwc, label), sample) in outs.zip(order.batch(batch_index)) {
             let draws = self
                 .augment
                 .draw(self.shape(), self.seed, order.epoch, sample);
@@ -245,10 +254,6 @@ pub(crate) mod tests {
     fn every_training_sample_comes_exactly_once_in_an_epoch() {
         let loader = Loader::new(made(105, 0), Augment::None, 5, 10);
         let order = loader.order(Epoch(3));
-        let mut all = order.samples().to_vec();
-        all.sort_unstable();
-        assert_eq!(all, (0..105).collect::<Vec<u32>>());
-
         assert_eq!(loader.train_batches(), 10);
         let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 10]);
         let mut seen = Vec::new();
@@ -264,14 +269,22 @@ pub(crate) mod tests {
                 seen.push(sample(image[0]));
             }
         }
-        assert_eq!(seen, order.samples()[..100]);
+        let planned: Vec<u32> = (0..10).flat_map(|batch| order.batch(batch)).collect();
+        assert_eq!(seen, planned);
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(
+            seen.len(),
+            100,
+            "five of 105 are left out, none comes twice"
+        );
     }
 
     #[test]
     fn epochs_and_seeds_have_orders_of_their_own() {
         let order = |seed, epoch| {
             let loader = Loader::new(made(50, 0), Augment::None, seed, 10);
-            loader.order(Epoch(epoch)).samples().to_vec()
+            loader.order(Epoch(epoch)).batch(2).collect::<Vec<_>>()
         };
         assert_eq!(order(1, 0), order(1, 0));
         assert_ne!(order(1, 0), order(1, 1));
@@ -320,7 +333,7 @@ pub(crate) mod tests {
         let order = loader.order(Epoch(1));
         let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 4]);
         loader.fill_train(&order, 0, &mut x, &mut labels);
-        for (out, &index) in x.chunks_exact(4).zip(order.samples()) {
+        for (out, index) in x.chunks_exact(4).zip(order.batch(0)) {
             let draws = Augment::Fashion.draw(loader.shape(), 11, Epoch(1), index);
             let mut bytes = [0; 4];
             let image = loader.dataset().train.image(index as usize);

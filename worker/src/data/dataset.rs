@@ -47,7 +47,8 @@ impl Dataset {
             classes,
             ..
         } = *self;
-        let sizes = format!("{height} {width} {channels} {classes} {:?}", self.normalise);
+        // The number rises when the same images come in another order.
+        let sizes = format!("2 {height} {width} {channels} {classes} {:?}", self.normalise);
         let labels: Vec<u8> = self
             .train
             .labels

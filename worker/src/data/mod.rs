@@ -12,8 +12,10 @@
 //! - [`picture`]: JPEG and PNG to pixels.
 //! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
-//! - [`batches`]: the order of samples, and samples to normalised batches.
-//! - [`prefetch`]: a thread that has the next training batch ready.
+//! - [`batches`]: batches of a set in memory: the order of samples, and samples to normalised batches.
+//! - [`prefetch`]: a thread that has the next batch ready.
+//! - [`packed`]: batches of a set in shards.
+//! - [`source`]: where a run's batches come from: one of these two.
 
 pub mod augment;
 pub mod batches;
@@ -23,11 +25,14 @@ pub mod error;
 pub mod fashion;
 pub mod imagenet;
 pub mod pack;
+pub mod packed;
 pub mod picture;
 pub mod prefetch;
+pub mod source;
 
 pub use augment::Augment;
 pub use batches::{Loader, Order};
 pub use dataset::{Dataset, Normalise, Shape, Split};
 pub use error::DataError;
-pub use prefetch::{Batch, Place, Prefetch};
+pub use prefetch::{BadSample, Batch, Place, Prefetch};
+pub use source::{Info, Source};

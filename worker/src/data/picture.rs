@@ -48,6 +48,21 @@ pub enum PictureError {
         /// The rows.
         height: u32,
     },
+    /// Not of the size that all pictures of its set have.
+    #[error(
+        "the picture has {width} x {height} pixels, those of its set have {want_width} x \
+         {want_height}: pack the set again"
+    )]
+    OtherSize {
+        /// The pixels of a row.
+        width: u32,
+        /// The rows.
+        height: u32,
+        /// The pixels of a row that it should have.
+        want_width: usize,
+        /// The rows that it should have.
+        want_height: usize,
+    },
     /// The end of the picture is missing.
     #[error("the {format} ends early: fetch it again")]
     Truncated {

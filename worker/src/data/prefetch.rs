@@ -1,4 +1,4 @@
-//! A thread that has the next training batch ready before it is asked for.
+//! A thread that has the next batch ready before it is asked for.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use synfire_shared::ids::Epoch;
 
 use super::batches::Loader;
+use super::error::DataError;
 
 /// One in the consumer's hands, one ready, one being filled.
 const NUM_BUFFERS: usize = 3;
@@ -15,39 +16,58 @@ const NUM_BUFFERS: usize = 3;
 /// A place in a run's training batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The epoch.
+    /// The epoch; that of a test batch has no meaning.
     pub epoch: Epoch,
-    /// The batch in the epoch, from 0.
+    /// The batch in the epoch or the test set, from 0.
     pub batch_index: usize,
 }
 
-/// One training batch.
+/// A sample that could not be used, and what was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSample {
+    /// The shard and the sample in it.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// The sample that was taken in its place; none in a test set.
+    pub replaced_by: Option<u32>,
+}
+
+/// One batch.
 #[derive(Debug)]
 pub struct Batch {
     /// Which one it is.
     pub place: Place,
-    /// The images, augmented and normalised.
+    /// The images, augmented if they are learnt from, and normalised.
     ///
     /// # Shapes
     ///
     /// `[N, H, W, C]`
     pub x_nhwc: Vec<f32>,
-    /// Their classes.
+    /// Their classes; [`NO_LABEL`](super::batches::NO_LABEL) where there is no image.
     ///
     /// # Shapes
     ///
     /// `[N]`
     pub labels: Vec<u32>,
+    /// Samples of it that could not be used.
+    pub bad: Vec<BadSample>,
 }
 
-/// The training batches of some epochs in order, prepared by a thread of their own.
+/// What a producer is given: empty batches come, filled ones go. Either end closed ends it.
+#[derive(Debug)]
+pub(super) struct Ports {
+    pub(super) spent: Receiver<Batch>,
+    pub(super) filled: SyncSender<Result<Batch, DataError>>,
+}
+
+/// Batches in order, prepared by a thread of their own.
 ///
-/// The batches have the bits that [`Loader::fill_train`] gives. Three buffers go round: batches
-/// allocate nothing, an epoch allocates its order. Dropping it stops the thread and waits for it, a
-/// batch's preparation at the most.
+/// Three buffers go round: batches of a set in memory allocate nothing, an epoch allocates its
+/// order. Dropping it stops the thread and waits for it, a batch's preparation at the most.
 #[derive(Debug)]
 pub struct Prefetch {
-    filled: Option<Receiver<Batch>>,
+    filled: Option<Receiver<Result<Batch, DataError>>>,
     spent: Option<SyncSender<Batch>>,
     held: Option<Batch>,
     thread: Option<JoinHandle<()>>,
@@ -55,35 +75,65 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts the thread, which prepares the batches from `first` up to the end of the epoch before
-    /// `end`.
+    /// The training batches of a set in memory from `first` up to the end of the epoch before
+    /// `end`, with the bits of [`Loader::fill_train`].
     ///
     /// # Panics
     ///
     /// When `first` is beyond its epoch's batches, or the operating system gives no thread.
-    pub fn start(loader: Loader, first: Place, end: Epoch) -> Self {
-        assert!(
-            first.batch_index <= loader.train_batches(),
-            "an epoch has {} batches, none to start from at {}",
-            loader.train_batches(),
-            first.batch_index
-        );
+    pub fn train(loader: Loader, first: Place, end: Epoch) -> Self {
+        check_start(first, loader.train_batches());
+        let (batch, batch_len) = (loader.batch(), loader.batch_len());
+        Self::start((batch, batch_len), move |ports| {
+            prepare(&loader, first, end, &ports);
+        })
+    }
+
+    /// The test batches of a set in memory, with the bits of [`Loader::fill_test`].
+    ///
+    /// # Panics
+    ///
+    /// When the operating system gives no thread.
+    pub fn test(loader: Loader) -> Self {
+        let (batch, batch_len) = (loader.batch(), loader.batch_len());
+        Self::start((batch, batch_len), move |ports| {
+            prepare_test(&loader, &ports);
+        })
+    }
+
+    /// Starts a thread that fills batches of so many samples and values until it is done or its
+    /// ports close.
+    ///
+    /// # Panics
+    ///
+    /// When the operating system gives no thread.
+    pub(super) fn start(
+        (batch, batch_len): (usize, usize),
+        produce: impl FnOnce(Ports) + Send + 'static,
+    ) -> Self {
         let (filled_in, filled) = sync_channel(NUM_BUFFERS);
         let (spent, spent_out) = sync_channel(NUM_BUFFERS);
         for _ in 0..NUM_BUFFERS {
-            let x_nhwc = vec![0.0; loader.batch_len()];
-            let batch = Batch {
-                place: first,
-                x_nhwc,
-                labels: vec![0; loader.batch()],
+            let empty = Batch {
+                place: Place {
+                    epoch: Epoch(0),
+                    batch_index: 0,
+                },
+                x_nhwc: vec![0.0; batch_len],
+                labels: vec![0; batch],
+                bad: Vec::new(),
             };
             spent
-                .send(batch)
+                .send(empty)
                 .expect("the receiver is still here, and has room");
         }
+        let ports = Ports {
+            spent: spent_out,
+            filled: filled_in,
+        };
         let thread = thread::Builder::new()
             .name("prefetch".into())
-            .spawn(move || prepare(&loader, first, end, &spent_out, &filled_in))
+            .spawn(move || produce(ports))
             .expect("the operating system gives a thread");
         Self {
             filled: Some(filled),
@@ -96,21 +146,30 @@ impl Prefetch {
 
     /// The next batch, or nothing after the last; the batch before it is given back.
     ///
+    /// # Errors
+    ///
+    /// When the next batch cannot be read; there is none after it.
+    ///
     /// # Panics
     ///
     /// When the thread panicked, with its message.
-    pub fn next_batch(&mut self) -> Option<&Batch> {
+    pub fn next_batch(&mut self) -> Result<Option<&Batch>, DataError> {
         if let (Some(batch), Some(spent)) = (self.held.take(), &self.spent) {
             // The thread ends before its last buffers come back; they are of no more use.
             let _ = spent.send(batch);
         }
         let asked = Instant::now();
-        self.held = self.filled.as_ref().and_then(|filled| filled.recv().ok());
+        let next = self.filled.as_ref().and_then(|filled| filled.recv().ok());
         self.waited += asked.elapsed();
-        if self.held.is_none() {
-            self.stop();
+        match next {
+            Some(Ok(batch)) => self.held = Some(batch),
+            Some(Err(error)) => {
+                self.stop();
+                return Err(error);
+            }
+            None => self.stop(),
         }
-        self.held.as_ref()
+        Ok(self.held.as_ref())
     }
 
     /// How long [`Prefetch::next_batch`] waited in all: near zero when preparing keeps up.
@@ -139,25 +198,45 @@ impl Drop for Prefetch {
     }
 }
 
-fn prepare(
-    loader: &Loader,
-    first: Place,
-    end: Epoch,
-    spent: &Receiver<Batch>,
-    filled: &SyncSender<Batch>,
-) {
+/// # Panics
+///
+/// When `first` is beyond its epoch's batches.
+pub(super) fn check_start(first: Place, num_batches: usize) {
+    assert!(
+        first.batch_index <= num_batches,
+        "an epoch has {num_batches} batches, none to start from at {}",
+        first.batch_index
+    );
+}
+
+fn prepare(loader: &Loader, first: Place, end: Epoch, ports: &Ports) {
     let mut first_batch = first.batch_index;
     for epoch in (first.epoch.0..end.0).map(Epoch) {
         let order = loader.order(epoch);
         for batch_index in first_batch..loader.train_batches() {
-            let Ok(mut batch) = spent.recv() else { return };
+            let Ok(mut batch) = ports.spent.recv() else {
+                return;
+            };
             batch.place = Place { epoch, batch_index };
             loader.fill_train(&order, batch_index, &mut batch.x_nhwc, &mut batch.labels);
-            if filled.send(batch).is_err() {
+            if ports.filled.send(Ok(batch)).is_err() {
                 return;
             }
         }
         first_batch = 0;
+    }
+}
+
+fn prepare_test(loader: &Loader, ports: &Ports) {
+    for batch_index in 0..loader.test_batches(loader.batch()) {
+        let Ok(mut batch) = ports.spent.recv() else {
+            return;
+        };
+        batch.place.batch_index = batch_index;
+        loader.fill_test(batch_index, &mut batch.x_nhwc, &mut batch.labels);
+        if ports.filled.send(Ok(batch)).is_err() {
+            return;
+        }
     }
 }
 
@@ -179,6 +258,24 @@ mod tests {
         Loader::new(made(45, 0), Augment::Fashion, 3, 10)
     }
 
+    fn next(prefetch: &mut Prefetch) -> Option<&Batch> {
+        prefetch.next_batch().expect("memory is always read")
+    }
+
+    #[test]
+    fn test_batches_have_the_bits_of_direct_ones() {
+        let loader = Loader::new(made(0, 25), Augment::Cifar, 3, 10);
+        let mut prefetch = Prefetch::test(loader.clone());
+        let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 10]);
+        for batch_index in 0..3 {
+            loader.fill_test(batch_index, &mut x, &mut labels);
+            let batch = next(&mut prefetch).expect("a batch for each direct one");
+            assert_eq!(bits(&batch.x_nhwc), bits(&x));
+            assert_eq!(batch.labels, labels);
+        }
+        assert!(next(&mut prefetch).is_none());
+    }
+
     fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|value| value.to_bits()).collect()
     }
@@ -190,14 +287,14 @@ mod tests {
             epoch: Epoch(1),
             batch_index: 2,
         };
-        let mut prefetch = Prefetch::start(loader.clone(), first, Epoch(4));
+        let mut prefetch = Prefetch::train(loader.clone(), first, Epoch(4));
         let (mut x, mut labels) = (vec![0.0; loader.batch_len()], vec![0; 10]);
         let mut num_batches = 0;
         for epoch in (1..4).map(Epoch) {
             let order = loader.order(epoch);
             for batch_index in if epoch == first.epoch { 2..4 } else { 0..4 } {
                 loader.fill_train(&order, batch_index, &mut x, &mut labels);
-                let batch = prefetch.next_batch().expect("a batch for each direct one");
+                let batch = next(&mut prefetch).expect("a batch for each direct one");
                 assert_eq!(batch.place, Place { epoch, batch_index });
                 assert_eq!(bits(&batch.x_nhwc), bits(&x));
                 assert_eq!(batch.labels, labels);
@@ -205,16 +302,16 @@ mod tests {
             }
         }
         assert_eq!(num_batches, 10);
-        assert!(prefetch.next_batch().is_none());
-        assert!(prefetch.next_batch().is_none(), "the end lasts");
+        assert!(next(&mut prefetch).is_none());
+        assert!(next(&mut prefetch).is_none(), "the end lasts");
     }
 
     #[test]
     fn three_buffers_go_round() {
-        let mut prefetch = Prefetch::start(loader(), START, Epoch(10));
+        let mut prefetch = Prefetch::train(loader(), START, Epoch(10));
         let mut places = BTreeSet::new();
         let mut num_batches = 0;
-        while let Some(batch) = prefetch.next_batch() {
+        while let Some(batch) = next(&mut prefetch) {
             places.insert((
                 batch.x_nhwc.as_ptr() as usize,
                 batch.labels.as_ptr() as usize,
@@ -230,9 +327,9 @@ mod tests {
         for num_taken in [0, 1, 3, 39, 40, 41] {
             let set = made(45, 0);
             let loader = Loader::new(Arc::clone(&set), Augment::None, 3, 10);
-            let mut prefetch = Prefetch::start(loader, START, Epoch(10));
+            let mut prefetch = Prefetch::train(loader, START, Epoch(10));
             for _ in 0..num_taken {
-                prefetch.next_batch();
+                next(&mut prefetch);
             }
             drop(prefetch);
             assert_eq!(
@@ -245,9 +342,9 @@ mod tests {
 
     #[test]
     fn waiting_is_counted() {
-        let mut prefetch = Prefetch::start(loader(), START, Epoch(1));
+        let mut prefetch = Prefetch::train(loader(), START, Epoch(1));
         assert_eq!(prefetch.waited(), Duration::ZERO);
-        while prefetch.next_batch().is_some() {}
+        while next(&mut prefetch).is_some() {}
         assert!(prefetch.waited() > Duration::ZERO);
     }
 
@@ -257,8 +354,8 @@ mod tests {
             epoch: Epoch(0),
             batch_index: 4,
         };
-        let mut prefetch = Prefetch::start(loader(), end_of_first, Epoch(2));
-        let batch = prefetch.next_batch().expect("epoch 1 follows");
+        let mut prefetch = Prefetch::train(loader(), end_of_first, Epoch(2));
+        let batch = next(&mut prefetch).expect("epoch 1 follows");
         assert_eq!(batch.place.epoch, Epoch(1));
     }
 
@@ -269,7 +366,7 @@ mod tests {
             epoch: Epoch(0),
             batch_index: 5,
         };
-        Prefetch::start(loader(), beyond, Epoch(2));
+        Prefetch::train(loader(), beyond, Epoch(2));
     }
 
     #[test]
@@ -277,7 +374,7 @@ mod tests {
     fn a_panic_of_the_thread_reaches_the_consumer() {
         let (filled_in, filled) = sync_channel(1);
         let thread = thread::spawn(move || {
-            let _held_until_the_end: SyncSender<Batch> = filled_in;
+            let _held_until_the_end: SyncSender<Result<Batch, DataError>> = filled_in;
             panic!("a broken invariant");
         });
         let mut prefetch = Prefetch {
@@ -287,6 +384,6 @@ mod tests {
             thread: Some(thread),
             waited: Duration::ZERO,
         };
-        prefetch.next_batch();
+        next(&mut prefetch);
     }
 }

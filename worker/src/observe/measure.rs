@@ -42,6 +42,7 @@ impl Measure {
                     self.metrics.set_accuracy(Split::Test, test.accuracy());
                 }
             }
+            Event::BadSamples(bad) => self.metrics.bad_samples.inc_by(bad.len() as u64),
             // Counters count what this process did; a warning is a line of its log.
             Event::Resumed { .. } | Event::Warning(_) => {}
         }

@@ -3,7 +3,7 @@
 use super::{EpochRecord, Event, Tally, TrainError};
 use crate::checkpoint::state::{Loaded, Snapshot};
 use crate::checkpoint::{CheckpointError, Identity, Recording, RunFolder};
-use crate::data::Dataset;
+use crate::data::Source;
 use crate::memory::peak_resident_mib;
 use crate::node::Node;
 use serde::{Deserialize, Serialize};
@@ -81,7 +81,7 @@ impl Saving {
     pub(super) fn begin(
         run: &Run,
         options: &Options,
-        dataset: &Dataset,
+        source: &Source,
         node: &mut Node,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, CheckpointError> {
@@ -103,7 +103,7 @@ impl Saving {
         }
         let identity = Identity {
             settings: run.settings(),
-            data: dataset.fingerprint(),
+            data: source.info().fingerprint,
         };
         let mut damaged = Vec::new();
         let mut warn = |number: Option<u64>, warning: String| {
@@ -112,7 +112,7 @@ impl Saving {
         };
         let found = find(folder.as_ref(), &options.resume, &identity, &mut warn)?;
         if let Some(loaded) = found {
-            saving.resume(run, dataset, &loaded, node)?;
+            saving.resume(run, source, &loaded, node)?;
             tell(Event::Resumed {
                 from: loaded.name,
                 position: saving.position,
@@ -129,7 +129,7 @@ impl Saving {
     fn resume(
         &mut self,
         run: &Run,
-        dataset: &Dataset,
+        source: &Source,
         loaded: &Loaded,
         node: &mut Node,
     ) -> Result<(), CheckpointError> {
@@ -139,8 +139,7 @@ impl Saving {
         };
         let counted = serde_json::from_slice(&loaded.progress);
         let counted: Counted = counted.map_err(|e| refused(e.to_string()))?;
-        let (p, batches) = (loaded.position, dataset.train.len() / run.data.batch);
-        let batches = batches as u64;
+        let (p, batches) = (loaded.position, source.train_batches() as u64);
         let done = u64::from(p.epoch).checked_mul(batches);
         let fits = p.batch < batches && p.epoch <= run.epochs;
         if !fits || done.and_then(|done| done.checked_add(p.batch)) != Some(p.batches_done) {
