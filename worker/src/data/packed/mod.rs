@@ -57,6 +57,15 @@ impl Packed {
     /// A [`DataError`] when there is no index, a shard is missing or of another length, or a small
     /// set's shard is not what was packed; when the augmentation does not go with the set.
     pub fn open(packed: &run::Packed, augment: run::Augment) -> Result<Self, DataError> {
+        Self::open_within(packed, augment, RESIDENT_BYTES)
+    }
+
+    /// Opens a set, keeping shards of up to so many bytes in memory.
+    fn open_within(
+        packed: &run::Packed,
+        augment: run::Augment,
+        resident_bytes: u64,
+    ) -> Result<Self, DataError> {
         let store = Store::open(&packed.url)?;
         let name = store.name(INDEX_NAME);
         let bytes = match store.get(INDEX_NAME, LIMIT_BYTES) {
@@ -83,7 +92,7 @@ impl Packed {
             test_len: count(index.test.len())?,
             fingerprint: Digest::from(index.fingerprint()),
         };
-        let shards = Shards::open(store, index, packed)?;
+        let shards = Shards::open(store, index, packed, resident_bytes)?;
         Ok(Self {
             info,
             shards,
@@ -159,3 +168,6 @@ fn recipe(
 
 /// An open set behind one counter: batches are made by many threads.
 type SharedSet = Arc<Packed>;
+
+#[cfg(test)]
+mod tests;

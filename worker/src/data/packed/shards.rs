@@ -11,8 +11,8 @@ use synfire_shared::dataset::{Index, Shard, Split, hex};
 use synfire_shared::run;
 use synfire_shared::storage::{StorageError, Store, runtime};
 
+use super::Part;
 use super::cache::{self, Cache};
-use super::{Part, RESIDENT_BYTES};
 use crate::data::error::DataError;
 
 /// Samples that are read together into the cache: about 7 MB of ImageNet.
@@ -55,6 +55,7 @@ impl Shards {
         store: Store,
         index: Index,
         packed: &run::Packed,
+        resident_bytes: u64,
     ) -> Result<Self, DataError> {
         check_lengths(&store, &index)?;
         let cache = if store.folder().is_some() {
@@ -67,7 +68,7 @@ impl Shards {
             index,
             held: Held::Store(cache),
         };
-        if shards.total_bytes() <= RESIDENT_BYTES {
+        if shards.total_bytes() <= resident_bytes {
             let read = |split: &Split| runtime().block_on(shards.read_all(split));
             let train = read(&shards.index.train)?;
             let test = read(&shards.index.test)?;

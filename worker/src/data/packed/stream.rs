@@ -99,6 +99,12 @@ impl PackedLoader {
             .map_or(0, |plan| plan.num_batches() as usize)
     }
 
+    /// The order of training samples, for tests.
+    #[cfg(test)]
+    pub(super) fn plan(&self) -> Option<Arc<ShardPlan>> {
+        self.plan.clone()
+    }
+
     /// The training batches from `first` up to the end of the epoch before `end`.
     ///
     /// # Panics
@@ -143,9 +149,9 @@ impl PackedLoader {
 }
 
 /// A batch, and the samples in it.
-type Job = (Place, Vec<usize>);
+pub(super) type Job = (Place, Vec<usize>);
 
-fn train_jobs(
+pub(super) fn train_jobs(
     plan: Option<Arc<ShardPlan>>,
     first: Place,
     end: Epoch,
