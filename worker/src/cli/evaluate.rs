@@ -10,11 +10,14 @@ use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use synfire_shared::Run;
+use synfire_shared::dataset::INDEX_NAME;
+use synfire_shared::storage::Store;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   synfire evaluate --checkpoint runs/1                                  the newest of a run folder
   synfire evaluate --checkpoint runs/1/checkpoints/000000001872.json    a certain one
+  synfire evaluate --checkpoint runs/1 --data s3://bucket/cifar10       on another copy of the data
   synfire evaluate mine.toml --checkpoint weights.safetensors           a weights file")]
 pub(super) struct Arguments {
     /// The run as a TOML file; a run folder has its own, which is used where none is given
@@ -22,8 +25,9 @@ pub(super) struct Arguments {
     /// A run folder, the manifest of a checkpoint in one, or a .safetensors file of weights
     #[arg(long, value_name = "PATH")]
     checkpoint: String,
-    /// Folder of the data set, instead of the configuration's data.path
-    #[arg(long, value_name = "DIR")]
+    /// Where the data set is, instead of the configuration's data.path: the folder or URL of a packed
+    /// set, or of what data.source names
+    #[arg(long, value_name = "DIR|URL")]
     data: Option<String>,
     /// Change a key of the configuration; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -85,12 +89,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 fn configuration(arguments: &Arguments, folder: Option<&RunFolder>) -> anyhow::Result<Run> {
     let mut set = arguments.set.clone();
-    set.extend(
-        arguments
-            .data
-            .iter()
-            .map(|data| format!("data.path={data}")),
-    );
+    if let Some(data) = &arguments.data {
+        // A set with an index is a packed one, whatever the run was trained on.
+        if Store::open(data)?.head(INDEX_NAME)?.is_some() {
+            set.push("data.source=packed".into());
+        }
+        set.push(format!("data.path={data}"));
+    }
     match (&arguments.config, folder) {
         (None, Some(folder)) => {
             let name = format!("{}/config.toml", folder.shown());
