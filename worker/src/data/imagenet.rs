@@ -1,4 +1,5 @@
-//! ImageNet's transforms: a random crop and flip to learn from, the centre to be judged on.
+//! ImageNet's transforms: a random crop and flip to learn from, perhaps AutoAugment, and the centre
+//! to be judged on.
 //!
 //! Both resize as Pillow does, bilinear with antialiasing. What chance decides depends on (seed,
 //! epoch, sample) and the picture's size alone.
@@ -10,6 +11,7 @@ use rand::Rng;
 use synfire_shared::ids::Epoch;
 use synfire_shared::random::{Purpose, below, keyed, uniform};
 
+use super::autoaugment::{self, operation::Size};
 use super::dataset::Normalise;
 use super::picture::{Picture, PictureError};
 
@@ -152,7 +154,10 @@ pub struct Transform {
     resizer: Resizer,
     tables: Vec<[f32; 256]>,
     options: Options,
-    out: TypedImage<'static, U8x3>,
+    /// The result's pixels, `[side, side, 3]`.
+    out: Vec<u8>,
+    /// Memory of AutoAugment.
+    scratch: Vec<u8>,
 }
 
 impl Transform {
@@ -170,11 +175,13 @@ impl Transform {
             resizer: Resizer::new(),
             tables,
             options,
-            out: TypedImage::new(options.side, options.side),
+            out: vec![0; options.side as usize * options.side as usize * 3],
+            scratch: Vec::new(),
         }
     }
 
-    /// Writes a sample to learn from: its random crop, resized, perhaps flipped, and normalised.
+    /// Writes a sample to learn from: its random crop, resized, perhaps flipped, perhaps
+    /// through AutoAugment, and normalised.
     ///
     /// # Shapes
     ///
@@ -196,7 +203,13 @@ impl Transform {
         self.picture.decode(bytes)?;
         let draws = Draws::new(self.picture.width, self.picture.height, seed, epoch, sample);
         self.resize_crop(draws.crop);
-        self.write(draws.flip && self.options.flip, out_hwc);
+        let flip = draws.flip && self.options.flip;
+        if self.options.auto_augment {
+            self.auto_augment(flip, &autoaugment::Draws::new(seed, epoch, sample));
+            self.write(false, out_hwc);
+        } else {
+            self.write(flip, out_hwc);
+        }
         Ok(())
     }
 
@@ -230,7 +243,7 @@ impl Transform {
         resize(
             &mut self.resizer,
             &cropped,
-            &mut self.out,
+            (&mut self.out, self.options.side),
             ResizeOptions::new(),
         );
     }
@@ -250,27 +263,43 @@ impl Transform {
             side * scale_x,
             side * scale_y,
         );
-        resize(&mut self.resizer, &picture, &mut self.out, options);
+        let out = (&mut self.out[..], self.options.side);
+        resize(&mut self.resizer, &picture, out, options);
+    }
+
+    /// The flip comes first: AutoAugment may turn and shear to either side.
+    fn auto_augment(&mut self, flip: bool, draws: &autoaugment::Draws) {
+        let side = self.options.side as usize;
+        if flip {
+            for row in self.out.chunks_exact_mut(3 * side) {
+                let (pixels, _) = row.as_chunks_mut::<3>();
+                pixels.reverse();
+            }
+        }
+        let size = Size {
+            height: side,
+            width: side,
+        };
+        draws.apply(&mut self.out, size, &mut self.scratch);
     }
 
     fn write(&self, flip: bool, out_hwc: &mut [f32]) {
         let side = self.options.side as usize;
         assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
-        let rows = self.out.pixels().chunks_exact(side);
+        let rows = self.out.chunks_exact(3 * side);
         for (row, out) in rows.zip(out_hwc.chunks_exact_mut(3 * side)) {
-            let out = out.chunks_exact_mut(3);
+            let (row, out) = (row.chunks_exact(3), out.chunks_exact_mut(3));
             if flip {
-                out.zip(row.iter().rev())
-                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+                out.zip(row.rev())
+                    .for_each(|(out, pixel)| self.pixel(pixel, out));
             } else {
-                out.zip(row)
-                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+                out.zip(row).for_each(|(out, pixel)| self.pixel(pixel, out));
             }
         }
     }
 
-    fn pixel(&self, pixel: U8x3, out: &mut [f32]) {
-        for ((out, table), byte) in out.iter_mut().zip(&self.tables).zip(pixel.0) {
+    fn pixel(&self, pixel: &[u8], out: &mut [f32]) {
+        for ((out, table), &byte) in out.iter_mut().zip(&self.tables).zip(pixel) {
             *out = table[usize::from(byte)];
         }
     }
@@ -301,11 +330,13 @@ fn view(picture: &Picture) -> TypedImageRef<'_, U8x3> {
 fn resize(
     resizer: &mut Resizer,
     from: &impl ImageView<Pixel = U8x3>,
-    to: &mut TypedImage<'static, U8x3>,
+    (to, side): (&mut [u8], u32),
     options: ResizeOptions,
 ) {
+    let to = TypedImage::from_buffer(side, side, to);
+    let mut to = to.expect("the result has the bytes of its size");
     let options = options.resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    let done = resizer.resize_typed(from, to, &options);
+    let done = resizer.resize_typed(from, &mut to, &options);
     done.expect("both pictures have pixels, and a crop lies inside its picture");
 }
 

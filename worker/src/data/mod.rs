@@ -10,12 +10,14 @@
 //! - [`cifar`]: the binary files of CIFAR-10.
 //! - [`pack`]: data sets into shards, which is another program's input, not this one's batches.
 //! - [`picture`]: JPEG and PNG to pixels.
+//! - [`autoaugment`]: AutoAugment with ImageNet's policy.
 //! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
 //! - [`batches`]: the order of samples, and samples to normalised batches.
 //! - [`prefetch`]: a thread that has the next training batch ready.
 
 pub mod augment;
+pub mod autoaugment;
 pub mod batches;
 pub mod cifar;
 pub mod dataset;
