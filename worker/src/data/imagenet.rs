@@ -152,7 +152,7 @@ fn rounded(value: f64) -> u32 {
 pub struct Transform {
     picture: Picture,
     resizer: Resizer,
-    tables: Vec<[f32; 256]>,
+    tables: [[f32; 256]; 3],
     options: Options,
     /// The result's pixels, `[side, side, 3]`.
     out: Vec<u8>,
@@ -168,7 +168,7 @@ impl Transform {
     /// When `normalise` has not three channels, or the side is not 1 to 4096.
     pub fn new(normalise: &Normalise, options: Options) -> Self {
         let tables = normalise.tables();
-        assert_eq!(tables.len(), 3, "channels of a picture");
+        let tables = tables.try_into().expect("a picture has three channels");
         assert!((1..=LIMIT_SIDE).contains(&options.side), "{options:?}");
         Self {
             picture: Picture::default(),
@@ -200,8 +200,15 @@ impl Transform {
         (seed, epoch, sample): (u64, Epoch, u32),
         out_hwc: &mut [f32],
     ) -> Result<(), PictureError> {
-        self.picture.decode(bytes)?;
-        let draws = Draws::new(self.picture.width, self.picture.height, seed, epoch, sample);
+        let mut draws = None;
+        // Rows below the crop are not needed.
+        self.picture.decode_top(bytes, |width, height| {
+            let crop = draws
+                .insert(Draws::new(width, height, seed, epoch, sample))
+                .crop;
+            crop.top + crop.height
+        })?;
+        let draws = draws.expect("the size of a decoded picture was asked for");
         self.resize_crop(draws.crop);
         let flip = draws.flip && self.options.flip;
         if self.options.auto_augment {
@@ -286,21 +293,26 @@ impl Transform {
     fn write(&self, flip: bool, out_hwc: &mut [f32]) {
         let side = self.options.side as usize;
         assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
-        let rows = self.out.chunks_exact(3 * side);
-        for (row, out) in rows.zip(out_hwc.chunks_exact_mut(3 * side)) {
-            let (row, out) = (row.chunks_exact(3), out.chunks_exact_mut(3));
+        let [red, green, blue] = &self.tables;
+        let value = |&[r, g, b]: &[u8; 3]| {
+            [
+                red[usize::from(r)],
+                green[usize::from(g)],
+                blue[usize::from(b)],
+            ]
+        };
+        let (pixels, _) = self.out.as_chunks::<3>();
+        let (out, _) = out_hwc.as_chunks_mut::<3>();
+        for (row, out) in pixels.chunks_exact(side).zip(out.chunks_exact_mut(side)) {
             if flip {
-                out.zip(row.rev())
-                    .for_each(|(out, pixel)| self.pixel(pixel, out));
+                for (out, pixel) in out.iter_mut().zip(row.iter().rev()) {
+                    *out = value(pixel);
+                }
             } else {
-                out.zip(row).for_each(|(out, pixel)| self.pixel(pixel, out));
+                for (out, pixel) in out.iter_mut().zip(row) {
+                    *out = value(pixel);
+                }
             }
-        }
-    }
-
-    fn pixel(&self, pixel: &[u8], out: &mut [f32]) {
-        for ((out, table), &byte) in out.iter_mut().zip(&self.tables).zip(pixel) {
-            *out = table[usize::from(byte)];
         }
     }
 }
