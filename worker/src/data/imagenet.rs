@@ -235,8 +235,14 @@ impl Transform {
     ///
     /// When `out_hwc` has not its shape.
     pub fn test(&mut self, bytes: &[u8], out_hwc: &mut [f32]) -> Result<(), PictureError> {
-        self.picture.decode(bytes)?;
-        self.resize_centre();
+        let mut centre = None;
+        self.picture.decode_top(bytes, |width, height| {
+            centre
+                .insert(Centre::new(width, height, self.options))
+                .num_rows(height, self.options)
+        })?;
+        let centre = centre.expect("the size of a decoded picture was asked for");
+        self.resize_centre(centre);
         self.write(false, out_hwc);
         Ok(())
     }
@@ -256,20 +262,15 @@ impl Transform {
     }
 
     /// The centre alone is computed: a picture of 1 x 16384 pixels would resize to 4 million rows.
-    fn resize_centre(&mut self) {
+    fn resize_centre(&mut self, centre: Centre) {
         let picture = view(&self.picture);
-        let (width, left) = centre(picture.width(), picture.height(), self.options);
-        let (height, top) = centre(picture.height(), picture.width(), self.options);
-        // In the picture's own pixels; the sums may exceed the side by a rounding.
-        let scale_x = f64::from(picture.width()) / width;
-        let scale_y = f64::from(picture.height()) / height;
-        let side = f64::from(self.options.side);
-        let options = ResizeOptions::new().crop(
-            left * scale_x,
-            top * scale_y,
-            side * scale_x,
-            side * scale_y,
-        );
+        let Centre {
+            top,
+            left,
+            height,
+            width,
+        } = centre;
+        let options = ResizeOptions::new().crop(left, top, width, height);
         let out = (&mut self.out[..], self.options.side);
         resize(&mut self.resizer, &picture, out, options);
     }
@@ -314,6 +315,38 @@ impl Transform {
                 }
             }
         }
+    }
+}
+
+/// The centre of a test picture, in the picture's own pixels; sums may exceed a side by a rounding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Centre {
+    top: f64,
+    left: f64,
+    height: f64,
+    width: f64,
+}
+
+impl Centre {
+    fn new(width: u32, height: u32, options: Options) -> Self {
+        let (resized_width, left) = centre(width, height, options);
+        let (resized_height, top) = centre(height, width, options);
+        let scale_x = f64::from(width) / resized_width;
+        let scale_y = f64::from(height) / resized_height;
+        let side = f64::from(options.side);
+        Self {
+            top: top * scale_y,
+            left: left * scale_x,
+            height: side * scale_y,
+            width: side * scale_x,
+        }
+    }
+
+    /// The rows that the resize reads, the picture having `height`.
+    fn num_rows(&self, height: u32, options: Options) -> u32 {
+        // The filter reaches as far as a row of the result is high, at least one row.
+        let reach = (self.height / f64::from(options.side)).max(1.0) + 1.0;
+        rounded((self.top + self.height + reach).ceil()).min(height)
     }
 }
 

@@ -279,6 +279,56 @@ proptest! {
     }
 }
 
+/// What is decoded of a picture must not be seen in what is made of it.
+fn assert_rows_below_are_not_missed(name: &str, bytes: &[u8]) {
+    let (mut short, mut whole) = (transform(), transform());
+    let (mut out, mut expected) = (values(), values());
+    for sample in 0..4 {
+        short.train(bytes, (1, Epoch(0), sample), &mut out).unwrap();
+        whole.picture.decode(bytes).unwrap();
+        let Picture { width, height, .. } = whole.picture;
+        let draws = Draws::new(width, height, 1, Epoch(0), sample);
+        whole.resize_crop(draws.crop);
+        whole.write(draws.flip, &mut expected);
+        assert!(out == expected, "{name}: crop {sample}");
+    }
+    short.test(bytes, &mut out).unwrap();
+    let Picture { width, height, .. } = whole.picture;
+    whole.resize_centre(Centre::new(width, height, whole.options));
+    whole.write(false, &mut expected);
+    assert!(out == expected, "{name}: centre");
+}
+
+#[test]
+fn rows_below_the_crop_are_not_missed() {
+    assert_rows_below_are_not_missed(
+        "small",
+        include_bytes!("../../../../tests/golden/pictures/small.jpg"),
+    );
+    assert_rows_below_are_not_missed(
+        "cmyk",
+        include_bytes!("../../../../tests/golden/pictures/cmyk.jpg"),
+    );
+    assert_rows_below_are_not_missed("made", MADE);
+}
+
+#[test]
+#[ignore = "needs SYNFIRE_SHARED"]
+fn needs_shared_rows_below_the_crop_of_a_photograph_are_not_missed() {
+    let shared = std::env::var("SYNFIRE_SHARED").expect("set SYNFIRE_SHARED to the folder");
+    let root = Path::new(&shared).join("data/imagenet/one_per_class");
+    let mut num_files = 0;
+    for class in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(class.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_rows_below_are_not_missed(&path.display().to_string(), &bytes);
+            num_files += 1;
+        }
+    }
+    assert_eq!(num_files, 377);
+}
+
 #[test]
 #[ignore = "needs SYNFIRE_SHARED"]
 fn needs_shared_centres_of_photographs_are_pillows() {
