@@ -24,6 +24,8 @@ pub enum Purpose {
     Augment = 3,
     /// Dropout masks. Words: epoch, sample (or batch), time step, layer.
     Dropout = 4,
+    /// The sub-policy of AutoAugment and what becomes of it. Words: epoch, sample.
+    AutoAugment = 5,
 }
 
 /// The stream of the key (seed, purpose, words); lists of words of different lengths differ.
@@ -167,6 +169,7 @@ mod tests {
             first(1, Purpose::Shuffle, &[]),
             first(1, Purpose::Augment, &[]),
             first(1, Purpose::Dropout, &[]),
+            first(1, Purpose::AutoAugment, &[]),
             first(2, Purpose::Initialise, &[]),
             first(0, Purpose::Initialise, &[]),
         ];

@@ -1,4 +1,5 @@
-//! ImageNet's transforms: a random crop and flip to learn from, the centre to be judged on.
+//! ImageNet's transforms: a random crop and flip to learn from, perhaps AutoAugment, and the centre
+//! to be judged on.
 //!
 //! Both resize as Pillow does, bilinear with antialiasing. What chance decides depends on (seed,
 //! epoch, sample) and the picture's size alone.
@@ -10,6 +11,7 @@ use rand::Rng;
 use synfire_shared::ids::Epoch;
 use synfire_shared::random::{Purpose, below, keyed, uniform};
 
+use super::autoaugment::{self, operation::Size};
 use super::dataset::Normalise;
 use super::picture::{Picture, PictureError};
 
@@ -150,9 +152,12 @@ fn rounded(value: f64) -> u32 {
 pub struct Transform {
     picture: Picture,
     resizer: Resizer,
-    tables: Vec<[f32; 256]>,
+    tables: [[f32; 256]; 3],
     options: Options,
-    out: TypedImage<'static, U8x3>,
+    /// The result's pixels, `[side, side, 3]`.
+    out: Vec<u8>,
+    /// Memory of AutoAugment.
+    scratch: Vec<u8>,
 }
 
 impl Transform {
@@ -163,18 +168,20 @@ impl Transform {
     /// When `normalise` has not three channels, or the side is not 1 to 4096.
     pub fn new(normalise: &Normalise, options: Options) -> Self {
         let tables = normalise.tables();
-        assert_eq!(tables.len(), 3, "channels of a picture");
+        let tables = tables.try_into().expect("a picture has three channels");
         assert!((1..=LIMIT_SIDE).contains(&options.side), "{options:?}");
         Self {
             picture: Picture::default(),
             resizer: Resizer::new(),
             tables,
             options,
-            out: TypedImage::new(options.side, options.side),
+            out: vec![0; options.side as usize * options.side as usize * 3],
+            scratch: Vec::new(),
         }
     }
 
-    /// Writes a sample to learn from: its random crop, resized, perhaps flipped, and normalised.
+    /// Writes a sample to learn from: its random crop, resized, perhaps flipped, perhaps
+    /// through AutoAugment, and normalised.
     ///
     /// # Shapes
     ///
@@ -193,10 +200,23 @@ impl Transform {
         (seed, epoch, sample): (u64, Epoch, u32),
         out_hwc: &mut [f32],
     ) -> Result<(), PictureError> {
-        self.picture.decode(bytes)?;
-        let draws = Draws::new(self.picture.width, self.picture.height, seed, epoch, sample);
+        let mut draws = None;
+        // Rows below the crop are not needed.
+        self.picture.decode_top(bytes, |width, height| {
+            let crop = draws
+                .insert(Draws::new(width, height, seed, epoch, sample))
+                .crop;
+            crop.top + crop.height
+        })?;
+        let draws = draws.expect("the size of a decoded picture was asked for");
         self.resize_crop(draws.crop);
-        self.write(draws.flip && self.options.flip, out_hwc);
+        let flip = draws.flip && self.options.flip;
+        if self.options.auto_augment {
+            self.auto_augment(flip, &autoaugment::Draws::new(seed, epoch, sample));
+            self.write(false, out_hwc);
+        } else {
+            self.write(flip, out_hwc);
+        }
         Ok(())
     }
 
@@ -215,8 +235,14 @@ impl Transform {
     ///
     /// When `out_hwc` has not its shape.
     pub fn test(&mut self, bytes: &[u8], out_hwc: &mut [f32]) -> Result<(), PictureError> {
-        self.picture.decode(bytes)?;
-        self.resize_centre();
+        let mut centre = None;
+        self.picture.decode_top(bytes, |width, height| {
+            centre
+                .insert(Centre::new(width, height, self.options))
+                .num_rows(height, self.options)
+        })?;
+        let centre = centre.expect("the size of a decoded picture was asked for");
+        self.resize_centre(centre);
         self.write(false, out_hwc);
         Ok(())
     }
@@ -230,49 +256,97 @@ impl Transform {
         resize(
             &mut self.resizer,
             &cropped,
-            &mut self.out,
+            (&mut self.out, self.options.side),
             ResizeOptions::new(),
         );
     }
 
     /// The centre alone is computed: a picture of 1 x 16384 pixels would resize to 4 million rows.
-    fn resize_centre(&mut self) {
+    fn resize_centre(&mut self, centre: Centre) {
         let picture = view(&self.picture);
-        let (width, left) = centre(picture.width(), picture.height(), self.options);
-        let (height, top) = centre(picture.height(), picture.width(), self.options);
-        // In the picture's own pixels; the sums may exceed the side by a rounding.
-        let scale_x = f64::from(picture.width()) / width;
-        let scale_y = f64::from(picture.height()) / height;
-        let side = f64::from(self.options.side);
-        let options = ResizeOptions::new().crop(
-            left * scale_x,
-            top * scale_y,
-            side * scale_x,
-            side * scale_y,
-        );
-        resize(&mut self.resizer, &picture, &mut self.out, options);
+        let Centre {
+            top,
+            left,
+            height,
+            width,
+        } = centre;
+        let options = ResizeOptions::new().crop(left, top, width, height);
+        let out = (&mut self.out[..], self.options.side);
+        resize(&mut self.resizer, &picture, out, options);
+    }
+
+    /// The flip comes first: AutoAugment may turn and shear to either side.
+    fn auto_augment(&mut self, flip: bool, draws: &autoaugment::Draws) {
+        let side = self.options.side as usize;
+        if flip {
+            for row in self.out.chunks_exact_mut(3 * side) {
+                let (pixels, _) = row.as_chunks_mut::<3>();
+                pixels.reverse();
+            }
+        }
+        let size = Size {
+            height: side,
+            width: side,
+        };
+        draws.apply(&mut self.out, size, &mut self.scratch);
     }
 
     fn write(&self, flip: bool, out_hwc: &mut [f32]) {
         let side = self.options.side as usize;
         assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
-        let rows = self.out.pixels().chunks_exact(side);
-        for (row, out) in rows.zip(out_hwc.chunks_exact_mut(3 * side)) {
-            let out = out.chunks_exact_mut(3);
+        let [red, green, blue] = &self.tables;
+        let value = |&[r, g, b]: &[u8; 3]| {
+            [
+                red[usize::from(r)],
+                green[usize::from(g)],
+                blue[usize::from(b)],
+            ]
+        };
+        let (pixels, _) = self.out.as_chunks::<3>();
+        let (out, _) = out_hwc.as_chunks_mut::<3>();
+        for (row, out) in pixels.chunks_exact(side).zip(out.chunks_exact_mut(side)) {
             if flip {
-                out.zip(row.iter().rev())
-                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+                for (out, pixel) in out.iter_mut().zip(row.iter().rev()) {
+                    *out = value(pixel);
+                }
             } else {
-                out.zip(row)
-                    .for_each(|(out, pixel)| self.pixel(*pixel, out));
+                for (out, pixel) in out.iter_mut().zip(row) {
+                    *out = value(pixel);
+                }
             }
         }
     }
+}
 
-    fn pixel(&self, pixel: U8x3, out: &mut [f32]) {
-        for ((out, table), byte) in out.iter_mut().zip(&self.tables).zip(pixel.0) {
-            *out = table[usize::from(byte)];
+/// The centre of a test picture, in the picture's own pixels; sums may exceed a side by a rounding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Centre {
+    top: f64,
+    left: f64,
+    height: f64,
+    width: f64,
+}
+
+impl Centre {
+    fn new(width: u32, height: u32, options: Options) -> Self {
+        let (resized_width, left) = centre(width, height, options);
+        let (resized_height, top) = centre(height, width, options);
+        let scale_x = f64::from(width) / resized_width;
+        let scale_y = f64::from(height) / resized_height;
+        let side = f64::from(options.side);
+        Self {
+            top: top * scale_y,
+            left: left * scale_x,
+            height: side * scale_y,
+            width: side * scale_x,
         }
+    }
+
+    /// The rows that the resize reads, the picture having `height`.
+    fn num_rows(&self, height: u32, options: Options) -> u32 {
+        // The filter reaches as far as a row of the result is high, at least one row.
+        let reach = (self.height / f64::from(options.side)).max(1.0) + 1.0;
+        rounded((self.top + self.height + reach).ceil()).min(height)
     }
 }
 
@@ -301,11 +375,13 @@ fn view(picture: &Picture) -> TypedImageRef<'_, U8x3> {
 fn resize(
     resizer: &mut Resizer,
     from: &impl ImageView<Pixel = U8x3>,
-    to: &mut TypedImage<'static, U8x3>,
+    (to, side): (&mut [u8], u32),
     options: ResizeOptions,
 ) {
+    let to = TypedImage::from_buffer(side, side, to);
+    let mut to = to.expect("the result has the bytes of its size");
     let options = options.resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    let done = resizer.resize_typed(from, to, &options);
+    let done = resizer.resize_typed(from, &mut to, &options);
     done.expect("both pictures have pixels, and a crop lies inside its picture");
 }
 

@@ -10,6 +10,7 @@
 //! - [`cifar`]: the binary files of CIFAR-10.
 //! - [`pack`]: data sets into shards, which is another program's input, not this one's batches.
 //! - [`picture`]: JPEG and PNG to pixels.
+//! - [`autoaugment`]: AutoAugment with ImageNet's policy.
 //! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
 //! - [`batches`]: batches of a set in memory: the order of samples, and samples to normalised batches.
@@ -18,6 +19,7 @@
 //! - [`source`]: where a run's batches come from: one of these two.
 
 pub mod augment;
+pub mod autoaugment;
 pub mod batches;
 pub mod cifar;
 pub mod dataset;

@@ -99,11 +99,29 @@ impl Picture {
     ///
     /// A [`PictureError`], after which the picture's content has no meaning.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<(), PictureError> {
+        self.decode_top(bytes, |_, height| height)
+    }
+
+    /// Decodes at least the first rows of `bytes` to RGB into this picture: as many as `num_rows`
+    /// says when it is given the picture's width and height, 1 to all. [`Picture::height`] is then
+    /// the number of rows that were decoded. They are those of the whole picture; damage below them
+    /// may stay unseen, though not a missing end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Picture::decode`]. `num_rows` is called once, unless the header is at fault.
+    pub fn decode_top(
+        &mut self,
+        bytes: &[u8],
+        num_rows: impl FnOnce(u32, u32) -> u32,
+    ) -> Result<(), PictureError> {
         if bytes.starts_with(JPEG_MAGIC) {
-            return jpeg::decode(bytes, self);
+            return jpeg::decode_top(bytes, num_rows, self);
         }
         if bytes.starts_with(PNG_MAGIC) {
-            return png::decode(bytes, self);
+            png::decode(bytes, self)?;
+            num_rows(self.width, self.height);
+            return Ok(());
         }
         if bytes.is_empty() {
             return Err(PictureError::Empty);

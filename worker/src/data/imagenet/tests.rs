@@ -33,7 +33,7 @@ fn values() -> Vec<f32> {
 }
 
 fn assert_pixels_are_pillows(transform: &Transform, expected: &[u8]) {
-    let pixels = transform.out.pixels().iter().flat_map(|pixel| pixel.0);
+    let pixels = transform.out.iter();
     let expected = decoded(expected);
     let apart = pixels.zip(&expected.pixels).map(|(a, b)| a.abs_diff(*b));
     let (mut largest, mut sum, mut num) = (0, 0, 0);
@@ -83,7 +83,7 @@ fn a_training_picture_is_its_crop_flipped_and_normalised() {
         transform.resize_crop(draws.crop);
         let (y, x, c) = (100, 7, 2);
         let from = if draws.flip { SIDE as usize - 1 - x } else { x };
-        let byte = transform.out.pixels()[y * SIDE as usize + from].0[c];
+        let byte = transform.out[(y * SIDE as usize + from) * 3 + c];
         let value = (f32::from(byte) / 255.0 - 0.406) / 0.225;
         assert_eq!(
             out[(y * SIDE as usize + x) * 3 + c].to_bits(),
@@ -113,19 +113,60 @@ fn options_choose_the_side_and_whether_to_flip() {
     plain.picture = decoded(MADE);
     let crop = Draws::new(301, 203, 1, Epoch(0), sample).crop;
     plain.resize_crop(crop);
-    let mean_of = |values: &mut dyn Iterator<Item = f32>| values.sum::<f32>();
-    let left: f32 = mean_of(&mut out.chunks_exact(192).flat_map(|row| row[..96].to_vec()));
-    let rows = plain.out.pixels().chunks_exact(224);
-    let expected = mean_of(&mut rows.flat_map(|row| {
-        row[..112]
-            .iter()
-            .flat_map(|p| p.0.map(|b| f32::from(b) / 255.0))
-    }));
+    let left: f32 = out.chunks_exact(192).flat_map(|row| &row[..96]).sum();
+    let rows = plain.out.chunks_exact(3 * 224);
+    let expected: f32 = rows
+        .flat_map(|row| &row[..336])
+        .map(|&b| f32::from(b) / 255.0)
+        .sum();
     let (left, expected) = (left / (64.0 * 96.0), expected / (224.0 * 336.0));
     assert!((left - expected).abs() < 0.005, "{left} {expected}");
     out.fill(f32::NAN);
     small.test(MADE, &mut out).unwrap();
     assert!(out.iter().all(|value| (0.0..=1.0).contains(value)));
+}
+
+#[test]
+fn auto_augment_follows_the_flip_and_leaves_the_crop() {
+    let mut plain = transform();
+    let mut automatic = transform_with(Options {
+        auto_augment: true,
+        ..Options::default()
+    });
+    let side = SIDE as usize;
+    let (mut num_flipped, mut num_changed) = (0, 0);
+    for sample in 0..12 {
+        let (mut expected, mut out) = (values(), values());
+        plain
+            .train(MADE, (1, Epoch(0), sample), &mut expected)
+            .unwrap();
+        automatic
+            .train(MADE, (1, Epoch(0), sample), &mut out)
+            .unwrap();
+        let mut bytes: Vec<u8> = expected
+            .iter()
+            .map(|v| rounded(f64::from(v * 255.0)))
+            .map(|byte| u8::try_from(byte).unwrap())
+            .collect();
+        let size = Size {
+            height: side,
+            width: side,
+        };
+        let draws = autoaugment::Draws::new(1, Epoch(0), sample);
+        draws.apply(&mut bytes, size, &mut Vec::new());
+        num_flipped += u32::from(Draws::new(301, 203, 1, Epoch(0), sample).flip);
+        num_changed += u32::from(out != expected);
+        let bytes = bytes.iter().map(|&byte| f32::from(byte) / 255.0);
+        assert!(
+            out.iter()
+                .zip(bytes)
+                .all(|(a, b)| a.to_bits() == b.to_bits())
+        );
+    }
+    assert!(
+        num_flipped > 2 && num_changed > 6,
+        "{num_flipped} {num_changed}"
+    );
 }
 
 #[test]
@@ -236,6 +277,56 @@ proptest! {
             prop_assert!(crop.height >= 1 && crop.top + crop.height <= height);
         }
     }
+}
+
+/// What is decoded of a picture must not be seen in what is made of it.
+fn assert_rows_below_are_not_missed(name: &str, bytes: &[u8]) {
+    let (mut short, mut whole) = (transform(), transform());
+    let (mut out, mut expected) = (values(), values());
+    for sample in 0..4 {
+        short.train(bytes, (1, Epoch(0), sample), &mut out).unwrap();
+        whole.picture.decode(bytes).unwrap();
+        let Picture { width, height, .. } = whole.picture;
+        let draws = Draws::new(width, height, 1, Epoch(0), sample);
+        whole.resize_crop(draws.crop);
+        whole.write(draws.flip, &mut expected);
+        assert!(out == expected, "{name}: crop {sample}");
+    }
+    short.test(bytes, &mut out).unwrap();
+    let Picture { width, height, .. } = whole.picture;
+    whole.resize_centre(Centre::new(width, height, whole.options));
+    whole.write(false, &mut expected);
+    assert!(out == expected, "{name}: centre");
+}
+
+#[test]
+fn rows_below_the_crop_are_not_missed() {
+    assert_rows_below_are_not_missed(
+        "small",
+        include_bytes!("../../../../tests/golden/pictures/small.jpg"),
+    );
+    assert_rows_below_are_not_missed(
+        "cmyk",
+        include_bytes!("../../../../tests/golden/pictures/cmyk.jpg"),
+    );
+    assert_rows_below_are_not_missed("made", MADE);
+}
+
+#[test]
+#[ignore = "needs SYNFIRE_SHARED"]
+fn needs_shared_rows_below_the_crop_of_a_photograph_are_not_missed() {
+    let shared = std::env::var("SYNFIRE_SHARED").expect("set SYNFIRE_SHARED to the folder");
+    let root = Path::new(&shared).join("data/imagenet/one_per_class");
+    let mut num_files = 0;
+    for class in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(class.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_rows_below_are_not_missed(&path.display().to_string(), &bytes);
+            num_files += 1;
+        }
+    }
+    assert_eq!(num_files, 377);
 }
 
 #[test]

@@ -52,6 +52,60 @@ fn jpegs_have_the_pixels_that_pillow_sees() {
     assert!(apart.0 <= 8 && apart.1 < 0.6, "progressive: {apart:?}");
 }
 
+/// The picture of its first rows, for some numbers of them.
+fn assert_tops_are_the_wholes(name: &str, bytes: &[u8], numbers_of_rows: &[u32]) -> u32 {
+    let whole = decode(bytes).unwrap();
+    let (mut picture, mut num_shortened) = (Picture::default(), 0);
+    for &num_rows in numbers_of_rows {
+        let num_rows = num_rows.clamp(1, whole.height);
+        let mut size = None;
+        let rows = |width, height| {
+            size = Some((width, height));
+            num_rows
+        };
+        picture.decode_top(bytes, rows).unwrap();
+        assert_eq!(size, Some((whole.width, whole.height)), "{name}");
+        assert!(
+            (num_rows..=whole.height).contains(&picture.height),
+            "{name}"
+        );
+        assert_eq!(picture.width, whole.width, "{name}");
+        let row = 3 * picture.width as usize;
+        assert_eq!(
+            picture.pixels.len(),
+            picture.height as usize * row,
+            "{name}"
+        );
+        let needed = num_rows as usize * row;
+        assert!(
+            picture.pixels[..needed] == whole.pixels[..needed],
+            "{name}: {num_rows}"
+        );
+        num_shortened += u32::from(picture.height < whole.height);
+    }
+    num_shortened
+}
+
+#[test]
+fn the_first_rows_are_those_of_the_whole_picture() {
+    // 24 rows in blocks of 16: only one more than a block at a time would shorten it.
+    let every: Vec<u32> = (1..=24).collect();
+    assert_eq!(assert_tops_are_the_wholes("small", SMALL_JPEG, &every), 0);
+    assert_eq!(assert_tops_are_the_wholes("cmyk", CMYK, &every), 8);
+    let progressive = assert_tops_are_the_wholes("progressive", PROGRESSIVE, &every);
+    assert_eq!(progressive, 0, "every scan has every row");
+}
+
+#[test]
+fn an_early_end_is_seen_whatever_the_rows() {
+    let cut = &CMYK[..CMYK.len() - 2];
+    let seen = Picture::default().decode_top(cut, |_, _| 1);
+    assert!(
+        matches!(seen, Err(PictureError::Truncated { .. })),
+        "{seen:?}"
+    );
+}
+
 #[test]
 fn cmyk_is_inverted_with_and_without_adobe_as_pillow_has_it() {
     for (name, bytes) in [("Adobe", CMYK), ("plain", CMYK_PLAIN)] {
@@ -280,4 +334,21 @@ fn needs_shared_every_picture_decodes_to_its_size() {
         num_files += 1;
     }
     assert_eq!(num_files, 927);
+}
+
+#[test]
+#[ignore = "needs SYNFIRE_SHARED"]
+fn needs_shared_the_first_rows_are_those_of_the_whole_photograph() {
+    let (mut num_files, mut num_shortened) = (0, 0);
+    for class in fs::read_dir(imagenet().join("one_per_class")).unwrap() {
+        for file in fs::read_dir(class.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let rows = [1, 16, 17, 97, 160, 203, 256, 311];
+            num_shortened += assert_tops_are_the_wholes(&path.display().to_string(), &bytes, &rows);
+            num_files += 1;
+        }
+    }
+    assert_eq!(num_files, 377);
+    assert!(num_shortened > 1000, "{num_shortened}");
 }
