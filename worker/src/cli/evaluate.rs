@@ -5,8 +5,9 @@ use super::table::percent;
 use crate::checkpoint::RunFolder;
 use crate::data::{Augment, Loader};
 use crate::shape::Shape;
-use crate::{node, train, weights};
-use anyhow::{Context, bail};
+use crate::weights::{self, Readout};
+use crate::{node, train};
+use anyhow::bail;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use synfire_shared::Run;
 pub(super) struct Arguments {
     /// The run as a TOML file; a run folder has its own, which is used where none is given
     config: Option<PathBuf>,
-    /// A run folder, the manifest of a checkpoint in one, or a .safetensors file of weights
+    /// A run folder, the manifest of a checkpoint in one, or a .safetensors or .pth file of weights
     #[arg(long, value_name = "PATH")]
     checkpoint: String,
     /// Folder of the data set, instead of the configuration's data.path
@@ -33,12 +34,12 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let location = &arguments.checkpoint;
-    let folder = if location.ends_with(".safetensors") {
+    let folder = if weights::is_file(location) {
         None
     } else {
-        Some(RunFolder::of_checkpoint(location)?)
+        Some(RunFolder::of_checkpoint(location)?.0)
     };
-    let run = configuration(arguments, folder.as_ref().map(|(folder, _)| folder))?;
+    let run = configuration(arguments, folder.as_ref())?;
     let dataset = Arc::new(train::dataset(&run.data)?);
     if dataset.test.is_empty() {
         bail!("{} has no test set", dataset.name);
@@ -46,23 +47,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let shape = dataset.shape();
     let input = Shape::new(shape.height, shape.width, shape.channels);
     let mut node = node::build(&run, input, dataset.classes)?;
-    let name = match &folder {
-        None => {
-            let network = &node.learner.network;
-            weights::load(location.as_ref(), network, &mut *node.kernels)?;
-            location.clone()
-        }
-        Some((folder, number)) => {
-            let loaded = match number {
-                Some(number) => folder.load(*number, None)?,
-                None => folder
-                    .newest_good(None, &mut |_, warning| eprintln!("warning: {warning}"))?
-                    .with_context(|| format!("there is no checkpoint in {location}"))?,
-            };
-            loaded.restore_weights(&mut node)?;
-            loaded.name
-        }
-    };
+    let mut warn = |warning| eprintln!("warning: {warning}");
+    let (name, _) = train::init::load(location, &mut node, Readout::Take, &mut warn)?;
     let images = dataset.test.len();
     let loader = Loader::new(dataset, Augment::None, run.seed, run.data.batch);
     let test = train::evaluate(&mut node, &loader, run.time_steps)?;

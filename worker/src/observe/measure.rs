@@ -43,7 +43,7 @@ impl Measure {
                 }
             }
             // Counters count what this process did; a warning is a line of its log.
-            Event::Resumed { .. } | Event::Warning(_) => {}
+            Event::Initialised { .. } | Event::Resumed { .. } | Event::Warning(_) => {}
         }
     }
 
