@@ -200,7 +200,19 @@ impl Checker<'_> {
                 faults.push((key, message));
             }
         }
+        faults.extend(self.readout_without_weights());
         faults
+    }
+
+    /// `init.skip_readout` where there is nothing to skip it in.
+    fn readout_without_weights(&self) -> Option<(&'static Key, String)> {
+        let key = KEYS.iter().find(|key| key.name == "init.skip_readout")?;
+        let skips = matches!(self.known(key.name), Some(Scalar::Bool(true)));
+        let is_drawn = !self.file.written.contains_key("init.from");
+        let is_meant = self.file.meant.contains("init.from");
+        let message =
+            "\"init.skip_readout\" has no meaning without \"init.from\": all weights are drawn";
+        (skips && is_drawn && !is_meant).then(|| (key, message.to_owned()))
     }
 
     fn meaning(&self, key: &Key) -> Meaning {
@@ -357,6 +369,12 @@ lr = 0.02
         (&["model.name=vgg11", "model.dropout=0.9999999999"],
             "\"model.dropout\" must be a number, at least 0 and less than 1, but is 0.9999999999, \
              which is 1 in f32"),
+        (&["init.from=\"\""],
+            "\"init.from\" must be a text in quotes, but is the text \"\""),
+        (&["init.skip_readout=1"],
+            "\"init.skip_readout\" must be true or false, but is 1"),
+        (&["init.skip_readout=true"],
+            "\"init.skip_readout\" has no meaning without \"init.from\": all weights are drawn"),
         (&["neuron.tau_m=0.5"],
             "\"neuron.tau_m\" must be a number, at least 1 and at most 1000000, but is 0.5"),
         (&["neuron.tau_m=nan"],

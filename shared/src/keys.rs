@@ -244,6 +244,13 @@ pub(crate) const KEYS: &[Key] = &[
         "Fraction of the readout's inputs set to 0 while training")
         .only("model.name", &["vgg11"]),
 
+    Key::new("init.from", Kind::Text, Fallback::Absent,
+        "Weights to start from: a path or URL of a .safetensors or .pth file, of a run folder or of \
+         the manifest of a checkpoint. Absent: weights are drawn by run.seed. A run that is resumed \
+         has its weights from its checkpoint"),
+    Key::new("init.skip_readout", Kind::Bool, Fallback::Bool(false),
+        "Draw the readout all the same, as for another number of classes; goes with init.from"),
+
     Key::new("neuron.tau_m", Kind::Real(Included(1.0), LARGE), Fallback::Real(2.0),
         "Membrane time constant in time steps: the potential keeps 1/tau_m from one to the next"),
     Key::new("neuron.v_th", Kind::Real(Excluded(0.0), LARGE), Fallback::Real(1.0),

@@ -39,6 +39,8 @@ pub struct Run {
     pub data: Data,
     /// The network.
     pub model: Model,
+    /// The weights at the start.
+    pub init: Init,
     /// The neurons of every layer.
     pub neuron: Neuron,
     /// When to update, and how far back the error reaches.
@@ -97,6 +99,7 @@ impl Run {
             folder: values.optional_text("run.folder"),
             data: Data::from_values(values),
             model: Model::from_values(values),
+            init: Init::from_values(values),
             neuron: Neuron::from_values(values),
             algorithm: Algorithm::from_values(values, time_steps),
             time_steps,
@@ -210,6 +213,24 @@ named! {
         Standard = "standard",
         /// Standard, then the ImageNet policy of AutoAugment.
         AutoAugment = "autoaugment",
+    }
+}
+
+/// The weights at the start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Init {
+    /// Where they are read from, as it was written; absent: they are drawn.
+    pub from: Option<String>,
+    /// Whether the readout is drawn all the same.
+    pub skip_readout: bool,
+}
+
+impl Init {
+    fn from_values(values: &Values) -> Self {
+        Self {
+            from: values.optional_text("init.from"),
+            skip_readout: values.bool("init.skip_readout"),
+        }
     }
 }
 

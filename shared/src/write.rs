@@ -36,7 +36,8 @@ pub(crate) fn to_toml(run: &Run) -> String {
     text
 }
 
-/// Keys that change where a run goes or how long it takes, never a number of it.
+/// Keys that change where a run goes or how long it takes, never a number of it; and those of the
+/// weights at its start, which a checkpoint has behind it: they may have moved since.
 const NO_SETTINGS: &[&str] = &[
     "run.max_batches",
     "run.threads",
@@ -47,6 +48,8 @@ const NO_SETTINGS: &[&str] = &[
     "data.workers",
     "data.cache",
     "data.cache_gib",
+    "init.from",
+    "init.skip_readout",
 ];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
@@ -181,6 +184,11 @@ fn model_and_neuron(run: &Run, entries: &mut Entries) {
             entries.insert("model.dropout", Scalar::Real(dropout));
         }
     }
+    if let Some(from) = &run.init.from {
+        entries.insert("init.from", text(from));
+    }
+    let skips = Scalar::Bool(run.init.skip_readout);
+    entries.insert("init.skip_readout", skips);
     entries.insert("neuron.tau_m", Scalar::Real(run.neuron.tau_m));
     entries.insert("neuron.v_th", Scalar::Real(run.neuron.v_th));
     entries.insert("neuron.alpha", Scalar::Real(run.neuron.alpha));

@@ -6,12 +6,14 @@
 //!
 //! In the order data meets them; arrows between modules are checked by `tests/layering.rs`.
 //!
+//! - `pickle`: Python's pickles, read without executing them.
 //! - [`data`]: bytes to samples to batches.
 //! - [`graph`]: what a network is: nodes, values, topological order; the models by name.
 //! - [`kernel`]: the seam: one function per operation, and its back ends.
 //! - [`engine`]: one time step, forward and backward over a window.
 //! - [`learn`]: when to update, and how far back the error reaches.
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
+//! - [`weights`]: weights in files, our own and PyTorch's.
 //! - [`checkpoint`]: a run folder and its checkpoints.
 //! - [`train`]: the training loop.
 //! - [`observe`]: what a run tells while it goes, for Prometheus.
@@ -28,6 +30,7 @@ pub mod learn;
 pub mod memory;
 pub mod node;
 pub mod observe;
+mod pickle;
 pub mod report;
 pub mod shape;
 pub mod trace;

@@ -1,6 +1,7 @@
 //! The training loop: epochs, batches, evaluation. Data come from [`crate::data`], everything below
 //! the batch is the algorithm's.
 
+pub mod init;
 mod saving;
 mod tally;
 
@@ -11,6 +12,7 @@ use crate::engine::plan::Role;
 use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
+use crate::weights::{Taken, WeightsError};
 use saving::Saving;
 pub use saving::{Kept, Options, Resume};
 use std::time::Instant;
@@ -35,6 +37,9 @@ pub enum TrainError {
     /// The run folder or a checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The weights to start from cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// The training set is smaller than one batch.
     #[error("the training set has {len} images, data.batch is {batch}: make the batch smaller")]
     BatchTooLarge {
@@ -143,6 +148,13 @@ pub enum Event {
         layers: Vec<String>,
         /// Bytes that the window of time steps keeps for the backward.
         window_bytes: u64,
+    },
+    /// Weights were taken to start from.
+    Initialised {
+        /// The file or checkpoint.
+        from: String,
+        /// What was taken.
+        taken: Taken,
     },
     /// Training goes on from a checkpoint.
     Resumed {

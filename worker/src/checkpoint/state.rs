@@ -5,7 +5,7 @@ use crate::engine::Network;
 use crate::kernel::{Arena, Kernels, Span};
 use crate::node::Node;
 use crate::trace::file::{self, TraceFile, TraceTensor};
-use crate::weights;
+use crate::weights::{self, Readout};
 use synfire_shared::checkpoint::{Hits, Position};
 
 /// The kind of the part with weights and running statistics: a weights file of its own.
@@ -112,7 +112,8 @@ impl Loaded {
                 writes.push((arena, *span, values));
             }
         }
-        weights::apply(&self.weights, &learner.network, &mut **kernels).map_err(refused)?;
+        let (network, kernels) = (&learner.network, &mut **kernels);
+        weights::apply(&self.weights, network, kernels, Readout::Take).map_err(refused)?;
         for (arena, span, values) in writes {
             kernels.write_arena(arena, span.offset, values);
         }
@@ -120,16 +121,8 @@ impl Loaded {
         Ok(())
     }
 
-    /// Takes over the weights and running statistics alone.
-    ///
-    /// # Errors
-    /// If a tensor is not the network's; nothing is changed then.
-    pub fn restore_weights(&self, node: &mut Node) -> Result<(), CheckpointError> {
-        let network = &node.learner.network;
-        let applied = weights::apply(&self.weights, network, &mut *node.kernels);
-        applied.map_err(|source| CheckpointError::Tensors {
-            name: self.name.clone(),
-            source: Box::new(source),
-        })
+    /// The weights and running statistics alone.
+    pub fn weights(&self) -> &TraceFile {
+        &self.weights
     }
 }

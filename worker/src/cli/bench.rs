@@ -155,7 +155,7 @@ impl Bench {
         let pictures = Pictures::new(arguments, &options)?;
         let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
         if let Some(path) = &arguments.weights {
-            weights::load(path, &network, &mut *kernels)?;
+            weights::load(&path.to_string_lossy(), &network, &mut *kernels)?;
         } else {
             for (name, values) in init::parameters(&options, &graph, arguments.seed) {
                 network.set(&mut *kernels, &name, &values)?;

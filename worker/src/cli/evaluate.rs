@@ -5,8 +5,9 @@ use super::table::percent;
 use crate::checkpoint::RunFolder;
 use crate::data::{BadSample, Source};
 use crate::shape::Shape;
-use crate::{node, train, weights};
-use anyhow::{Context, bail};
+use crate::weights::{self, Readout};
+use crate::{node, train};
+use anyhow::bail;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use synfire_shared::Run;
@@ -22,7 +23,7 @@ use synfire_shared::storage::Store;
 pub(super) struct Arguments {
     /// The run as a TOML file; a run folder has its own, which is used where none is given
     config: Option<PathBuf>,
-    /// A run folder, the manifest of a checkpoint in one, or a .safetensors file of weights
+    /// A run folder, the manifest of a checkpoint in one, or a .safetensors or .pth file of weights
     #[arg(long, value_name = "PATH")]
     checkpoint: String,
     /// Where the data set is, instead of the configuration's data.path: the folder or URL of a packed
@@ -36,12 +37,12 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let location = &arguments.checkpoint;
-    let folder = if location.ends_with(".safetensors") {
+    let folder = if weights::is_file(location) {
         None
     } else {
-        Some(RunFolder::of_checkpoint(location)?)
+        Some(RunFolder::of_checkpoint(location)?.0)
     };
-    let run = configuration(arguments, folder.as_ref().map(|(folder, _)| folder))?;
+    let run = configuration(arguments, folder.as_ref())?;
     let source = Source::open(&run.data, run.seed)?;
     let info = source.info().clone();
     if info.test_len == 0 {
@@ -49,23 +50,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
     let mut node = node::build(&run, input, info.classes)?;
-    let name = match &folder {
-        None => {
-            let network = &node.learner.network;
-            weights::load(location.as_ref(), network, &mut *node.kernels)?;
-            location.clone()
-        }
-        Some((folder, number)) => {
-            let loaded = match number {
-                Some(number) => folder.load(*number, None)?,
-                None => folder
-                    .newest_good(None, &mut |_, warning| eprintln!("warning: {warning}"))?
-                    .with_context(|| format!("there is no checkpoint in {location}"))?,
-            };
-            loaded.restore_weights(&mut node)?;
-            loaded.name
-        }
-    };
+    let mut warn = |warning| eprintln!("warning: {warning}");
+    let (name, _) = train::init::load(location, &mut node, Readout::Take, &mut warn)?;
     let mut bad: Vec<BadSample> = Vec::new();
     let test = train::evaluate(&mut node, &source, run.time_steps, &mut |more| {
         bad.extend(more);

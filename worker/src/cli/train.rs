@@ -37,6 +37,7 @@ const BAD_SAMPLES_SHOWN: usize = 10;
   synfire train mine.toml --set optimiser.lr=0.05    the same with another learning rate
   synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT
   synfire train mine.toml --set run.folder=runs/1    keep results; the same again goes on
+  synfire train mine.toml --set init.from=old.pth    start from weights of synfire or PyTorch
 
 With run.folder, SIGINT (Ctrl-C) or SIGTERM ends the run after the batch at hand, saves a checkpoint
 and exits with 130 or 143; a second one ends it at once.")]
@@ -230,6 +231,16 @@ impl Display {
                 thousands(*parameters as u64),
                 thousands(images.0 as u64),
                 thousands(images.1 as u64),
+            ),
+            Event::Initialised { from, taken } => say!(
+                "starting from {} tensors with {} numbers of {from}{}",
+                taken.tensors,
+                thousands(taken.numbers as u64),
+                if taken.kept_readout {
+                    "; the readout is drawn"
+                } else {
+                    ""
+                }
             ),
             Event::Resumed { from, position } => {
                 self.batches_before = position.batches_done;

@@ -44,7 +44,7 @@ impl Measure {
             }
             Event::BadSamples(bad) => self.metrics.bad_samples.inc_by(bad.len() as u64),
             // Counters count what this process did; a warning is a line of its log.
-            Event::Resumed { .. } | Event::Warning(_) => {}
+            Event::Initialised { .. } | Event::Resumed { .. } | Event::Warning(_) => {}
         }
     }
 

@@ -90,7 +90,10 @@ impl Report {
                 peak_mib: memory::peak_resident_mib(),
             }),
             // A report that goes on has the epochs since then; metrics.jsonl has them all.
-            Event::Resumed { .. } | Event::Warning(_) | Event::BadSamples(_) => {}
+            Event::Initialised { .. }
+            | Event::Resumed { .. }
+            | Event::Warning(_)
+            | Event::BadSamples(_) => {}
         }
     }
 

@@ -101,6 +101,14 @@ pub struct TraceFile {
 /// # Errors
 /// If it cannot be read, is larger than [`MAX_FILE_BYTES`], or is refused by [`parse`].
 pub fn read(path: &Path) -> Result<TraceFile, TraceError> {
+    parse(&read_bytes(path)?, &one_line(path.display()))
+}
+
+/// The bytes of a file.
+///
+/// # Errors
+/// If it cannot be read, or is larger than [`MAX_FILE_BYTES`].
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, TraceError> {
     let name = one_line(path.display());
     let failed = |source| TraceError::Read {
         file: name.clone(),
@@ -117,7 +125,8 @@ pub fn read(path: &Path) -> Result<TraceFile, TraceError> {
     // It may have grown since.
     let mut bounded = file.take(MAX_FILE_BYTES + 1);
     bounded.read_to_end(&mut bytes).map_err(failed)?;
-    parse(&bytes, &name)
+    file_limit(&name, bytes.len() as u64)?;
+    Ok(bytes)
 }
 
 /// Reads the bytes of a file that messages call `name`.

@@ -1,6 +1,6 @@
 //! What a run keeps in its folder, when it does, and where it starts again.
 
-use super::{EpochRecord, Event, Tally, TrainError};
+use super::{EpochRecord, Event, Tally, TrainError, init};
 use crate::checkpoint::state::{Loaded, Snapshot};
 use crate::checkpoint::{CheckpointError, Identity, Recording, RunFolder};
 use crate::data::Source;
@@ -77,14 +77,15 @@ pub(super) struct Saving {
 }
 
 impl Saving {
-    /// Opens the run's folder, if it has one, and brings the node to where training starts.
+    /// Opens the run's folder, if it has one, and brings the node to where training starts: to its
+    /// checkpoint, or to the weights that it starts from.
     pub(super) fn begin(
         run: &Run,
         options: &Options,
         source: &Source,
         node: &mut Node,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<Self, TrainError> {
         let mut saving = Self {
             recording: None,
             policy: run.checkpoint,
@@ -99,6 +100,7 @@ impl Saving {
         };
         let folder = run.folder.as_deref().map(RunFolder::at).transpose()?;
         if folder.is_none() && !matches!(options.resume, Resume::From(_)) {
+            init::initialise(&run.init, node, tell)?;
             return Ok(saving);
         }
         let identity = Identity {
@@ -111,12 +113,15 @@ impl Saving {
             tell(Event::Warning(warning));
         };
         let found = find(folder.as_ref(), &options.resume, &identity, &mut warn)?;
+        // The weights at a run's start are behind its checkpoint: they are not even looked for.
         if let Some(loaded) = found {
             saving.resume(run, source, &loaded, node)?;
             tell(Event::Resumed {
                 from: loaded.name,
                 position: saving.position,
             });
+        } else {
+            init::initialise(&run.init, node, tell)?;
         }
         if let Some(folder) = folder {
             let epoch = saving.position.epoch;
