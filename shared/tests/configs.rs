@@ -27,6 +27,8 @@ struct Row {
     released_t_max: Option<u32>,
     /// Random changes of training pictures in the released commands, and whether they flip.
     released_augment: (Augment, bool),
+    /// Whether the released command starts from trained weights.
+    released_tunes: bool,
 }
 
 const MS_RESNET18: Network = Network::MsResnet {
@@ -47,6 +49,7 @@ const TABLE_2: &[Row] = &[
         tau_m: 2.0,
         released_t_max: None,
         released_augment: (Augment::Standard, true),
+        released_tunes: false,
     },
     Row {
         name: "ms_resnet18-cifar100",
@@ -59,6 +62,7 @@ const TABLE_2: &[Row] = &[
         tau_m: 2.0,
         released_t_max: Some(200),
         released_augment: (Augment::Standard, true),
+        released_tunes: false,
     },
     Row {
         name: "sew_resnet34-imagenet",
@@ -75,6 +79,7 @@ const TABLE_2: &[Row] = &[
         tau_m: 2.0,
         released_t_max: Some(100),
         released_augment: (Augment::AutoAugment, false),
+        released_tunes: true,
     },
 ];
 
@@ -161,6 +166,8 @@ fn check_row(row: &Row, run: &Run, name: &str) {
     };
     assert_eq!((run.data.augment, packed.flip), augment, "{name}");
     assert_eq!(packed.side, 224, "{name}");
+    let is_tuning = is_released && row.released_tunes;
+    assert_eq!(run.init.from.is_some(), is_tuning, "{name}");
     check_common(run, name);
 }
 
