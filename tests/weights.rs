@@ -38,7 +38,7 @@ fn run(model: &str, width: f64, batch: usize, more: &[&str]) -> Run {
         format!("algorithm.time_steps={TIME_STEPS}"),
     ];
     set.extend(more.iter().map(ToString::to_string));
-    Run::from_toml(QUICKSTART, "built-in", &set).unwrap()
+    Run::from_toml(QUICKSTART, "built-in", &set).expect("the keys are known")
 }
 
 fn numbers(tensor: &TraceTensor) -> &[f32] {
@@ -148,7 +148,7 @@ fn weights_of_pytorch_give_the_logits_of_pytorch() {
 fn sew_resnet18(classes: usize, seed: u64) -> Node {
     let seed = format!("run.seed={seed}");
     let run = run("sew_resnet18", 1.0 / 64.0, 2, &[&seed]);
-    node::build(&run, Shape::new(32, 32, 3), classes).unwrap()
+    node::build(&run, Shape::new(32, 32, 3), classes).expect("the model takes such pictures")
 }
 
 fn collected(node: &mut Node) -> BTreeMap<String, TraceTensor> {
@@ -212,7 +212,7 @@ fn a_readout_of_other_classes_is_refused_or_left_out() {
 
 /// Takes a changed copy of our own file.
 fn take(change: impl FnOnce(&mut BTreeMap<String, TraceTensor>)) -> Result<Node, WeightsError> {
-    let mut read = weights::read(&golden("ours.safetensors")).unwrap();
+    let mut read = weights::read(&golden("ours.safetensors")).expect("it is a weights file");
     change(&mut read.tensors);
     read.name = "changed".into();
     let mut node = sew_resnet18(10, 1);
@@ -361,8 +361,12 @@ proptest! {
 
 /// Gives the first entry of an archive, data.pkl, the checksum of its bytes.
 fn seal(bytes: &mut [u8]) {
-    let list = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
-    let long = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let list = bytes.windows(4).position(|w| w == b"PK\x01\x02");
+    let list = list.expect("it is an archive");
+    let long = |at: usize| {
+        let four = bytes[at..at + 4].try_into().expect("four bytes");
+        u32::from_le_bytes(four) as usize
+    };
     let short = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
     let start = 30 + short(26) + short(28);
     let data = &bytes[start..start + long(list + 24)];
@@ -378,7 +382,7 @@ fn seal(bytes: &mut [u8]) {
 /// A folder of its own for a test.
 fn folder(test: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("synfire-weights-{test}-{}", std::process::id()));
-    std::fs::create_dir_all(&path).unwrap();
+    std::fs::create_dir_all(&path).expect("a temporary folder can be made");
     path
 }
 
@@ -386,7 +390,7 @@ fn folder(test: &str) -> PathBuf {
 fn export(model: &str, width: f64, folder: &Path) -> (PathBuf, PathBuf) {
     let (samples, input) = (4, Shape::new(32, 32, 3));
     let run = run(model, width, samples, &["optimiser.lr=0.005"]);
-    let mut node = node::build(&run, input, CLASSES).unwrap();
+    let mut node = node::build(&run, input, CLASSES).expect("the model takes such pictures");
     let wave = |i: usize| ((i * 7919 % 1000) as f32 / 250.0) - 2.0;
     let x_nhwc: Vec<f32> = (0..samples * input.elements()).map(wave).collect();
     let labels: Vec<u32> = (0..4).collect();
@@ -401,11 +405,12 @@ fn export(model: &str, width: f64, folder: &Path) -> (PathBuf, PathBuf) {
         let (learner, algorithm) = (&mut node.learner, &mut node.algorithm);
         node.kernels.run(&mut |kernels| {
             let learnt = algorithm.learn(learner, kernels, &batch, &mut Unobserved);
-            learnt.unwrap();
+            learnt.expect("the loss is finite");
         });
     }
     let exported = folder.join(format!("{model}.weights.safetensors"));
-    weights::save(&exported, &node.learner.network, &mut *node.kernels).unwrap();
+    let saved = weights::save(&exported, &node.learner.network, &mut *node.kernels);
+    saved.expect("the folder can be written");
     let mut seen = TraceFile::default();
     seen.metadata.insert("model".into(), model.into());
     let (h, w, c) = (input.height, input.width, input.channels);
@@ -429,7 +434,7 @@ fn export(model: &str, width: f64, folder: &Path) -> (PathBuf, PathBuf) {
         }
     }
     let run = folder.join(format!("{model}.run.safetensors"));
-    file::write(&run, &seen).unwrap();
+    file::write(&run, &seen).expect("the folder can be written");
     (exported, run)
 }
 

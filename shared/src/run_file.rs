@@ -364,8 +364,8 @@ mod tests {
             ),
             (
                 "[mpi]\nname = 1",
-                "2: unknown key \"mpi.name\": the tables are run, data, model, neuron, algorithm, \
-                 loss, optimiser, schedule, checkpoint",
+                "2: unknown key \"mpi.name\": the tables are run, data, model, init, neuron, \
+                 algorithm, loss, optimiser, schedule, checkpoint",
             ),
         ] {
             assert_eq!(fault_lines(text, &[]), [format!("a.toml:{fault}")]);
@@ -443,8 +443,8 @@ mod tests {
             fault_lines("", &["x", "=1", "optimizer.lr=1", "run=3"]),
             [
                 "--set x: expected key=value, as in --set optimiser.lr=0.1",
-                "--set =1: unknown key \"\": the tables are run, data, model, neuron, algorithm, \
-                 loss, optimiser, schedule, checkpoint",
+                "--set =1: unknown key \"\": the tables are run, data, model, init, neuron, \
+                 algorithm, loss, optimiser, schedule, checkpoint",
                 "--set optimizer.lr=1: unknown key \"optimizer.lr\": did you mean \
                  \"optimiser.lr\"?",
                 "--set run=3: unknown key \"run\": did you mean the table [run]?",

@@ -8,7 +8,7 @@ mod error;
 mod location;
 
 use std::ops::Range;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -255,7 +255,7 @@ impl Store {
 
     fn local(folder: PathBuf) -> Result<Self, StorageError> {
         let url = folder.display().to_string();
-        let absolute = std::path::absolute(&folder).ok();
+        let absolute = without_parents(&folder).and_then(std::path::absolute).ok();
         let prefix = absolute.and_then(|path| Path::from_absolute_path(path).ok());
         let prefix = prefix.ok_or_else(|| StorageError::Url {
             url: url.clone(),
@@ -313,6 +313,19 @@ fn wait<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
+/// The path with its `..` resolved, as far as the last of them; what lies behind need not be there.
+fn without_parents(path: &FilePath) -> std::io::Result<PathBuf> {
+    let parts: Vec<Component<'_>> = path.components().collect();
+    let last = parts.iter().rposition(|part| *part == Component::ParentDir);
+    let Some(last) = last else {
+        return Ok(path.to_owned());
+    };
+    let (before, behind) = parts.split_at(last + 1);
+    let before: PathBuf = before.iter().collect();
+    let behind: PathBuf = behind.iter().collect();
+    Ok(before.canonicalize()?.join(behind))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
@@ -340,6 +353,20 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn a_path_may_lead_out_of_folders() {
+        let folder = Folder::new("parents");
+        let url = folder.url();
+        std::fs::create_dir(folder.0.join("inside")).unwrap();
+        let store = Store::create(&format!("{url}/inside/../other/new")).unwrap();
+        store.put("x", vec![1]).unwrap();
+        assert_eq!(std::fs::read(folder.0.join("other/new/x")).unwrap(), [1]);
+        let (store, key) = Store::open_parent(&format!("{url}/inside/../other/new/x")).unwrap();
+        assert_eq!(store.get(&key, 1).unwrap().as_ref(), [1]);
+        assert!(Store::open(&format!("{url}/nothing/../x")).is_err());
+        assert!(Store::open("..").is_ok());
     }
 
     #[test]

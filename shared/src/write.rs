@@ -345,7 +345,11 @@ mod tests {
                     prop_assert_eq!(Run::from_toml(&text, "b.toml", &[]), Ok(run), "{}", text);
                 }
                 Err(errors) => {
-                    let free = ["algorithm.window", "schedule.warmup_epochs"];
+                    let free = [
+                        "algorithm.window",
+                        "schedule.warmup_epochs",
+                        "init.skip_readout",
+                    ];
                     for fault in errors.faults() {
                         prop_assert!(free.contains(&fault.key.as_str()), "{}", fault);
                     }
@@ -368,6 +372,8 @@ mod tests {
             "run.evaluate_every=2",
             "checkpoint.every_batches=5",
             "checkpoint.keep_last=1",
+            "init.from=x.pth",
+            "init.skip_readout=true",
         ]);
         assert_eq!(elsewhere.settings(), plain);
         for other in [

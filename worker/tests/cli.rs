@@ -205,3 +205,66 @@ fn inspect_totals_are_those_of_the_published_networks() {
         assert!(said.contains(expected), "no {expected:?} in {said}");
     }
 }
+
+/// Trains a little on the built-in pictures.
+fn train(set: &[&str], more: &[&str]) -> Output {
+    let few = ["data.batch=8", "run.evaluate_every=9", "run.epochs=9"];
+    let set: Vec<&str> = few.iter().chain(set).flat_map(|s| ["--set", s]).collect();
+    synfire(&[&["train"], more, &set[..]].concat())
+}
+
+#[test]
+fn a_run_starts_from_weights_and_goes_on_without_them() {
+    let folder = folder("init");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (old, new) = (path("old.safetensors"), path("new.safetensors"));
+    let output = train(&["run.max_batches=2"], &["--save-weights", &old]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+
+    // Where nothing is learnt, the parameters at the end are those at the start.
+    let from = format!("init.from={old}");
+    let still = ["run.seed=5", "optimiser.lr=0", "run.max_batches=1", &from];
+    let output = train(&still, &["--save-weights", &new]);
+    let said = text(&output.stdout);
+    assert!(said.contains("starting from 17 tensors with "), "{said}");
+    let read = |path: &str| synfire::weights::read(path).unwrap().tensors;
+    let (before, after) = (read(&old), read(&new));
+    for (name, tensor) in before.iter().filter(|(name, _)| !name.contains("running")) {
+        assert_eq!(tensor, &after[name], "{name}");
+    }
+
+    // A run that is resumed does not miss the file that it began with.
+    let run = format!("run.folder={}", path("run"));
+    let output = train(&["run.max_batches=2", &from, &run], &[]);
+    assert!(text(&output.stdout).contains("starting from 17 tensors"));
+    std::fs::remove_file(&old).unwrap();
+    let output = train(&["run.max_batches=3", &from, &run], &[]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(
+        said.contains("resumed from") && !said.contains("starting from"),
+        "{said}"
+    );
+
+    // One that begins does, before it makes a folder.
+    let other = format!("run.folder={}", path("other"));
+    let output = train(&["run.max_batches=1", &from, &other], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("old.safetensors"));
+    assert!(!folder.join("other").exists());
+
+    // A run folder and a checkpoint in it have weights too.
+    let manifest = path("run/checkpoints/000000000003.json");
+    for from in [path("run"), manifest.clone()] {
+        let from = format!("init.from={from}");
+        let output = train(&["run.max_batches=1", &from], &[]);
+        let said = text(&output.stdout);
+        assert!(
+            said.contains("17 tensors") && said.contains("000000000003.json"),
+            "{said}"
+        );
+    }
+    let output = synfire(&["evaluate", "--checkpoint", &golden("weights/authors.pth")]);
+    assert!(text(&output.stderr).contains("authors.pth was not saved from this model"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

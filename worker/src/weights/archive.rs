@@ -65,7 +65,9 @@ impl<'a> Archive<'a> {
             let entry = Entry::of(bytes, header).map_err(|what| format!("{name:?} {what}"))?;
             data_bytes += entry.data.len();
             if data_bytes > bytes.len() || archive.entries.insert(name, entry).is_some() {
-                return Err(format!("{name:?} lies where, or is called as, another entry"));
+                return Err(format!(
+                    "{name:?} lies where, or is called as, another entry"
+                ));
             }
             list = list.get(next..).ok_or_else(cut_off)?;
         }
@@ -83,7 +85,9 @@ impl<'a> Archive<'a> {
             return Ok(None);
         };
         if !entry.is_checked.get() && crc32fast::hash(entry.data) != entry.crc32 {
-            return Err(format!("{name:?} does not have its checksum: it is altered"));
+            return Err(format!(
+                "{name:?} does not have its checksum: it is altered"
+            ));
         }
         entry.is_checked.set(true);
         Ok(Some(entry.data))
@@ -95,9 +99,11 @@ impl<'a> Entry<'a> {
     fn of(bytes: &'a [u8], header: &[u8]) -> Result<Self, String> {
         let (flags, method) = (short(header, 8), short(header, 10));
         if flags & 1 != 0 || method != 0 {
-            return Err("is compressed or encrypted, which torch.save does not do: save it \
+            return Err(
+                "is compressed or encrypted, which torch.save does not do: save it \
                         again with torch.save"
-                .into());
+                    .into(),
+            );
         }
         let (len, offset) = (long(header, 24), long(header, 42));
         let local = offset.checked_add(LOCAL_BYTES);

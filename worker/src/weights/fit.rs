@@ -100,7 +100,10 @@ fn found<'a>(
     for (theirs, tensor) in &read.tensors {
         // A name that the network has is its own: `conv1` of one is the stem of another.
         let is_own = wanted.contains_key(theirs.as_str());
-        let Some(name) = is_own.then(|| theirs.clone()).or_else(|| names::ours(theirs)) else {
+        let Some(name) = is_own
+            .then(|| theirs.clone())
+            .or_else(|| names::ours(theirs))
+        else {
             continue;
         };
         if readout == Readout::Keep && name.starts_with(READOUT) {
@@ -113,7 +116,10 @@ fn found<'a>(
         if tensor.shape != *shape {
             shaped.push((name, tensor));
         }
-        if tensors.insert(name, values(read, theirs, tensor)?).is_some() {
+        if tensors
+            .insert(name, values(read, theirs, tensor)?)
+            .is_some()
+        {
             let (file, name) = (read.name.clone(), name.to_owned());
             return Err(WeightsError::Twice { file, name });
         }
@@ -124,7 +130,8 @@ fn found<'a>(
         let weight = weight.filter(|weight| tensors.contains_key(weight.as_str()));
         weight.is_some_and(|weight| wanted[weight.as_str()].len() == 4)
     };
-    let (missing, absent): (Vec<&str>, Vec<&str>) = absent.copied().partition(|name| is_bias(&name));
+    let (missing, absent): (Vec<&str>, Vec<&str>) =
+        absent.copied().partition(|name| is_bias(&name));
     if absent.is_empty() && unknown.is_empty() && shaped.is_empty() {
         return Ok(Found { tensors, missing });
     }
@@ -142,12 +149,15 @@ fn found<'a>(
             want: wanted[name].clone(),
         });
     }
-    let shaped = shaped.iter().map(|(name, tensor)| {
-        format!("{name} is {:?}, not {:?}", tensor.shape, wanted[name])
-    });
+    let shaped = shaped
+        .iter()
+        .map(|(name, tensor)| format!("{name} is {:?}, not {:?}", tensor.shape, wanted[name]));
     let kinds = [
         ("it lacks", absent.iter().map(ToString::to_string).collect()),
-        ("it has, unlike the network,", unknown.iter().map(|name| shortened(name)).collect()),
+        (
+            "it has, unlike the network,",
+            unknown.iter().map(|name| shortened(name)).collect(),
+        ),
         ("of another shape are", shaped.collect::<Vec<String>>()),
     ];
     let kinds = kinds.iter().filter(|(_, names)| !names.is_empty());
@@ -180,7 +190,11 @@ fn shortened(name: &str) -> String {
 fn listed(what: &str, names: &[String]) -> String {
     let first = names.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>();
     let more = if names.len() > MAX_NAMED { ", ..." } else { "" };
-    format!("{what} {} ({}{more})", tensors(names.len()), first.join(", "))
+    format!(
+        "{what} {} ({}{more})",
+        tensors(names.len()),
+        first.join(", ")
+    )
 }
 
 fn tensors(count: usize) -> String {

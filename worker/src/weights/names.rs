@@ -48,8 +48,14 @@ mod tests {
             ("layer3.1.conv1.1.running_mean", "layer3.1.bn1.running_mean"),
             ("layer3.1.conv2.1.weight", "layer3.1.bn2.weight"),
             ("layer3.1.conv2.module.1.weight", "layer3.1.bn2.weight"),
-            ("layer4.0.downsample.0.0.weight", "layer4.0.down.conv.weight"),
-            ("layer4.0.downsample.0.module.1.bias", "layer4.0.down.bn.bias"),
+            (
+                "layer4.0.downsample.0.0.weight",
+                "layer4.0.down.conv.weight",
+            ),
+            (
+                "layer4.0.downsample.0.module.1.bias",
+                "layer4.0.down.bn.bias",
+            ),
             ("_orig_mod.module.fc.weight", "fc.weight"),
             ("layer2.0.down.bn.weight", "layer2.0.down.bn.weight"),
         ] {

@@ -184,12 +184,16 @@ mod tests {
             (0x3c00, 1.0),
             (0xc000, -2.0),
             (0x7bff, 65504.0),
-            (0x0400, 6.103_515_6e-5),
-            (0x03ff, 6.097_555_2e-5),
-            (0x8001, -5.960_464_5e-8),
+            (0x0400, f32::from_bits(0x3880_0000)),
+            (0x03ff, 1023.0 / 16_777_216.0),
+            (0x8001, -1.0 / 16_777_216.0),
             (0x7c00, f32::INFINITY),
         ] {
-            assert_eq!(f16_to_f32(bits).to_bits(), f32::to_bits(want), "{bits:#06x}");
+            assert_eq!(
+                f16_to_f32(bits).to_bits(),
+                f32::to_bits(want),
+                "{bits:#06x}"
+            );
         }
         assert!(f16_to_f32(0x7e00).is_nan() && f16_to_f32(0xfc01).is_nan());
         // Every finite one is halfway between its neighbours at most: the order is kept.
@@ -199,7 +203,9 @@ mod tests {
 
     #[test]
     fn strides_are_followed() {
-        let data: Vec<u8> = (0..12_u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+        let data: Vec<u8> = (0..12_u8)
+            .flat_map(|n| f32::from(n).to_le_bytes())
+            .collect();
         let read = |layout: &Layout| match Kind::F32.read(&data, layout).unwrap() {
             TensorData::F32(values) => values,
             TensorData::I64(_) => panic!("whole numbers"),

@@ -243,12 +243,17 @@ mod tests {
     use super::*;
 
     /// A dictionary of `w`, the first two of four numbers.
-    const PICKLE: &[u8] = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage\
+    const PICKLE: &[u8] =
+        b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage\
         ctorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK\0K\x02\x85K\x01\x85\x89}tRs.";
     const DATA: &[u8] = b"\0\0\x80?\0\0\0@\0\0@@\0\0\x80@";
 
     fn saved(pickle: &[u8]) -> Vec<u8> {
-        archive(&[("a/data.pkl", pickle), ("a/data/0", DATA), ("a/version", b"3\n")])
+        archive(&[
+            ("a/data.pkl", pickle),
+            ("a/data/0", DATA),
+            ("a/version", b"3\n"),
+        ])
     }
 
     fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
@@ -275,10 +280,18 @@ mod tests {
         assert_eq!(w(&saved(&sliced)), [2.0, 4.0]);
         // Beside other things; `_rebuild_parameter` around it.
         let inner = &PICKLE[2..PICKLE.len() - 1];
-        let parts: [&[u8]; 3] = [b"\x80\x02}(X\x05\0\0\0epochK\x07X\x05\0\0\0model", inner, b"u."];
+        let parts: [&[u8]; 3] = [
+            b"\x80\x02}(X\x05\0\0\0epochK\x07X\x05\0\0\0model",
+            inner,
+            b"u.",
+        ];
         let wrapped = parts.concat();
         assert_eq!(w(&saved(&wrapped)), [1.0, 2.0]);
-        let parameter = replaced(PICKLE, b"ctorch._utils", b"ctorch._utils\n_rebuild_parameter\nctorch._utils");
+        let parameter = replaced(
+            PICKLE,
+            b"ctorch._utils",
+            b"ctorch._utils\n_rebuild_parameter\nctorch._utils",
+        );
         let parameter = replaced(&parameter, b"tRs.", b"tR\x88}\x87Rs.");
         assert_eq!(w(&saved(&parameter)), [1.0, 2.0]);
     }
@@ -291,27 +304,61 @@ mod tests {
         assert!(inside.contains("\"builtins.eval\""), "{inside}");
         // A whole module instead of its weights.
         let error = read(&saved(b"\x80\x02cmodels\nResNet\n)\x81.")).unwrap_err();
-        assert!(error.contains("\"models.ResNet\"") && error.contains("state_dict"), "{error}");
+        assert!(
+            error.contains("\"models.ResNet\"") && error.contains("state_dict"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_tensor_that_is_not_what_it_says_is_refused() {
         for (from, to, expected) in [
-            (&b"K\x02\x85K\x01"[..], &b"K\x05\x85K\x01"[..], "not within its storage of 4"),
-            (b"K\x02\x85K\x01", b"K\x02\x85K\x04", "not within its storage of 4"),
-            (b"K\0K\x02\x85", b"K\x03K\x02\x85", "not within its storage of 4"),
-            (b"K\x02\x85K\x01", b"K\x02\x85J\xff\xff\xff\xff", "not described as torch.save does"),
-            (b"K\x02\x85K\x01", b"K\x02\x85}", "not described as torch.save does"),
+            (
+                &b"K\x02\x85K\x01"[..],
+                &b"K\x05\x85K\x01"[..],
+                "not within its storage of 4",
+            ),
+            (
+                b"K\x02\x85K\x01",
+                b"K\x02\x85K\x04",
+                "not within its storage of 4",
+            ),
+            (
+                b"K\0K\x02\x85",
+                b"K\x03K\x02\x85",
+                "not within its storage of 4",
+            ),
+            (
+                b"K\x02\x85K\x01",
+                b"K\x02\x85J\xff\xff\xff\xff",
+                "not described as torch.save does",
+            ),
+            (
+                b"K\x02\x85K\x01",
+                b"K\x02\x85}",
+                "not described as torch.save does",
+            ),
             (b"FloatStorage", b"IntStorage", "its numbers are int32"),
             (b"FloatStorage", b"QUInt8Storage", "torch.QUInt8Storage"),
-            (b"\x000X\x03", b"\x001X\x03", "its storage \"1\" is not there"),
+            (
+                b"\x000X\x03",
+                b"\x001X\x03",
+                "its storage \"1\" is not there",
+            ),
             (b"storage", b"storeys", "not described as torch.save does"),
         ] {
             let error = refused(from, to);
             assert!(error.contains(expected), "no {expected} in {error}");
-            assert!(error.contains("\"w\"") || error.contains("it would call"), "{error}");
+            assert!(
+                error.contains("\"w\"") || error.contains("it would call"),
+                "{error}"
+            );
         }
-        for nothing in [&b"\x80\x02]."[..], b"\x80\x02K\x01.", b"\x80\x02}X\x05\0\0\0model]s."] {
+        for nothing in [
+            &b"\x80\x02]."[..],
+            b"\x80\x02K\x01.",
+            b"\x80\x02}X\x05\0\0\0model]s.",
+        ] {
             match read(&saved(nothing)) {
                 Ok(tensors) => assert!(tensors.is_empty()),
                 Err(error) => assert!(error.contains("save the state_dict"), "{error}"),
@@ -323,14 +370,24 @@ mod tests {
     fn tensors_that_share_a_storage_have_no_more_numbers_than_the_file_has_bytes() {
         let tensor = &PICKLE[3..PICKLE.len() - 2];
         let named = |name: u8| replaced(tensor, b"w", &[name]);
-        let many: Vec<u8> = (0..200).flat_map(|n| [named(n % 26 + b'a'), vec![b's']].concat()).collect();
+        let many: Vec<u8> = (0..200)
+            .flat_map(|n| [named(n % 26 + b'a'), vec![b's']].concat())
+            .collect();
         // Twice the same name.
         let twice = [b"\x80\x02}", &many[..], b"."].concat();
-        assert!(read(&saved(&twice)).unwrap_err().contains("it is there twice"));
+        assert!(
+            read(&saved(&twice))
+                .unwrap_err()
+                .contains("it is there twice")
+        );
         // One tensor, described once and kept, under many names: 4000 bytes, 40,000 numbers.
         let wide: Vec<u8> = vec![0; 1 << 12];
         let mut pickle = b"\x80\x02}".to_vec();
-        pickle.extend(replaced(&replaced(tensor, b"K\x02\x85", b"M\0\x04\x85"), b"w", b"x"));
+        pickle.extend(replaced(
+            &replaced(tensor, b"K\x02\x85", b"M\0\x04\x85"),
+            b"w",
+            b"x",
+        ));
         pickle.extend(b"q\x01s");
         for name in b'a'..=b'w' {
             pickle.extend([b"X\x01\0\0\0", &[name][..], b"h\x01s"].concat());
@@ -338,14 +395,21 @@ mod tests {
         pickle.push(b'.');
         let bytes = archive(&[("a/data.pkl", &pickle), ("a/data/0", &wide)]);
         let error = read(&bytes).unwrap_err();
-        assert!(error.contains("more numbers than the file has bytes"), "{error}");
+        assert!(
+            error.contains("more numbers than the file has bytes"),
+            "{error}"
+        );
     }
 
     #[test]
     fn other_archives_and_byte_orders_are_refused() {
         let error = read(&archive(&[("a.txt", b"hello")])).unwrap_err();
         assert!(error.contains("without data.pkl"), "{error}");
-        let big = [("a/data.pkl", PICKLE), ("a/data/0", DATA), ("a/byteorder", b"big")];
+        let big = [
+            ("a/data.pkl", PICKLE),
+            ("a/data/0", DATA),
+            ("a/byteorder", b"big"),
+        ];
         assert!(read(&archive(&big)).unwrap_err().contains("another order"));
     }
 
@@ -375,7 +439,10 @@ mod tests {
             (old(0xe9, false, keys, 4), "little-endian"),
             (old(0xe9, true, keys, 5), "lies beyond the file"),
             (old(0xe9, true, keys, 1), "not within its storage of 1"),
-            (old(0xe9, true, b"\x80\x02]X\x01\0\0\x001a.", 4), "no tensor has"),
+            (
+                old(0xe9, true, b"\x80\x02]X\x01\0\0\x001a.", 4),
+                "no tensor has",
+            ),
             (old(0xe9, true, b"\x80\x02].", 4), "is not there"),
             (old(0xe9, true, b"\x80\x02K\x01.", 4), "list of storages"),
         ] {
