@@ -4,8 +4,8 @@
 //! is right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
 
 use synfire::kernel::cpu::simd::Isa;
-use synfire::kernel::{Arena, BufferSpec, Span};
-use synfire::shape::Shape;
+use synfire::kernel::{Arena, BufferSpec, Kernels, Lif, Neuron, NormLif, Phase, Reset, Span};
+use synfire::shape::{Content, Shape};
 use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
 use synfire_tests::rig::{Make, cpu, hold_to_reference, hold_to_same_bits, reference};
 
@@ -86,6 +86,11 @@ macro_rules! suite {
             #[test]
             fn numbers_that_are_not_finite_are_found() {
                 super::numbers_that_are_not_finite_are_found(MAKE);
+            }
+
+            #[test]
+            fn silent_neurons_are_those_of_a_whole_batch() {
+                super::silent_neurons_are_those_of_a_whole_batch(MAKE);
             }
 
             #[test]
@@ -186,6 +191,71 @@ fn numbers_that_are_not_finite_are_found(make: Make) {
         assert!(kernels.arena_is_finite(Arena::Gradients, after));
         kernels.write_arena(Arena::Gradients, 40, &[1.0]);
     }
+}
+
+/// Two layers of 2 x 1 x 70 neurons without memory: one whose spikes are stored as bits, and one
+/// whose spikes nothing reads. A one in z is a spike.
+fn silent_neurons_are_those_of_a_whole_batch(make: Make) {
+    let mut kernels = make();
+    let (samples, shape) = (3, Shape::new(2, 1, 70));
+    let z = kernels.allocate(&BufferSpec::plain(samples, shape, 1));
+    let layers = [0, 1].map(|index| NormLif {
+        samples,
+        shape,
+        norm: None,
+        lif: Some(Lif {
+            neuron: Neuron {
+                tau_m: 2.0,
+                v_th: 0.5,
+                alpha: 1.0,
+                reset: Reset::Hard,
+                detach_reset: false,
+            },
+            index,
+            u: kernels.allocate(&BufferSpec::plain(samples, shape, 2)),
+        }),
+        z,
+        before: None,
+        y: None,
+        after: None,
+        out: (index == 0).then(|| {
+            kernels.allocate(&BufferSpec {
+                content: Content::Spikes,
+                operand_slots: 2,
+                plain_slots: 0,
+                ..BufferSpec::plain(samples, shape, 0)
+            })
+        }),
+    });
+    // Neurons 0, 69 and 139 of samples 0, 1 and 2 spike at these time steps.
+    let step = |kernels: &mut dyn Kernels, t, spikes: &[(usize, usize)]| {
+        let mut values = vec![0.0; samples * shape.elements()];
+        for (sample, neuron) in spikes {
+            values[sample * shape.elements() + neuron] = 1.0;
+        }
+        kernels.write(z, t, &values);
+        for layer in &layers {
+            kernels.norm_lif_forward(layer, t, Phase::Train);
+        }
+    };
+    let kernels = &mut *kernels;
+    let counts = |kernels: &mut dyn Kernels| {
+        let report = kernels.take_report();
+        (report.silent, report.observed)
+    };
+    step(kernels, 0, &[(0, 0), (1, 0)]);
+    step(kernels, 1, &[(2, 139), (1, 69), (0, 0)]);
+    step(kernels, 0, &[(1, 7)]);
+    step(kernels, 1, &[]);
+    // 137 in the first batch and 139 in the second: each begins anew.
+    assert_eq!(counts(kernels), (vec![276; 2], vec![280; 2]));
+    // A report ends a batch; what comes after it counts as one.
+    step(kernels, 0, &[(0, 1)]);
+    assert_eq!(counts(kernels), (vec![139; 2], vec![140; 2]));
+    step(kernels, 1, &[(0, 2), (2, 2), (2, 3)]);
+    assert_eq!(counts(kernels), (vec![138; 2], vec![140; 2]));
+    let nothing = counts(kernels);
+    assert!(nothing.0.iter().chain(&nothing.1).all(|&count| count == 0));
 }
 
 fn a_loss_that_is_not_finite_is_a_fault(make: Make) {

@@ -18,10 +18,11 @@ const DEADLINE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Every metric with its type.
-const METRICS: [(&str, &str); 9] = [
+const METRICS: [(&str, &str); 10] = [
     ("synfire_accuracy_ratio", "gauge"),
     ("synfire_batch_seconds", "histogram"),
     ("synfire_data_wait_seconds", "histogram"),
+    ("synfire_dead_neurons_ratio", "gauge"),
     ("synfire_firing_rate_ratio", "gauge"),
     ("synfire_images_total", "counter"),
     ("synfire_learning_rate", "gauge"),
@@ -137,7 +138,8 @@ fn scraped(address: SocketAddr, images: f64) -> String {
         let fit = same(value(&text, "synfire_images_total"), 16.0 * batches)
             && same(value(&text, "synfire_updates_total"), 4.0 * batches)
             && same(value(&text, "synfire_data_wait_seconds_count"), batches)
-            && text.matches("\nsynfire_firing_rate_ratio{layer=").count() >= 2;
+            && text.matches("\nsynfire_firing_rate_ratio{layer=").count() >= 2
+            && text.matches("\nsynfire_dead_neurons_ratio{layer=").count() >= 2;
         (fit && 16.0 * batches > images).then_some(text)
     })
 }

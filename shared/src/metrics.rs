@@ -69,6 +69,7 @@ pub struct Metrics {
     pub learning_rate: Gauge,
     accuracy: GaugeVec,
     firing_rate: GaugeVec,
+    dead_neurons: GaugeVec,
     memory: GaugeVec,
 }
 
@@ -85,6 +86,8 @@ impl Metrics {
         let accuracy = "Share of samples that are right after the last time step: of the epoch so \
                         far for the split train, of the newest evaluation for the split test.";
         let firing_rate = "Spikes per neuron and time step in training, of the epoch so far.";
+        let dead_neurons = "Share of neurons without a spike in any sample of a training batch at any \
+                            time step: mean over the batches of the epoch so far.";
         let batch = "Time of a training batch once its data are there.";
         let wait = "Time in which a training batch's data were waited for.";
         Self {
@@ -110,6 +113,7 @@ impl Metrics {
             ),
             accuracy: gauges(put, "synfire_accuracy_ratio", accuracy, "split"),
             firing_rate: gauges(put, "synfire_firing_rate_ratio", firing_rate, "layer"),
+            dead_neurons: gauges(put, "synfire_dead_neurons_ratio", dead_neurons, "layer"),
             memory: gauges(
                 put,
                 "synfire_memory_bytes",
@@ -128,6 +132,11 @@ impl Metrics {
     /// Sets a layer's spikes per neuron and time step.
     pub fn set_firing_rate(&self, layer: &str, ratio: f64) {
         self.firing_rate.with_label_values(&[layer]).set(ratio);
+    }
+
+    /// Sets a layer's share of dead neurons.
+    pub fn set_dead_neurons(&self, layer: &str, ratio: f64) {
+        self.dead_neurons.with_label_values(&[layer]).set(ratio);
     }
 
     /// Sets how much memory something holds.

@@ -242,6 +242,8 @@ impl<'a> Rig<'a> {
             ("batches", report.batches),
             ("spikes", report.spikes),
             ("neurons", report.neurons),
+            ("silent", report.silent),
+            ("observed", report.observed),
         ] {
             let counts = trimmed(counts.iter().map(|n| *n as f32).collect());
             self.outcome

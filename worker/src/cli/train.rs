@@ -350,9 +350,11 @@ fn summarise(run: &Run, trained: &mut Trained, built_in: bool) {
     }
     say!("");
     let rates = last.train.firing_rates();
-    let mut table = Table::new(&["neurons", "spikes per neuron and time step"]);
+    let dead = last.train.dead_shares();
+    let mut table = Table::new(&["neurons", "spikes per neuron and time step", "dead"]);
     for (name, counter) in &trained.node.learner.network.plan().neurons {
-        table.push(vec![name.clone(), format!("{:.4}", rates[*counter])]);
+        let (rate, dead) = (rates[*counter], percent(dead[*counter]));
+        table.push(vec![name.clone(), format!("{rate:.4}"), dead]);
     }
     say!("{}", table.text());
     let network = &trained.node.learner.network;

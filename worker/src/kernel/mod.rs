@@ -176,6 +176,11 @@ pub struct Report {
     pub spikes: Vec<u64>,
     /// Per layer of neurons: neurons times samples times time steps.
     pub neurons: Vec<u64>,
+    /// Per layer: neurons without a spike in any sample at any time step of a batch, summed over
+    /// batches. A batch begins at t = 0 and ends at the next one, or with the report.
+    pub silent: Vec<u64>,
+    /// Per layer: neurons times batches. A neuron is a place (h, w, c), whatever the sample.
+    pub observed: Vec<u64>,
 }
 
 /// The operations of one time step. Several implementations, one test suite; `reference` is the

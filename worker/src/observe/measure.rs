@@ -62,6 +62,9 @@ impl Measure {
         for (layer, rate) in self.layers.iter().zip(progress.tally.firing_rates()) {
             metrics.set_firing_rate(layer, rate);
         }
+        for (layer, share) in self.layers.iter().zip(progress.tally.dead_shares()) {
+            metrics.set_dead_neurons(layer, share);
+        }
         self.resident();
     }
 

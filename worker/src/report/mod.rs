@@ -154,6 +154,8 @@ mod tests {
             batches: vec![1, 1],
             spikes: vec![100, 50],
             neurons: vec![1000, 1000],
+            silent: vec![25, 0],
+            observed: vec![100, 100],
         }
     }
 
@@ -192,6 +194,8 @@ mod tests {
         let last = html.find("Test accuracy after the last epoch").unwrap();
         let best = html.find("Best epoch").unwrap();
         assert!(last < html.find("84.00 %").unwrap() && last < best);
+        assert!(html.contains("Dead neurons by layer"));
+        assert!(html.contains("<td>0.1000</td><td>25.00 %</td>"));
         assert!(html[best..].contains("85.00 %"));
         assert!(html[best..].contains("epoch 2, chosen on the test set"));
     }

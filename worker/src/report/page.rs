@@ -143,9 +143,19 @@ fn plots(report: &Report) -> Vec<Plot<'_>> {
         sequence: false,
         lines,
     };
-    let mut firing = plot("Firing rate by layer", "", true, firing_rates(report));
+    let mut firing = plot(
+        "Firing rate by layer",
+        "",
+        true,
+        by_layer(report, Tally::firing_rates),
+    );
     firing.note = "Spikes per neuron and time step in training, first layer to last.";
     firing.sequence = true;
+    let dead = |tally: &Tally| tally.dead_shares().iter().map(|d| 100.0 * d).collect();
+    let mut dead = plot("Dead neurons by layer", " %", true, by_layer(report, dead));
+    dead.note = "Neurons without a spike in any sample of a training batch at any time step; mean over \
+                 batches, first layer to last.";
+    dead.sequence = true;
     let speed = over(report, "training", |e| Some(e.record.images_per_second));
     let window = report
         .began
@@ -175,6 +185,7 @@ fn plots(report: &Report) -> Vec<Plot<'_>> {
         plot("Images per second", "", true, vec![speed]),
         plot("Memory in MiB", "", true, memory),
         firing,
+        dead,
     ]
 }
 
@@ -187,11 +198,12 @@ fn over(report: &Report, name: &str, value: impl Fn(&Epoch) -> Option<f64>) -> L
     }
 }
 
-fn firing_rates(report: &Report) -> Vec<Line> {
+/// A line for each layer of what it has of `values`.
+fn by_layer(report: &Report, values: impl Fn(&Tally) -> Vec<f64>) -> Vec<Line> {
     let layers = report.began.as_ref().map_or(&[][..], |b| &b.layers);
     let line = |(index, name): (usize, &String)| {
         over(report, name, |e| {
-            e.record.train.firing_rates().get(index).copied()
+            values(&e.record.train).get(index).copied()
         })
     };
     layers.iter().enumerate().map(line).collect()
@@ -259,11 +271,16 @@ fn layers_table(report: &Report) -> String {
     };
     let mut html = String::from(
         "<details>\n<summary>Firing rates, last epoch</summary>\n<div class=\"wide\"><table>\n\
-         <tr><th>layer</th><th>spikes per neuron and time step</th></tr>\n",
+         <tr><th>layer</th><th>spikes per neuron and time step</th><th>dead neurons</th></tr>\n",
     );
-    for (name, rate) in began.layers.iter().zip(last.record.train.firing_rates()) {
-        let name = escape(name);
-        let _ = writeln!(html, "<tr><td>{name}</td><td>{rate:.4}</td></tr>");
+    let train = &last.record.train;
+    let values = train.firing_rates().into_iter().zip(train.dead_shares());
+    for (name, (rate, dead)) in began.layers.iter().zip(values) {
+        let (name, dead) = (escape(name), percent(dead));
+        let _ = writeln!(
+            html,
+            "<tr><td>{name}</td><td>{rate:.4}</td><td>{dead}</td></tr>"
+        );
     }
     html + "</table></div>\n</details>\n"
 }

@@ -327,11 +327,12 @@ fn hits(test: &Tally) -> Option<Hits> {
 
 /// The line of `metrics.jsonl` of an epoch, counted from 0. `names` are layers with their counters.
 fn line(record: &EpochRecord, names: &[(String, usize)]) -> String {
-    let rates = record.train.firing_rates();
-    let rates: serde_json::Map<_, _> = names
-        .iter()
-        .map(|(name, counter)| (name.clone(), json!(rates[*counter])))
-        .collect();
+    let by_layer = |values: &[f64]| -> serde_json::Map<_, _> {
+        let values = names.iter().map(|(name, counter)| (name, values[*counter]));
+        values
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect()
+    };
     let test = record
         .test
         .as_ref()
@@ -346,7 +347,9 @@ fn line(record: &EpochRecord, names: &[(String, usize)]) -> String {
         "test_accuracy": test.map(Tally::accuracy),
         "test_accuracy_by_time_step": test.map(Tally::accuracies),
         "firing_rate": record.train.firing_rate(),
-        "firing_rate_by_layer": rates,
+        "firing_rate_by_layer": by_layer(&record.train.firing_rates()),
+        "dead": record.train.dead_share(),
+        "dead_by_layer": by_layer(&record.train.dead_shares()),
         "images_per_second": record.images_per_second,
         "train_seconds": record.train_seconds,
         "data_wait_seconds": record.data_wait_seconds,

@@ -20,6 +20,12 @@ pub struct Tally {
     pub spikes: Vec<u64>,
     /// Per layer of neurons: chances to spike.
     pub neurons: Vec<u64>,
+    /// Per layer of neurons: neurons silent through a batch, summed over batches.
+    #[serde(default)]
+    pub silent: Vec<u64>,
+    /// Per layer of neurons: neurons times batches.
+    #[serde(default)]
+    pub observed: Vec<u64>,
 }
 
 impl Tally {
@@ -35,6 +41,8 @@ impl Tally {
         sum(&mut self.batches, &report.batches);
         sum(&mut self.spikes, &report.spikes);
         sum(&mut self.neurons, &report.neurons);
+        sum(&mut self.silent, &report.silent);
+        sum(&mut self.observed, &report.observed);
     }
 
     /// The mean loss over time steps and batches.
@@ -62,5 +70,16 @@ impl Tally {
     /// Spikes per neuron and time step, over all layers.
     pub fn firing_rate(&self) -> f64 {
         self.spikes.iter().sum::<u64>() as f64 / self.neurons.iter().sum::<u64>().max(1) as f64
+    }
+    /// The share of dead neurons, by layer: of the neurons, those that spike in no sample of a batch
+    /// at any time step; the mean over batches.
+    pub fn dead_shares(&self) -> Vec<f64> {
+        let pairs = self.silent.iter().zip(&self.observed);
+        pairs.map(|(&s, &n)| s as f64 / n.max(1) as f64).collect()
+    }
+
+    /// The share of dead neurons, over all layers.
+    pub fn dead_share(&self) -> f64 {
+        self.silent.iter().sum::<u64>() as f64 / self.observed.iter().sum::<u64>().max(1) as f64
     }
 }

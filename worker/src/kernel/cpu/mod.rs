@@ -7,6 +7,7 @@
 //! - `norm_lif`: batch norm, sum, neurons, sum in one pass over memory.
 //! - `plain`: pools, flatten, dropout, joins.
 //! - `learn`: loss and update.
+//! - `alive`: which neurons have spiked in the batch.
 //! - `ring`: a buffer.
 //! - [`simd`]: vector code and loops over rows.
 //!
@@ -15,6 +16,7 @@
 //! nothing is allocated, but for scratch that grows once where a layer's spikes first become so dense
 //! (85 %) that they are convolved as real numbers.
 
+mod alive;
 pub mod conv;
 mod learn;
 mod norm_lif;
@@ -27,6 +29,7 @@ use super::{
     NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
+use alive::Alive;
 use conv::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use ring::Ring;
@@ -49,6 +52,7 @@ pub struct CpuKernels {
     /// Logits summed over the time steps of the batch.
     summed: Vec<f32>,
     report: Report,
+    alive: Vec<Alive>,
     fault: Option<usize>,
 }
 
@@ -66,6 +70,8 @@ struct Scratch {
     conv: ConvScratch,
     sums: Vec<f32>,
     counts: Vec<u64>,
+    /// Spikes that nothing reads as bits.
+    words: Vec<u64>,
     mean: Vec<f32>,
     scale: Vec<f32>,
     gain: Vec<f32>,
@@ -130,6 +136,7 @@ impl CpuKernels {
             labels: Vec::new(),
             summed: Vec::new(),
             report: Report::default(),
+            alive: Vec::new(),
             fault: None,
         })
     }
@@ -421,7 +428,10 @@ impl Kernels for CpuKernels {
 
     fn take_report(&mut self) -> Report {
         self.fault = None;
+        self.count_all_silent();
         let fresh = Report {
+            silent: vec![0; self.report.silent.len()],
+            observed: vec![0; self.report.observed.len()],
             spikes: vec![0; self.report.spikes.len()],
             neurons: vec![0; self.report.neurons.len()],
             loss: vec![0.0; self.report.loss.len()],

@@ -11,12 +11,14 @@
 //! - `norm`: batch norm at one time step.
 //! - `neuron`: leaky integrate-and-fire, forward and backward.
 //! - `norm_lif`: the two, with their sums, over a window.
+//! - `counts`: spikes and silent neurons.
 //! - `pool`: maximum, average and adaptive average.
 //! - `loss`: Eq. (11).
 //! - `optimiser`: SGD and `AdamW`.
 //! - this file: [`ReferenceKernels`], which fetches, calls one of them, and stores.
 
 mod conv;
+mod counts;
 mod loss;
 mod memory;
 mod neuron;
@@ -27,6 +29,7 @@ mod pool;
 
 use burn::tensor::{Device, Tensor};
 
+use self::counts::Counts;
 use self::loss::Labels;
 use self::memory::{Memory, Value, dims, from_host, to_host};
 use self::optimiser::AdamW;
@@ -45,7 +48,7 @@ pub struct ReferenceKernels {
     /// The logits of this batch, summed over its time steps so far.
     logits_so_far: Option<Tensor<2>>,
     fault: Option<usize>,
-    report: Report,
+    counts: Counts,
 }
 
 impl std::fmt::Debug for ReferenceKernels {
@@ -75,7 +78,7 @@ impl ReferenceKernels {
             labels: Vec::new(),
             logits_so_far: None,
             fault: None,
-            report: Report::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -110,7 +113,7 @@ impl ReferenceKernels {
             samples: all_samples,
             batches,
             ..
-        } = &mut self.report;
+        } = &mut self.counts.report;
         let steps = losses.len().max(t + 1);
         losses.resize(steps, 0.0);
         for counts in [&mut *corrects, &mut *all_samples, &mut *batches] {
@@ -200,7 +203,7 @@ impl Kernels for ReferenceKernels {
     }
 
     fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase) {
-        if !norm_lif::forward(&mut self.memory, &mut self.report, layer, t, phase) {
+        if !norm_lif::forward(&mut self.memory, &mut self.counts, layer, t, phase) {
             self.fault.get_or_insert(t);
         }
     }
@@ -383,7 +386,7 @@ impl Kernels for ReferenceKernels {
 
     fn take_report(&mut self) -> Report {
         self.fault = None;
-        std::mem::take(&mut self.report)
+        self.counts.take()
     }
 }
 

@@ -2,15 +2,16 @@
 
 use burn::tensor::Tensor;
 
+use super::counts::Counts;
 use super::memory::{Memory, Value, to_host};
 use super::neuron;
 use super::norm::{self, Moments};
-use crate::kernel::{Arena, Lif, Norm, NormLif, NormLifErrors, Phase, Report, Window};
+use crate::kernel::{Arena, Lif, Norm, NormLif, NormLifErrors, Phase, Window};
 
 /// One time step (Algorithm 1, lines 4 to 7). Returns whether all potentials are finite.
 pub(super) fn forward(
     memory: &mut Memory,
-    report: &mut Report,
+    counts: &mut Counts,
     layer: &NormLif,
     t: usize,
     phase: Phase,
@@ -29,7 +30,7 @@ pub(super) fn forward(
     let Some(lif) = &layer.lif else {
         return true;
     };
-    let s = fire(memory, report, lif, y, t);
+    let s = fire(memory, counts, lif, y, t);
     let out = match layer.after {
         Some(after) => s + memory.load(after, t),
         None => s,
@@ -67,7 +68,7 @@ fn normalise(memory: &mut Memory, norm: &Norm, z: Value, t: usize, phase: Phase)
 }
 
 /// The neurons at one time step: `u_t` into its ring, `s_t` back.
-fn fire(memory: &mut Memory, report: &mut Report, lif: &Lif, y: Value, t: usize) -> Value {
+fn fire(memory: &mut Memory, counts: &mut Counts, lif: &Lif, y: Value, t: usize) -> Value {
     let neuron = &lif.neuron;
     let (u_before, s_before) = if t == 0 {
         (y.zeros_like(), y.zeros_like()) // Section 3.3: u = s = 0 before the first time step.
@@ -78,17 +79,8 @@ fn fire(memory: &mut Memory, report: &mut Report, lif: &Lif, y: Value, t: usize)
     let u = neuron::charge(neuron, u_before, s_before, y);
     let s = neuron::fire(neuron, u.clone());
     memory.store(lif.u, t, u);
-    count_spikes(report, lif.index, &s);
+    counts.see(lif.index, t, &s);
     s
-}
-
-fn count_spikes(report: &mut Report, index: usize, s: &Value) {
-    let layers = report.spikes.len().max(index + 1);
-    report.spikes.resize(layers, 0);
-    report.neurons.resize(layers, 0);
-    let s = to_host(s.clone());
-    report.spikes[index] += s.iter().filter(|s| **s > 0.0).count() as u64;
-    report.neurons[index] += s.len() as u64;
 }
 
 /// The window, newest time step first (Algorithm 1, lines 12 to 18).

@@ -4,7 +4,7 @@ use super::super::CpuKernels;
 use super::super::ring::Ring;
 use super::super::simd::rows::{Block, Body, Rows, Written, for_row_blocks, spikes};
 use super::{STRIP, optional, rows_per_block, tile, tiled};
-use crate::kernel::{Buffer, Lif, Neuron, NormLif, Phase, Reset};
+use crate::kernel::{Buffer, Neuron, NormLif, Phase, Reset};
 
 /// Beside a block's count of spikes: some potential in it is not finite. NaN never reaches the
 /// threshold, so neurons would turn it into silence and no loss would show it.
@@ -181,11 +181,16 @@ impl CpuKernels {
         let z = &self.rings[layer.z.0 as usize];
         let plain = |b: Buffer| self.rings[b.0 as usize].plain(t, len);
         let (u_old, u_new, in_place) = split(u.as_mut(), t, len);
-        let (out_plain, out_bits) = out
+        let (out_plain, mut out_bits) = out
             .as_mut()
             .map_or((&mut [][..], &mut [][..]), |o| o.both_mut(t));
         let scratch = &mut self.scratch;
         let words = c.div_ceil(64);
+        if layer.lif.is_some() && out_bits.is_empty() {
+            let len = num_rows * words;
+            scratch.words.resize(scratch.words.len().max(len), 0);
+            out_bits = &mut scratch.words[..len];
+        }
         let body = Forward {
             channels: c,
             z: z.plain(t, len),
@@ -226,12 +231,11 @@ impl CpuKernels {
         if counts.iter().any(|count| count & NOT_FINITE != 0) {
             self.fault.get_or_insert(t);
         }
-        if let Some(Lif {
-            index, u: handle, ..
-        }) = layer.lif
-        {
-            self.put(handle, u);
-            self.count_spikes(index, fired, len as u64);
+        if let Some(lif) = &layer.lif {
+            self.put(lif.u, u);
+            self.count_spikes(lif.index, fired, len as u64);
+            let bits = out.as_ref().filter(|out| out.has_bits());
+            self.see_alive(layer, lif, t, bits.map(|out| out.bits(t)));
         }
         layer.y.into_iter().for_each(|b| self.put(b, y.take()));
         layer.out.into_iter().for_each(|b| self.put(b, out.take()));
