@@ -43,7 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("observe", &["memory", "train"]),
-    ("report", &["memory", "train"]),
+    ("report", &["train"]),
     // The verbs may name everything below them.
     (
         "cli",

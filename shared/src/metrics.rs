@@ -67,6 +67,16 @@ pub struct Metrics {
     pub loss: Gauge,
     /// The learning rate.
     pub learning_rate: Gauge,
+    /// Checkpoints that were written.
+    pub checkpoints: IntCounter,
+    /// Checkpoints that could not be written.
+    pub checkpoint_failures: IntCounter,
+    /// Seconds that writing each checkpoint took, or trying to.
+    pub checkpoint_write_seconds: Histogram,
+    /// Seconds for which training stood still for each checkpoint.
+    pub checkpoint_stall_seconds: Histogram,
+    /// Bytes of the newest checkpoint.
+    pub checkpoint_bytes: Gauge,
     accuracy: GaugeVec,
     firing_rate: GaugeVec,
     dead_neurons: GaugeVec,
@@ -90,6 +100,9 @@ impl Metrics {
                             time step: mean over the batches of the epoch so far.";
         let batch = "Time of a training batch once its data are there.";
         let wait = "Time in which a training batch's data were waited for.";
+        let write = "Time in which a checkpoint was written, or was tried to be.";
+        let stall = "Time for which training stood still to copy a checkpoint.";
+        let failures = "Checkpoints that could not be written.";
         Self {
             images: counter(
                 put,
@@ -105,6 +118,30 @@ impl Metrics {
             // 1 ms to 65 s, and 10 us to 5 s.
             batch_seconds: histogram(put, "synfire_batch_seconds", batch, (1e-3, 2.0, 17)),
             data_wait_seconds: histogram(put, "synfire_data_wait_seconds", wait, (1e-5, 3.0, 13)),
+            checkpoints: counter(
+                put,
+                "synfire_checkpoints_total",
+                "Checkpoints that were written.",
+            ),
+            checkpoint_failures: counter(put, "synfire_checkpoint_failures_total", failures),
+            // 10 ms to 11 min, and 0.1 ms to 18 s.
+            checkpoint_write_seconds: histogram(
+                put,
+                "synfire_checkpoint_write_seconds",
+                write,
+                (1e-2, 2.0, 17),
+            ),
+            checkpoint_stall_seconds: histogram(
+                put,
+                "synfire_checkpoint_stall_seconds",
+                stall,
+                (1e-4, 3.0, 12),
+            ),
+            checkpoint_bytes: gauge(
+                put,
+                "synfire_checkpoint_bytes",
+                "Size of the newest checkpoint.",
+            ),
             loss: gauge(put, "synfire_loss", loss),
             learning_rate: gauge(
                 put,

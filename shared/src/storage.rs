@@ -2,10 +2,21 @@
 //!
 //! A URL is a plain path, `file://`, `s3://`, `gs://`, `az://`, or, to read from, `http://` or
 //! `https://`. Credentials come from the environment alone, in the variables that each service's
-//! own tools read; a URL that carries some is refused, so none can be printed.
+//! own tools read; a URL that carries some is refused, so none can be printed, and what a server
+//! says is told without them.
+//!
+//! # Layout
+//!
+//! - `location`: what a URL means; retries and their deadline.
+//! - this file: [`Store`]: whole objects, ranges, lists.
+//! - `upload`: large objects, in pieces; `conditional`: a write that expects what it finds.
+//! - `reason`, `error`: what can go wrong, in one line without secrets.
 
+mod conditional;
 mod error;
 mod location;
+mod reason;
+mod upload;
 
 use std::ops::Range;
 use std::path::{Component, Path as FilePath, PathBuf};
@@ -14,15 +25,31 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::runtime::Runtime;
 
+pub use conditional::{Expected, Outcome, Version};
 pub use error::StorageError;
+pub use location::{DEADLINE_VARIABLE, seconds_from_environment};
 use location::{Location, parse, remote, shown};
+pub use reason::Reason;
 
 /// Threads that wait for the network; decoding happens elsewhere.
 const RUNTIME_THREADS: usize = 2;
+
+/// The folder of this machine that `url` means, if it means one.
+///
+/// # Errors
+///
+/// [`StorageError::Url`] if it is of no known kind, or carries credentials.
+pub fn folder_of(url: &str) -> Result<Option<PathBuf>, StorageError> {
+    Ok(match parse(url)? {
+        Location::Folder(folder) => Some(folder),
+        Location::Remote(_) => None,
+    })
+}
 
 /// A folder, or what stands for one in an object store.
 #[derive(Debug, Clone)]
@@ -72,13 +99,21 @@ impl Store {
         if let Some(folder) = &store.folder {
             std::fs::create_dir_all(folder).map_err(|source| StorageError::Open {
                 url: store.url.clone(),
-                source: object_store::Error::Generic {
-                    store: "folder",
-                    source: source.into(),
-                },
+                source: Reason::of(&source),
             })?;
         }
         Ok(store)
+    }
+
+    /// A store that is gone with its last clone, for tests of what uses one.
+    pub fn in_memory() -> Self {
+        Self {
+            objects: Arc::new(InMemory::new()),
+            prefix: Path::default(),
+            url: "memory://".into(),
+            folder: None,
+            is_read_only: false,
+        }
     }
 
     /// The store that holds the object at `url`, and its key there.
@@ -180,16 +215,20 @@ impl Store {
         bytes.map_err(failed)
     }
 
-    /// Writes an object, which is there whole or not at all.
+    /// Writes an object, which is there whole or not at all; a large one goes up in pieces.
     ///
     /// # Errors
     ///
     /// [`StorageError::Request`].
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), StorageError> {
         let location = self.location(key)?;
-        let put = wait(self.objects.put(&location, bytes.into().into()));
-        put.map_err(|source| self.failed("write", key, source))?;
-        Ok(())
+        let bytes = bytes.into();
+        let put = if self.folder.is_none() && bytes.len() > upload::PIECE_BYTES {
+            wait(upload::in_pieces(&*self.objects, &location, bytes))
+        } else {
+            wait(self.objects.put(&location, bytes.into())).map(|_| ())
+        };
+        put.map_err(|source| self.failed("write", key, source))
     }
 
     /// Removes an object; one that is not there is no error.
@@ -225,19 +264,39 @@ impl Store {
     ///
     /// [`StorageError::Request`]; [`StorageError::Url`] for `http://`, which has no lists.
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>, StorageError> {
-        if self.is_read_only {
-            return Err(StorageError::Url {
-                url: self.url.clone(),
-                reason: "http servers list no folders: give an archive, or a folder elsewhere"
-                    .into(),
-            });
-        }
+        self.must_list()?;
         let location = self.location(prefix)?;
-        let failed = |source| self.failed("list", prefix, source);
         let listed = wait(self.objects.list(Some(&location)).try_collect::<Vec<_>>());
+        let listed = listed.map_err(|source| self.failed("list", prefix, source))?;
+        Ok(self.entries(listed))
+    }
+
+    /// The objects in `folder`, not below it, sorted by key; none where there is no such folder.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::list`].
+    pub fn list_folder(&self, folder: &str) -> Result<Vec<Entry>, StorageError> {
+        self.must_list()?;
+        let location = self.location(folder)?;
+        let listed = wait(self.objects.list_with_delimiter(Some(&location)));
+        let listed = listed.map_err(|source| self.failed("list", folder, source))?;
+        Ok(self.entries(listed.objects))
+    }
+
+    fn must_list(&self) -> Result<(), StorageError> {
+        if !self.is_read_only {
+            return Ok(());
+        }
+        Err(StorageError::Url {
+            url: self.url.clone(),
+            reason: "http servers list no folders: give an archive, or a folder elsewhere".into(),
+        })
+    }
+
+    fn entries(&self, listed: Vec<ObjectMeta>) -> Vec<Entry> {
         let depth = self.prefix.parts().count();
         let mut entries: Vec<Entry> = listed
-            .map_err(failed)?
             .into_iter()
             .map(|meta| Entry {
                 key: meta
@@ -250,13 +309,12 @@ impl Store {
             })
             .collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(entries)
+        entries
     }
 
     fn local(folder: PathBuf) -> Result<Self, StorageError> {
         let url = folder.display().to_string();
-        let absolute = without_parents(&folder).and_then(std::path::absolute).ok();
-        let prefix = absolute.and_then(|path| Path::from_absolute_path(path).ok());
+        let prefix = absolute(&folder).and_then(|path| Path::from_absolute_path(path).ok());
         let prefix = prefix.ok_or_else(|| StorageError::Url {
             url: url.clone(),
             reason: "it is no path of plain text".into(),
@@ -280,16 +338,35 @@ impl Store {
     }
 
     fn failed(&self, action: &'static str, key: &str, source: object_store::Error) -> StorageError {
-        let object = self.name(key);
+        let object = if key.is_empty() {
+            self.url.clone()
+        } else {
+            self.name(key)
+        };
         if matches!(source, object_store::Error::NotFound { .. }) {
             return StorageError::NotFound { object };
         }
         StorageError::Request {
             action,
             object,
-            source,
+            source: Reason::of(&source),
         }
     }
+}
+
+/// A path from the root, without `..`.
+fn absolute(folder: &FilePath) -> Option<PathBuf> {
+    let mut path = PathBuf::new();
+    for part in std::path::absolute(folder).ok()?.components() {
+        if part == Component::ParentDir {
+            // Above a link is what is above where it leads.
+            path = path.canonicalize().unwrap_or(path);
+            path.pop();
+        } else {
+            path.push(part);
+        }
+    }
+    Some(path)
 }
 
 /// The process's threads for the network.
@@ -311,19 +388,6 @@ pub fn runtime() -> &'static Runtime {
 
 fn wait<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
-}
-
-/// The path with its `..` resolved, as far as the last of them; what lies behind need not be there.
-fn without_parents(path: &FilePath) -> std::io::Result<PathBuf> {
-    let parts: Vec<Component<'_>> = path.components().collect();
-    let last = parts.iter().rposition(|part| *part == Component::ParentDir);
-    let Some(last) = last else {
-        return Ok(path.to_owned());
-    };
-    let (before, behind) = parts.split_at(last + 1);
-    let before: PathBuf = before.iter().collect();
-    let behind: PathBuf = behind.iter().collect();
-    Ok(before.canonicalize()?.join(behind))
 }
 
 #[cfg(test)]
@@ -397,6 +461,69 @@ mod tests {
             store.delete("two.bin").unwrap();
             store.delete("two.bin").unwrap();
             assert_eq!(store.head("two.bin").unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_folder_s_list_has_not_what_lies_below() {
+        let folder = Folder::new("list");
+        for store in [Store::in_memory(), Store::create(&folder.url()).unwrap()] {
+            for key in ["a/b/one", "a/two", "a/three", "four", "ab/five"] {
+                store.put(key, vec![1]).unwrap();
+            }
+            let keys = |folder| -> Vec<String> {
+                let entries = store.list_folder(folder).unwrap().into_iter();
+                entries.map(|e| e.key).collect()
+            };
+            assert_eq!(keys("a"), ["a/three", "a/two"]);
+            assert_eq!(keys(""), ["four"]);
+            assert!(keys("none").is_empty());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_above_a_link_is_where_it_leads() {
+        let folder = Folder::new("above");
+        std::fs::create_dir_all(folder.0.join("there/inside")).unwrap();
+        let link = folder.0.join("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(folder.0.join("there/inside"), &link).unwrap();
+        let store = Store::create(&format!("{}/../made/../beside", link.display()));
+        store.unwrap().put("a", "x").unwrap();
+        assert!(folder.0.join("there/beside/a").is_file());
+    }
+
+    #[test]
+    fn a_write_finds_what_it_expects_or_is_refused() {
+        let store = Store::in_memory();
+        let put = |text: &'static str, expected| store.put_if("a", text, expected).unwrap();
+        assert_eq!(put("one", Expected::Absent), Outcome::Written);
+        assert_eq!(put("two", Expected::Absent), Outcome::Refused);
+        let (bytes, first) = store.get_with_version("a", 9).unwrap();
+        assert_eq!(&bytes[..], b"one");
+        assert_eq!(put("two", Expected::Unchanged(&first)), Outcome::Written);
+        assert_eq!(put("three", Expected::Unchanged(&first)), Outcome::Refused);
+        assert_eq!(&store.get("a", 9).unwrap()[..], b"two");
+        store.delete("a").unwrap();
+        assert_eq!(put("four", Expected::Unchanged(&first)), Outcome::Refused);
+        let folder = Folder::new("conditional");
+        let store = Store::create(&folder.url()).unwrap();
+        let absent = store.put_if("a", "one", Expected::Absent).unwrap();
+        assert_eq!(absent, Outcome::Written);
+        let (_, first) = store.get_with_version("a", 9).unwrap();
+        let outcome = store.put_if("a", "two", Expected::Unchanged(&first));
+        assert_eq!(outcome.unwrap(), Outcome::Unsupported);
+        assert!(store.get_with_version("a", 2).is_err());
+    }
+
+    #[test]
+    fn a_large_object_is_whole() {
+        let store = Store::in_memory();
+        for extra in [0, 1, upload::PIECE_BYTES] {
+            let bytes: Vec<u8> = (0..upload::PIECE_BYTES + extra).map(|i| i as u8).collect();
+            store.put("large", bytes.clone()).unwrap();
+            assert!(store.get("large", bytes.len() as u64).unwrap() == bytes);
         }
     }
 

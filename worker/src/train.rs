@@ -2,10 +2,11 @@
 //! the batch is the algorithm's.
 
 pub mod init;
+mod line;
 mod saving;
 mod tally;
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Page};
 use crate::data::batches::NO_LABEL;
 use crate::data::{BadSample, DataError, Place, Prefetch, Source};
 use crate::engine::plan::Role;
@@ -13,6 +14,7 @@ use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
 use crate::weights::{Taken, WeightsError};
+pub use line::EpochLine;
 use saving::Saving;
 pub use saving::{Kept, Options, Resume};
 use std::time::Instant;
@@ -162,6 +164,25 @@ pub enum Event {
         from: String,
         /// Where.
         position: Position,
+    },
+    /// The run keeps its results in a folder.
+    Recording {
+        /// Where its report goes.
+        page: Page,
+        /// The epochs that it has already.
+        earlier: Vec<EpochLine>,
+    },
+    /// A checkpoint was copied, to be written.
+    CheckpointCopied {
+        /// Seconds for which training stood still.
+        stall_seconds: f64,
+    },
+    /// A checkpoint was written, or could not be.
+    CheckpointEnded {
+        /// Seconds that writing took, or trying to.
+        seconds: f64,
+        /// Its bytes, if it is there.
+        bytes: Option<u64>,
     },
     /// Something that does not end the run.
     Warning(String),
@@ -361,7 +382,7 @@ impl<'a> Training<'a> {
                     lr,
                     timings: std::mem::take(&mut timings),
                 }));
-                self.saving.tell_warnings(tell);
+                self.saving.attend(tell)?;
             }
             let place = (epoch, batch, self.batches_done);
             if stops {
@@ -393,12 +414,14 @@ impl<'a> Training<'a> {
     }
 
     fn test(
-        &self,
+        &mut self,
         node: &mut Node,
         epoch: u32,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Tally, TrainError> {
+        let saving = &mut self.saving;
         let tested = evaluate(node, &self.source, self.run.time_steps, &mut |bad| {
+            saving.list_bad_samples(&bad);
             tell(Event::BadSamples(bad));
         });
         tested.map_err(|error| match error {
@@ -428,6 +451,7 @@ impl<'a> Training<'a> {
         let data = data.expect("the loop asks for as many batches as there are");
         let begin = Instant::now();
         if !data.bad.is_empty() {
+            self.saving.list_bad_samples(&data.bad);
             tell(Event::BadSamples(data.bad.clone()));
         }
         let learnt = Batch {

@@ -1,5 +1,7 @@
 //! What can go wrong with a store.
 
+use super::Reason;
+
 /// What can go wrong with a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -19,7 +21,15 @@ pub enum StorageError {
         url: String,
         /// Its reason.
         #[source]
-        source: object_store::Error,
+        source: Reason,
+    },
+    /// A variable of the environment is not what it should be.
+    #[error("{variable} is {value:?}: give whole seconds from 1 to 3600")]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
     },
     /// No such object.
     #[error("{object} is not there: check the path or URL")]
@@ -40,7 +50,7 @@ pub enum StorageError {
     /// A request failed, after its retries.
     #[error(
         "cannot {action} {object}: check that the store is reachable, writable and \
-             not full, and the credentials in the environment right"
+         not full, and the credentials in the environment right"
     )]
     Request {
         /// What was tried.
@@ -49,6 +59,6 @@ pub enum StorageError {
         object: String,
         /// The store's reason.
         #[source]
-        source: object_store::Error,
+        source: Reason,
     },
 }

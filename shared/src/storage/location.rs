@@ -12,13 +12,46 @@ use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::{StorageError, Store};
+use super::{Reason, StorageError, Store};
 
-/// How long a request may take, its retries included.
+/// The variable with the seconds for which a failing request is tried again.
+pub const DEADLINE_VARIABLE: &str = "SYNFIRE_STORE_DEADLINE_SECONDS";
+/// For how long a failing request is tried again, unless the environment says otherwise.
 const RETRY_DEADLINE: Duration = Duration::from_mins(3);
-const MAX_RETRIES: usize = 10;
+/// Enough for the pauses between them, which grow to 15 s, to fill the longest deadline.
+const MAX_RETRIES: usize = 300;
 /// How long one attempt may take: a shard of 64 MiB at 1 MiB/s.
-const ATTEMPT_TIMEOUT: &str = "90 seconds";
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(90);
+/// More is not waited for anything.
+const MAX_SECONDS: u64 = 3600;
+
+/// Whole seconds that a variable of the environment gives, or else the default.
+///
+/// # Errors
+///
+/// [`StorageError::Environment`] if it is not a whole number from 1 to 3600.
+pub fn seconds_from_environment(
+    variable: &'static str,
+    default: Duration,
+) -> Result<Duration, StorageError> {
+    let value = std::env::var_os(variable);
+    let value = value.map(|value| value.to_string_lossy().into_owned());
+    seconds(variable, value, default)
+}
+
+fn seconds(
+    variable: &'static str,
+    value: Option<String>,
+    default: Duration,
+) -> Result<Duration, StorageError> {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    let seconds = value.parse().ok();
+    let seconds = seconds.filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
+    let seconds = seconds.ok_or(StorageError::Environment { variable, value });
+    Ok(Duration::from_secs(seconds?))
+}
 
 /// What a URL means.
 pub(super) enum Location {
@@ -71,15 +104,17 @@ pub(super) fn parse(url: &str) -> Result<Location, StorageError> {
 /// The store of a remote URL.
 pub(super) fn remote(url: &Url) -> Result<Store, StorageError> {
     let shown = shown(url.as_str());
+    let deadline = seconds_from_environment(DEADLINE_VARIABLE, RETRY_DEADLINE)?;
     let retry = RetryConfig {
         max_retries: MAX_RETRIES,
-        retry_timeout: RETRY_DEADLINE,
+        retry_timeout: deadline,
         ..RetryConfig::default()
     };
-    let opened = objects(url, retry);
+    let attempt = format!("{} seconds", deadline.min(ATTEMPT_TIMEOUT).as_secs());
+    let opened = objects(url, retry, &attempt);
     let objects = opened.map_err(|source| StorageError::Open {
         url: shown.clone(),
-        source,
+        source: Reason::of(&source),
     })?;
     let prefix = Path::from_url_path(url.path()).map_err(|error| StorageError::Url {
         url: shown.clone(),
@@ -94,35 +129,39 @@ pub(super) fn remote(url: &Url) -> Result<Store, StorageError> {
     })
 }
 
-fn objects(url: &Url, retry: RetryConfig) -> object_store::Result<Arc<dyn ObjectStore>> {
+fn objects(
+    url: &Url,
+    retry: RetryConfig,
+    attempt: &str,
+) -> object_store::Result<Arc<dyn ObjectStore>> {
     let timeout = ClientConfigKey::Timeout;
     let has = |variable: &str| std::env::var_os(variable).is_some();
     Ok(match url.scheme() {
         "s3" => {
             let mut builder = AmazonS3Builder::from_env().with_url(url.as_str());
             if !has("AWS_TIMEOUT") {
-                builder = builder.with_config(AmazonS3ConfigKey::Client(timeout), ATTEMPT_TIMEOUT);
+                builder = builder.with_config(AmazonS3ConfigKey::Client(timeout), attempt);
             }
             Arc::new(builder.with_retry(retry).build()?)
         }
         "gs" => {
             let mut builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
             if !has("GOOGLE_TIMEOUT") {
-                builder = builder.with_config(GoogleConfigKey::Client(timeout), ATTEMPT_TIMEOUT);
+                builder = builder.with_config(GoogleConfigKey::Client(timeout), attempt);
             }
             Arc::new(builder.with_retry(retry).build()?)
         }
         "az" => {
             let mut builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
             if !has("AZURE_TIMEOUT") {
-                builder = builder.with_config(AzureConfigKey::Client(timeout), ATTEMPT_TIMEOUT);
+                builder = builder.with_config(AzureConfigKey::Client(timeout), attempt);
             }
             Arc::new(builder.with_retry(retry).build()?)
         }
         _ => {
             let origin = url.origin().ascii_serialization();
             let builder = HttpBuilder::new().with_url(origin).with_retry(retry);
-            let builder = builder.with_config(timeout, ATTEMPT_TIMEOUT);
+            let builder = builder.with_config(timeout, attempt);
             Arc::new(
                 builder
                     .with_config(ClientConfigKey::AllowHttp, "true")
@@ -130,4 +169,24 @@ fn objects(url: &Url, retry: RetryConfig) -> object_store::Result<Arc<dyn Object
             )
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_whole_and_have_a_limit() {
+        let parse = |value: Option<&str>| {
+            let value = value.map(str::to_owned);
+            seconds(DEADLINE_VARIABLE, value, Duration::from_secs(7))
+        };
+        assert_eq!(parse(None).unwrap().as_secs(), 7);
+        assert_eq!(parse(Some("3600")).unwrap().as_secs(), 3600);
+        for wrong in ["", "0", "3601", "1.5", "-1", "1 s"] {
+            let error = parse(Some(wrong)).unwrap_err().to_string();
+            assert!(error.contains("SYNFIRE_STORE_DEADLINE_SECONDS"), "{error}");
+            assert!(error.contains(&format!("{wrong:?}")), "{error}");
+        }
+    }
 }

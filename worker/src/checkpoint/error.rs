@@ -4,19 +4,41 @@ use crate::trace::TraceError;
 use crate::weights::WeightsError;
 use std::io;
 use synfire_shared::checkpoint::{Digest, ManifestError};
+use synfire_shared::storage::StorageError;
 
 /// Why a run folder or a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// Another kind of place.
-    #[error(
-        "{location} is no local folder: give a path or a file:// URL, other stores are not \
-         built yet"
-    )]
+    /// No place at all.
+    #[error("the run folder's name is empty: give a path or a URL")]
+    Nowhere,
+    /// A manifest of which it cannot be told to which run it belongs.
+    #[error("{location}: a checkpoint lies in the folder checkpoints/ of a run folder")]
     Location {
         /// What was given.
         location: String,
+    },
+    /// No URL of a known kind, or its store cannot be opened or reached.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Another process writes to the folder.
+    #[error(
+        "another process is writing to {folder}: wait until it has ended, or give another \
+         run.folder"
+    )]
+    InUse {
+        /// The folder.
+        folder: String,
+    },
+    /// Another process has taken the folder over.
+    #[error(
+        "another process has taken over {folder}, or its owner.json was deleted: this run stops and \
+         writes no more; what was committed is intact"
+    )]
+    TakenOver {
+        /// The folder.
+        folder: String,
     },
     /// The store does not do what it should.
     #[error("cannot {what} {name}")]
@@ -134,9 +156,14 @@ impl CheckpointError {
     /// Whether an older checkpoint may be whole where this one is not.
     pub(super) fn is_damage(&self) -> bool {
         match self {
-            Self::Store { .. } | Self::Part { .. } => true,
+            Self::Store { source, .. } => !is_out_of_reach(source),
+            Self::Part { .. } => true,
             Self::Manifest { source, .. } => matches!(source, ManifestError::Damaged { .. }),
-            Self::Location { .. }
+            Self::Nowhere
+            | Self::Location { .. }
+            | Self::Storage(_)
+            | Self::InUse { .. }
+            | Self::TakenOver { .. }
             | Self::Settings { .. }
             | Self::Data { .. }
             | Self::Tensors { .. }
@@ -153,4 +180,11 @@ impl CheckpointError {
 pub(super) fn stored(what: &'static str, name: &str, source: io::Error) -> CheckpointError {
     let name = name.to_owned();
     CheckpointError::Store { what, name, source }
+}
+
+/// Whether the store could not be asked, which says nothing about what it has.
+pub(super) fn is_out_of_reach(error: &io::Error) -> bool {
+    let inner = error.get_ref();
+    let inner = inner.and_then(|inner| inner.downcast_ref::<StorageError>());
+    inner.is_some_and(|inner| matches!(inner, StorageError::Request { .. }))
 }

@@ -1,40 +1,52 @@
-//! A run folder and its checkpoints, on the local file system for now: everything goes through
-//! [`store::Store`], where other kinds of folders have their place.
+//! A run folder and its checkpoints, on a disk or in an object store: everything goes through
+//! [`store::Store`].
 //!
 //! # Layout
 //!
 //! - [`store`]: where a folder lies: put at once or not at all, get, list, delete.
+//! - `lock`: one writer at a time; `lease`: the same in an object store.
+//! - this file: [`RunFolder`]: where it is, what it has, and how a run begins to write to it.
+//! - `load`: a checkpoint read and checked, older ones where newer are damaged.
 //! - [`state`]: what a checkpoint saves of a node, copied out and back in.
-//! - [`writer`]: the thread that writes, and deletes what newer checkpoints take the place of.
+//! - [`recording`]: what a run hands over to be written.
+//! - `writer`: the thread that writes; `commit`: how it writes a checkpoint, and deletes what newer
+//!   ones take the place of.
 //! - `error`: why a folder or a checkpoint cannot be used.
-//! - this file: [`RunFolder`]: opening, loading, refusing; the lines of `metrics.jsonl`.
 //!
 //! What a checkpoint is, is in [`synfire_shared::checkpoint`].
 
+mod commit;
 mod error;
+mod lease;
+mod load;
+mod lock;
+pub mod recording;
 pub mod state;
 pub mod store;
-pub mod writer;
+mod writer;
 
-use crate::trace::file;
+use commit::Target;
 pub use error::CheckpointError;
 use error::stored;
-use state::{Loaded, Snapshot};
+use lock::Lock;
+pub use recording::{Page, Recording};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use store::{LocalStore, Store};
 use synfire_shared::Run;
-use synfire_shared::checkpoint::{
-    Digest, MAX_MANIFEST_BYTES, Manifest, manifest_name, manifest_number,
-};
-use writer::{Job, Writer, Written};
+use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, manifest_name, manifest_number};
+use synfire_shared::storage;
+pub use writer::{Attempt, Written};
 
 /// The folder of checkpoints in a run folder.
 const CHECKPOINTS: &str = "checkpoints";
 /// One line of JSON per epoch.
 const METRICS: &str = "metrics.jsonl";
+/// The epochs so far, to look at.
+const REPORT: &str = "report.html";
+/// A line of JSON for each sample that could not be used.
+const BAD_SAMPLES: &str = "bad_samples.jsonl";
 /// The checked configuration.
 const CONFIG: &str = "config.toml";
 /// The program's version.
@@ -53,44 +65,83 @@ pub struct Identity {
     pub data: Digest,
 }
 
+/// Where a run folder lies.
+#[derive(Clone, Debug)]
+enum Place {
+    Disk(Arc<LocalStore>),
+    Objects(Arc<storage::Store>),
+}
+
 /// A folder with a run's results, to read from.
 #[derive(Debug)]
 pub struct RunFolder {
-    store: Arc<LocalStore>,
+    place: Place,
     shown: String,
 }
 
+/// The right to write to a run folder, which one process has at a time.
+#[derive(Debug)]
+pub struct Writable {
+    folder: RunFolder,
+    lock: Lock,
+}
+
 impl RunFolder {
-    /// The folder at a path or `file://` URL; nothing is touched yet.
+    /// The folder at a path or URL; nothing is touched yet.
     ///
     /// # Errors
-    /// If the location is of another kind.
+    /// If it is no URL of a known kind, or its store cannot be opened.
     pub fn at(location: &str) -> Result<Self, CheckpointError> {
-        let path = location.strip_prefix("file://").unwrap_or(location);
-        if path.contains("://") || path.is_empty() {
-            let location = location.to_owned();
-            return Err(CheckpointError::Location { location });
+        if location.is_empty() {
+            return Err(CheckpointError::Nowhere);
         }
-        let store = Arc::new(LocalStore::new(PathBuf::from(path)));
-        let shown = path.to_owned();
-        Ok(Self { store, shown })
+        if let Some(folder) = storage::folder_of(location)? {
+            let shown = folder.display().to_string();
+            let shown = shown.trim_end_matches('/').to_owned();
+            return Ok(Self {
+                // One's own way of writing, of which is known that a power cut loses nothing.
+                place: Place::Disk(Arc::new(LocalStore::new(folder))),
+                shown: if shown.is_empty() { "/".into() } else { shown },
+            });
+        }
+        let store = storage::Store::open(location)?;
+        let shown = store.url().trim_end_matches('/').to_owned();
+        let place = Place::Objects(Arc::new(store));
+        Ok(Self { place, shown })
     }
 
     /// The folder and, where the location is that of a manifest, which checkpoint.
     ///
     /// # Errors
-    /// If the location is of another kind.
+    /// As [`Self::at`], or if a URL's manifest lies in no folder `checkpoints`.
     pub fn of_checkpoint(location: &str) -> Result<(Self, Option<u64>), CheckpointError> {
         let (folder, name) = location.rsplit_once('/').unwrap_or((".", location));
         let Some(number) = manifest_number(name) else {
             return Ok((Self::at(location)?, None));
         };
-        Ok((Self::at(&format!("{folder}/.."))?, Some(number)))
+        let run = match folder.strip_suffix(CHECKPOINTS) {
+            Some("") => ".".into(),
+            Some("/") => "/".into(),
+            Some(run) if run.ends_with('/') => run[..run.len() - 1].to_owned(),
+            _ if folder.contains("://") => {
+                let location = storage::Store::open(location)?.url().to_owned();
+                return Err(CheckpointError::Location { location });
+            }
+            _ => format!("{folder}/.."),
+        };
+        Ok((Self::at(&run)?, Some(number)))
     }
 
     /// The folder's name in messages.
     pub fn shown(&self) -> &str {
         &self.shown
+    }
+
+    fn store(&self) -> &dyn Store {
+        match &self.place {
+            Place::Disk(store) => &**store,
+            Place::Objects(store) => &**store,
+        }
     }
 
     /// The configuration that the run was started with, as text.
@@ -99,7 +150,7 @@ impl RunFolder {
     /// If it cannot be read.
     pub fn config(&self) -> Result<String, CheckpointError> {
         let name = format!("{}/{CONFIG}", self.shown);
-        let bytes = self.store.get(CONFIG, MAX_CONFIG_BYTES);
+        let bytes = self.store().get(CONFIG, MAX_CONFIG_BYTES);
         let bytes = bytes.map_err(|e| stored("read", &name, e))?;
         String::from_utf8(bytes).map_err(|e| stored("read", &name, io::Error::other(e)))
     }
@@ -109,117 +160,36 @@ impl RunFolder {
     /// # Errors
     /// If the folder cannot be listed.
     pub fn checkpoints(&self) -> Result<Vec<u64>, CheckpointError> {
-        let names = self.store.list(CHECKPOINTS);
+        let names = self.store().list(CHECKPOINTS);
         let names = names.map_err(|e| stored("list", &self.shown, e))?;
         let mut numbers: Vec<u64> = names.iter().filter_map(|n| manifest_number(n)).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
 
-    /// Reads one checkpoint and checks every byte of it; given an identity, that it is its own.
+    /// Takes the right to write, for as long as the result lives. What must be known of a wait is
+    /// told.
     ///
     /// # Errors
-    /// If it is damaged, of another version, or of another run.
-    pub fn load(
-        &self,
-        number: u64,
-        identity: Option<&Identity>,
-    ) -> Result<Loaded, CheckpointError> {
-        let name = format!("{}/{CHECKPOINTS}/{}", self.shown, manifest_name(number));
-        let key = format!("{CHECKPOINTS}/{}", manifest_name(number));
-        let bytes = self.store.get(&key, MAX_MANIFEST_BYTES);
-        let bytes = bytes.map_err(|e| stored("read", &name, e))?;
-        let manifest = Manifest::parse(&bytes).map_err(|source| CheckpointError::Manifest {
-            name: name.clone(),
-            source,
-        })?;
-        if let Some(identity) = identity {
-            check_identity(&name, &manifest, identity)?;
-        }
-        let weights = self.part(&name, &manifest, state::WEIGHTS)?;
-        let optimiser = self.part(&name, &manifest, state::STATE)?;
-        Ok(Loaded {
-            weights: file::parse(&weights, &name)?,
-            state: file::parse(&optimiser, &name)?,
-            progress: self.part(&name, &manifest, state::PROGRESS)?,
-            position: manifest.position,
-            name,
-        })
-    }
-
-    fn part(
-        &self,
-        name: &str,
-        manifest: &Manifest,
-        kind: &str,
-    ) -> Result<Vec<u8>, CheckpointError> {
-        let refused = |part: &str, reason: String| CheckpointError::Part {
-            name: name.to_owned(),
-            part: part.to_owned(),
-            reason,
-        };
-        let part = manifest.parts.get(kind);
-        let part = part.ok_or_else(|| refused(kind, "is not in the manifest".into()))?;
-        let bytes = self
-            .store
-            .get(&format!("{CHECKPOINTS}/{}", part.name), part.bytes);
-        let bytes = bytes.map_err(|e| refused(&part.name, format!("cannot be read: {e}")))?;
-        if bytes.len() as u64 != part.bytes {
-            let (got, want) = (bytes.len(), part.bytes);
-            let reason = format!("has {got} bytes, {want} were written: it is cut off");
-            return Err(refused(&part.name, reason));
-        }
-        if Digest::of(&bytes) != part.sha256 {
-            let reason = "does not have the SHA-256 that was written: it is altered";
-            return Err(refused(&part.name, reason.into()));
-        }
-        Ok(bytes)
-    }
-
-    /// The newest checkpoint that is whole, older ones where newer are damaged; nothing where there
-    /// is none at all. Each damaged one is told to `warn`, with its number.
-    ///
-    /// # Errors
-    /// If one is of another run or version, or all are damaged.
-    pub fn newest_good(
-        &self,
-        identity: Option<&Identity>,
-        warn: &mut dyn FnMut(u64, String),
-    ) -> Result<Option<Loaded>, CheckpointError> {
-        let numbers = self.checkpoints()?;
-        let mut newest = None;
-        for &number in numbers.iter().rev() {
-            match self.load(number, identity) {
-                Ok(loaded) => return Ok(Some(loaded)),
-                Err(error) if error.is_damage() => {
-                    warn(number, format!("{error}; the next older one is tried"));
-                    newest.get_or_insert(error.to_string());
-                }
-                Err(error) => return Err(error),
+    /// [`CheckpointError::InUse`] if another process has it; others if the folder cannot be
+    /// written.
+    pub fn lock(self, tell: &mut dyn FnMut(String)) -> Result<Writable, CheckpointError> {
+        let lock = match &self.place {
+            Place::Disk(store) => Lock::of_folder(store.root(), tell)?,
+            Place::Objects(store) => {
+                // Some stores can be read alone.
+                storage::Store::create(store.url())?;
+                Lock::Lease(lease::Lease::take(store, tell)?)
             }
-        }
-        let Some(newest) = newest else {
-            return Ok(None);
         };
-        Err(CheckpointError::NoneGood {
-            folder: self.shown.clone(),
-            count: numbers.len(),
-            newest,
-        })
+        Ok(Writable { folder: self, lock })
     }
+}
 
-    /// Puts a damaged checkpoint's manifest aside, under a name that is none.
-    fn set_aside(&self, number: u64) -> Result<(), CheckpointError> {
-        let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-        let aside = || {
-            let bytes = self.store.get(&name, MAX_MANIFEST_BYTES)?;
-            self.store.put(&format!("{name}.damaged"), &bytes)
-        };
-        // Where it cannot even be read, taking it away is what remains.
-        let _ = aside();
-        self.store
-            .delete(&name)
-            .map_err(|e| stored("delete", &name, e))
+impl Writable {
+    /// The folder, to read from.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
     }
 
     /// Starts to write: configuration and version now, the metrics of the epochs before `epoch`
@@ -234,129 +204,61 @@ impl RunFolder {
         epoch: u32,
         damaged: &[u64],
     ) -> Result<Recording, CheckpointError> {
-        for folder in ["", CHECKPOINTS] {
-            self.store
-                .clean(folder)
-                .map_err(|e| stored("clean", &self.shown, e))?;
-        }
-        for &number in damaged {
-            self.set_aside(number)?;
-        }
-        let metrics = match self.store.get(METRICS, MAX_METRICS_BYTES) {
-            Ok(bytes) => lines_before(&bytes, epoch),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(stored("read", METRICS, error)),
+        let shown = self.folder.shown.clone();
+        let store: Arc<dyn Store> = match self.folder.place {
+            Place::Disk(store) => {
+                for folder in ["", CHECKPOINTS] {
+                    let cleaned = store.clean(folder);
+                    cleaned.map_err(|e| stored("clean", &shown, e))?;
+                }
+                store
+            }
+            Place::Objects(store) => store,
         };
+        for &number in damaged {
+            set_aside(&*store, number)?;
+        }
+        let earlier = |name: &str| match store.get(name, MAX_METRICS_BYTES) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(stored("read", &format!("{shown}/{name}"), error)),
+        };
+        let metrics = recording::lines_before(&earlier(METRICS)?, epoch);
+        let bad_samples = recording::lines(&earlier(BAD_SAMPLES)?);
         let version = concat!("synfire ", env!("CARGO_PKG_VERSION"), "\n");
         for (name, bytes) in [
-            (CONFIG, run.to_toml().as_bytes()),
-            (VERSION, version.as_bytes()),
-            (METRICS, &metrics),
+            (CONFIG, run.to_toml().into()),
+            (VERSION, version.into()),
+            (METRICS, metrics.clone().into()),
         ] {
-            let shown = format!("{}/{name}", self.shown);
-            self.store
-                .put(name, bytes)
-                .map_err(|e| stored("write", &shown, e))?;
+            let put = store.put(name, bytes);
+            put.map_err(|e| stored("write", &format!("{shown}/{name}"), e))?;
         }
-        let store: Arc<dyn Store> = self.store;
-        Ok(Recording {
-            writer: Writer::start(store, identity, run.checkpoint),
-            shown: self.shown,
-            metrics,
-        })
+        let target = Target {
+            store,
+            lock: self.lock,
+            shown,
+        };
+        let keep = run.checkpoint;
+        Ok(Recording::start(
+            target,
+            identity,
+            keep,
+            (metrics, bad_samples),
+        ))
     }
 }
 
-fn check_identity(
-    name: &str,
-    manifest: &Manifest,
-    identity: &Identity,
-) -> Result<(), CheckpointError> {
-    let (saved, here) = (&manifest.settings, &identity.settings);
-    let shown = |value: Option<&String>| value.map_or("not set".to_owned(), Clone::clone);
-    let keys = saved
-        .keys()
-        .chain(here.keys().filter(|key| !saved.contains_key(*key)));
-    let differences: Vec<String> = keys
-        .filter(|key| saved.get(*key) != here.get(*key))
-        .map(|key| {
-            let (there, here) = (shown(saved.get(key)), shown(here.get(key)));
-            format!("{key} is {there} there, {here} here")
-        })
-        .collect();
-    let name = name.to_owned();
-    if !differences.is_empty() {
-        let differences = differences.join(", ");
-        return Err(CheckpointError::Settings { name, differences });
-    }
-    if manifest.data != identity.data {
-        let (saved, here) = (manifest.data, identity.data);
-        return Err(CheckpointError::Data { name, saved, here });
-    }
-    Ok(())
-}
-
-/// A manifest that can be read, whatever is wrong where it cannot.
-fn readable_manifest(store: &dyn Store, number: u64) -> Option<Manifest> {
+/// Puts a damaged checkpoint's manifest aside, under a name that is none.
+fn set_aside(store: &dyn Store, number: u64) -> Result<(), CheckpointError> {
     let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-    let bytes = store.get(&name, MAX_MANIFEST_BYTES).ok()?;
-    Manifest::parse(&bytes).ok()
-}
-
-/// The whole lines of epochs before this one, up to the first line that is no such.
-fn lines_before(metrics: &[u8], epoch: u32) -> Vec<u8> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        epoch: u32,
-    }
-    let is_before = |line: &&[u8]| {
-        let read = serde_json::from_slice::<Line>(line);
-        line.ends_with(b"\n") && read.is_ok_and(|line| line.epoch < epoch)
+    let aside = || {
+        let bytes = store.get(&name, MAX_MANIFEST_BYTES)?;
+        store.put(&format!("{name}.damaged"), bytes.into())
     };
-    let lines = metrics.split_inclusive(|&byte| byte == b'\n');
-    lines.take_while(is_before).collect::<Vec<_>>().concat()
-}
-
-/// A run folder that a run writes to.
-#[derive(Debug)]
-pub struct Recording {
-    writer: Writer,
-    shown: String,
-    metrics: Vec<u8>,
-}
-
-impl Recording {
-    /// Whether a checkpoint would be taken without waiting for older ones.
-    pub fn has_room(&self) -> bool {
-        self.writer.has_room()
-    }
-
-    /// Hands over a checkpoint; it is written while training goes on.
-    pub fn save(&mut self, snapshot: Snapshot) {
-        self.writer.hand_over(Job::Checkpoint(Box::new(snapshot)));
-    }
-
-    /// Hands over a line of the metrics, without its end.
-    pub fn add_line(&mut self, line: &str) {
-        self.metrics.extend(line.as_bytes());
-        self.metrics.push(b'\n');
-        self.writer.hand_over(Job::Metrics(self.metrics.clone()));
-    }
-
-    /// What has gone wrong since the last question.
-    pub fn take_warnings(&self) -> Vec<String> {
-        self.writer.take_warnings()
-    }
-
-    /// The folder's name in messages.
-    pub fn shown(&self) -> &str {
-        &self.shown
-    }
-
-    /// Waits until all is written.
-    pub fn finish(self) -> Written {
-        self.writer.finish()
-    }
+    // Where it cannot even be read, taking it away is what remains.
+    let _ = aside();
+    store.delete(&name).map_err(|e| stored("delete", &name, e))
 }
 
 #[cfg(test)]
@@ -364,23 +266,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_keep_whole_lines_of_earlier_epochs() {
-        let text = b"{\"epoch\":0,\"a\":1}\n{\"epoch\":1}\n{\"epoch\":2}\n{\"epoch\":3";
-        assert_eq!(lines_before(text, 2), &text[..30]);
-        assert_eq!(lines_before(text, 3), &text[..42]);
-        assert_eq!(lines_before(text, 9), &text[..42]);
-        assert!(lines_before(text, 0).is_empty() && lines_before(b"\xff\n", 5).is_empty());
+    fn locations_are_paths_and_urls_of_stores() {
+        assert_eq!(RunFolder::at("file:///a/b").unwrap().shown(), "/a/b");
+        assert_eq!(RunFolder::at("a/b/").unwrap().shown(), "a/b");
+        assert_eq!(RunFolder::at("/").unwrap().shown(), "/");
+        let remote = RunFolder::at("http://127.0.0.1:1/runs/1/").unwrap();
+        assert_eq!(remote.shown(), "http://127.0.0.1:1/runs/1");
+        for (wrong, reason) in [
+            ("", "empty"),
+            ("ftp://x/y", "use a path"),
+            ("s3://key:secret@bucket/run", "credentials"),
+        ] {
+            let error = RunFolder::at(wrong).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        let error = remote.lock(&mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("only read"), "{error}");
     }
 
     #[test]
-    fn locations_are_paths_and_file_urls() {
-        assert_eq!(RunFolder::at("file:///a/b").unwrap().shown(), "/a/b");
-        for other in ["s3://bucket/run", "http://x", "", "file://"] {
-            let error = RunFolder::at(other).unwrap_err().to_string();
-            assert!(error.contains("not built yet"), "{error}");
+    fn a_manifest_names_its_run_folder() {
+        let of = |location: &str| {
+            let (folder, number) = RunFolder::of_checkpoint(location).unwrap();
+            (folder.shown().to_owned(), number)
+        };
+        let name = "000000000060.json";
+        for (location, folder) in [
+            ("r/checkpoints", "r"),
+            ("checkpoints", "."),
+            ("/checkpoints", "/"),
+            ("elsewhere", "elsewhere/.."),
+            ("r/mycheckpoints", "r/mycheckpoints/.."),
+            ("http://127.0.0.1:1/r/checkpoints", "http://127.0.0.1:1/r"),
+        ] {
+            let (shown, number) = of(&format!("{location}/{name}"));
+            assert_eq!((&*shown, number), (folder, Some(60)));
         }
-        let (folder, number) = RunFolder::of_checkpoint("r/checkpoints/000000000060.json").unwrap();
-        assert_eq!((folder.shown(), number), ("r/checkpoints/..", Some(60)));
-        assert_eq!(RunFolder::of_checkpoint("r").unwrap().1, None);
+        assert_eq!(of(name), ("./..".into(), Some(60)));
+        assert_eq!(of("r"), ("r".into(), None));
+        let error = RunFolder::of_checkpoint(&format!("http://127.0.0.1:1/r/{name}"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("checkpoints/"), "{error}");
     }
 }

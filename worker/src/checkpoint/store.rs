@@ -1,9 +1,11 @@
 //! Where a run folder lies: named byte strings, each there at once or not at all.
 
+use bytes::Bytes;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use synfire_shared::storage::{self, StorageError};
 
 /// The end of a name that is still being written.
 const PARTIAL: &str = ".partial";
@@ -14,7 +16,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// What the system says.
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    fn put(&self, name: &str, bytes: Bytes) -> io::Result<()>;
 
     /// Reads.
     ///
@@ -35,6 +37,40 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn delete(&self, name: &str) -> io::Result<()>;
 }
 
+/// An object store: what it has put is there, whole; what it failed to put shows nowhere.
+impl Store for storage::Store {
+    fn put(&self, name: &str, bytes: Bytes) -> io::Result<()> {
+        Self::put(self, name, bytes).map_err(told)
+    }
+
+    fn get(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let bytes = Self::get(self, name, limit).map_err(told)?;
+        Ok(bytes.into())
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let entries = self.list_folder(folder).map_err(told)?;
+        let names = entries.into_iter().map(|entry| {
+            let name = entry.key.rsplit_once('/').map(|(_, name)| name.to_owned());
+            name.unwrap_or(entry.key)
+        });
+        Ok(names.collect())
+    }
+
+    fn delete(&self, name: &str) -> io::Result<()> {
+        Self::delete(self, name).map_err(told)
+    }
+}
+
+fn told(error: StorageError) -> io::Error {
+    let kind = match &error {
+        StorageError::NotFound { .. } => io::ErrorKind::NotFound,
+        StorageError::TooLarge { .. } => io::ErrorKind::FileTooLarge,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
 /// A folder of the local file system.
 #[derive(Debug)]
 pub struct LocalStore {
@@ -47,6 +83,11 @@ impl LocalStore {
     pub fn new(root: PathBuf) -> Self {
         let puts = AtomicU64::new(0);
         Self { root, puts }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -68,7 +109,7 @@ impl LocalStore {
 }
 
 impl Store for LocalStore {
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn put(&self, name: &str, bytes: Bytes) -> io::Result<()> {
         let path = self.path(name);
         let folder = path.parent().expect("a name lies in a folder");
         fs::create_dir_all(folder)?;
@@ -77,7 +118,7 @@ impl Store for LocalStore {
         partial.push(format!(".{}-{put}{PARTIAL}", std::process::id()));
         let save = || {
             let mut file = File::create(&partial)?;
-            file.write_all(bytes)?;
+            file.write_all(&bytes)?;
             // Else a power cut could leave the new name with no bytes behind it.
             file.sync_all()?;
             fs::rename(&partial, &path)?;
@@ -155,7 +196,7 @@ pub(super) mod tests {
     }
 
     impl Store for SmallDisk {
-        fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        fn put(&self, name: &str, bytes: Bytes) -> io::Result<()> {
             let mut files = self.files.lock().unwrap();
             let used: usize = files.values().map(Vec::len).sum();
             let room = self.capacity.load(Ordering::Relaxed);
@@ -192,8 +233,8 @@ pub(super) mod tests {
         let root = std::env::temp_dir().join(format!("synfire-store-{}", std::process::id()));
         let store = LocalStore::new(root.clone());
         assert!(store.list("a").unwrap().is_empty());
-        store.put("a/b", b"one").unwrap();
-        store.put("a/b", b"two").unwrap();
+        store.put("a/b", Bytes::from("one")).unwrap();
+        store.put("a/b", Bytes::from("two")).unwrap();
         fs::write(root.join("a/c.7-0.partial"), b"cut o").unwrap();
         assert_eq!(store.list("a").unwrap(), ["b"]);
         assert_eq!(store.get("a/b", 3).unwrap(), b"two");
@@ -201,7 +242,7 @@ pub(super) mod tests {
         assert_eq!(long.kind(), io::ErrorKind::FileTooLarge);
         assert!(store.get("a", 10).is_err());
         // A folder of that name cannot be written over.
-        assert!(store.put("a", b"x").is_err());
+        assert!(store.put("a", Bytes::from("x")).is_err());
         store.clean("a").unwrap();
         assert_eq!(names(&root.join("a")).unwrap(), ["b"]);
         store.delete("a/b").unwrap();

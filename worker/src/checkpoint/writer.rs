@@ -1,30 +1,26 @@
 //! The thread that writes: training hands over copies and goes on.
 
-use super::CheckpointError;
-use super::error::stored;
+use super::commit::Target;
 use super::state::Snapshot;
-use super::store::Store;
-use super::{CHECKPOINTS, Identity, METRICS, readable_manifest};
-use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::{BAD_SAMPLES, CheckpointError, Identity, METRICS, REPORT};
+use bytes::Bytes;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use synfire_shared::checkpoint::{
-    Digest, FORMAT, Hits, Manifest, Part, VERSION, manifest_name, manifest_number, part_name,
-    part_number, superseded,
-};
+use std::time::Instant;
 use synfire_shared::run;
 
-/// Copies that may wait beside the one being written.
-const QUEUE: usize = 1;
 /// Warnings that are kept until somebody asks.
 const MAX_WARNINGS: usize = 16;
+/// Attempts that are kept until somebody asks.
+const MAX_ATTEMPTS: usize = 1024;
 
-/// What is to be written.
-pub(super) enum Job {
-    Checkpoint(Box<Snapshot>),
-    /// All lines so far.
-    Metrics(Vec<u8>),
+/// A checkpoint that was written, or was not.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// How long that took.
+    pub seconds: f64,
+    /// Its bytes; nothing where it failed.
+    pub bytes: Option<u64>,
 }
 
 /// What has been written.
@@ -40,14 +36,95 @@ pub struct Written {
     pub newest: Option<u64>,
     /// Why the newest attempt failed, if it did.
     pub failure: Option<String>,
-    warnings: Vec<String>,
-    waiting: usize,
+    /// Whether another process writes to the folder now.
+    pub is_taken_over: bool,
+    /// What has gone wrong since somebody asked.
+    pub warnings: Vec<String>,
+    /// Checkpoints since somebody asked.
+    pub attempts: Vec<Attempt>,
+}
+
+/// What is to be written. Of the lines and of the page the newest is enough, so nobody waits to
+/// hand them over.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// All lines so far.
+    lines: Option<Bytes>,
+    checkpoint: Option<Box<Snapshot>>,
+    page: Option<Bytes>,
+    /// All lines about bad samples so far.
+    bad_samples: Option<Bytes>,
+    /// Nothing more will come.
+    is_closed: bool,
+    /// Nobody will write any more.
+    is_over: bool,
+}
+
+enum Job {
+    Lines(Bytes),
+    Checkpoint(Box<Snapshot>),
+    Page(Bytes),
+    BadSamples(Bytes),
+}
+
+impl Waiting {
+    /// Lines first: a checkpoint never exists without the lines before it, if they can be written.
+    fn next(&mut self) -> Option<Job> {
+        let lines = self.lines.take().map(Job::Lines);
+        lines
+            .or_else(|| self.checkpoint.take().map(Job::Checkpoint))
+            .or_else(|| self.bad_samples.take().map(Job::BadSamples))
+            .or_else(|| self.page.take().map(Job::Page))
+    }
+}
+
+/// Where training and the writing thread meet.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Inbox {
+    pub(super) fn put_lines(&self, lines: Bytes) {
+        self.change(|waiting| waiting.lines = Some(lines));
+    }
+
+    pub(super) fn put_page(&self, page: Bytes) {
+        self.change(|waiting| waiting.page = Some(page));
+    }
+
+    pub(super) fn put_bad_samples(&self, lines: Bytes) {
+        self.change(|waiting| waiting.bad_samples = Some(lines));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Waiting)) {
+        change(&mut lock(&self.waiting));
+        self.changed.notify_all();
+    }
+
+    fn wait_until(&self, holds: impl Fn(&Waiting) -> bool) -> MutexGuard<'_, Waiting> {
+        let waiting = lock(&self.waiting);
+        let waited = self.changed.wait_while(waiting, |waiting| !holds(waiting));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next thing to write; nothing when no more will come.
+    fn take(&self) -> Option<Job> {
+        let has_work = |w: &Waiting| {
+            let texts = [&w.lines, &w.page, &w.bad_samples];
+            w.checkpoint.is_some() || texts.iter().any(|text| text.is_some())
+        };
+        let job = self.wait_until(|w| has_work(w) || w.is_closed).next();
+        self.changed.notify_all();
+        job
+    }
 }
 
 /// The writing thread. Dropping it waits until all is written that was handed over.
 #[derive(Debug)]
 pub(super) struct Writer {
-    jobs: Option<SyncSender<Job>>,
+    inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
     written: Arc<Mutex<Written>>,
 }
@@ -55,39 +132,54 @@ pub(super) struct Writer {
 impl Writer {
     /// # Panics
     /// When the operating system gives no thread.
-    pub(super) fn start(store: Arc<dyn Store>, identity: Identity, keep: run::Checkpoint) -> Self {
-        let written = Arc::new(Mutex::new(Written::default()));
-        let (jobs, inbox) = sync_channel(QUEUE);
-        let outcome = Arc::clone(&written);
-        let work = move || write_all(&*store, &identity, keep, &inbox, &outcome);
+    pub(super) fn start(target: Target, identity: Identity, keep: run::Checkpoint) -> Self {
+        let (inbox, written) = <(Arc<Inbox>, Arc<Mutex<Written>>)>::default();
+        let (jobs, outcome) = (Arc::clone(&inbox), Arc::clone(&written));
+        let work = move || write_all(&target, &identity, keep, &jobs, &outcome);
         let thread = thread::Builder::new()
             .name("checkpoints".into())
             .spawn(work);
         Self {
-            jobs: Some(jobs),
+            inbox,
             thread: Some(thread.expect("the operating system gives a thread")),
             written,
         }
     }
 
-    /// Whether a copy would be taken without waiting.
-    pub(super) fn has_room(&self) -> bool {
-        lock(&self.written).waiting <= QUEUE
+    pub(super) fn inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.inbox)
     }
 
-    /// Hands over; waits while the queue is full.
+    /// Whether a copy would be taken without waiting: one may wait beside the one being written.
+    pub(super) fn has_room(&self) -> bool {
+        lock(&self.inbox.waiting).checkpoint.is_none()
+    }
+
+    /// Hands over a checkpoint; waits while another one waits.
     ///
     /// # Panics
     /// When the thread panicked.
-    pub(super) fn hand_over(&self, job: Job) {
-        lock(&self.written).waiting += 1;
-        let jobs = self.jobs.as_ref().expect("it is there until the drop");
-        assert!(jobs.send(job).is_ok(), "the writing thread lives");
+    pub(super) fn save(&self, snapshot: Snapshot) {
+        let room = |w: &Waiting| w.checkpoint.is_none() || w.is_over;
+        let mut waiting = self.inbox.wait_until(room);
+        assert!(!waiting.is_over, "the writing thread lives");
+        waiting.checkpoint = Some(Box::new(snapshot));
+        drop(waiting);
+        self.inbox.changed.notify_all();
     }
 
     /// What has gone wrong since the last question.
     pub(super) fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.written).warnings)
+    }
+
+    /// What has become of checkpoints since the last question.
+    pub(super) fn take_attempts(&self) -> Vec<Attempt> {
+        std::mem::take(&mut lock(&self.written).attempts)
+    }
+
+    pub(super) fn is_taken_over(&self) -> bool {
+        lock(&self.written).is_taken_over
     }
 
     /// Waits until all is written.
@@ -97,7 +189,7 @@ impl Writer {
     }
 
     fn stop(&mut self) {
-        self.jobs = None;
+        self.inbox.change(|waiting| waiting.is_closed = true);
         let Some(thread) = self.thread.take() else {
             return;
         };
@@ -115,54 +207,89 @@ impl Drop for Writer {
     }
 }
 
-/// The counts stay true whoever panics beside them.
-fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
-    written.lock().unwrap_or_else(PoisonError::into_inner)
+/// The values stay true whoever panics beside them.
+fn lock<T>(values: &Mutex<T>) -> MutexGuard<'_, T> {
+    values.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells who waits for room that none will come, however the thread ends.
+struct Over<'a>(&'a Inbox);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.change(|waiting| waiting.is_over = true);
+    }
 }
 
 fn write_all(
-    store: &dyn Store,
+    target: &Target,
     identity: &Identity,
     keep: run::Checkpoint,
-    inbox: &Receiver<Job>,
+    inbox: &Inbox,
     outcome: &Mutex<Written>,
 ) {
-    for job in inbox {
+    let _over = Over(inbox);
+    while let Some(job) = inbox.take() {
+        if lock(outcome).is_taken_over {
+            // The folder is another's; training will have been told.
+            continue;
+        }
         let result = match job {
-            Job::Checkpoint(snapshot) => {
-                let number = snapshot.position.batches_done;
-                let result = commit(store, identity, &snapshot);
-                // Room is made after a failure too: its parts belong to nothing.
-                let kept = result.as_ref().ok().map(|_| (keep, number));
-                let pruned = prune(store, kept);
-                let mut written = lock(outcome);
-                match &result {
-                    Ok(bytes) => {
-                        written.checkpoints += 1;
-                        written.bytes = *bytes;
-                        written.newest = Some(number);
-                        written.failure = None;
-                    }
-                    Err(error) => {
-                        written.failures += 1;
-                        written.failure = Some(shown(error));
-                    }
-                }
-                result.and(pruned)
-            }
-            Job::Metrics(lines) => store
-                .put(METRICS, &lines)
-                .map_err(|e| stored("write", METRICS, e)),
+            Job::Checkpoint(snapshot) => checkpoint(target, identity, keep, &snapshot, outcome),
+            Job::Lines(lines) => target.put(METRICS, lines),
+            Job::Page(page) => target.put(REPORT, page),
+            Job::BadSamples(lines) => target.put(BAD_SAMPLES, lines),
+        };
+        let Err(error) = result else {
+            continue;
         };
         let mut written = lock(outcome);
-        written.waiting -= 1;
-        if let Err(error) = result
-            && written.warnings.len() < MAX_WARNINGS
-        {
+        if matches!(error, CheckpointError::TakenOver { .. }) {
+            written.is_taken_over = true;
+        } else if written.warnings.len() < MAX_WARNINGS {
             let warning = format!("{}; training goes on", shown(&error));
             written.warnings.push(warning);
         }
     }
+}
+
+fn checkpoint(
+    target: &Target,
+    identity: &Identity,
+    keep: run::Checkpoint,
+    snapshot: &Snapshot,
+    outcome: &Mutex<Written>,
+) -> Result<(), CheckpointError> {
+    let (begin, number) = (Instant::now(), snapshot.position.batches_done);
+    let result = target.commit(identity, snapshot);
+    let attempt = Attempt {
+        seconds: begin.elapsed().as_secs_f64(),
+        bytes: result.as_ref().ok().copied(),
+    };
+    // Room is made after a failure too: its parts belong to nothing.
+    let kept = result.as_ref().ok().map(|_| (keep, number));
+    let pruned = match &result {
+        Err(CheckpointError::TakenOver { .. }) => Ok(()),
+        _ => target.prune(kept),
+    };
+    let mut written = lock(outcome);
+    match &result {
+        Ok(bytes) => {
+            written.checkpoints += 1;
+            written.bytes = *bytes;
+            written.newest = Some(number);
+            written.failure = None;
+        }
+        Err(error) => {
+            written.failures += 1;
+            written.failure = Some(shown(error));
+        }
+    }
+    if written.attempts.len() < MAX_ATTEMPTS {
+        written.attempts.push(attempt);
+    }
+    drop(written);
+    result.and(pruned)
 }
 
 /// An error with what caused it.
@@ -170,116 +297,38 @@ fn shown(error: &CheckpointError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
         source = error.source();
     }
     text
 }
 
-/// Writes a checkpoint: parts first, manifest last. Returns its bytes.
-fn commit(
-    store: &dyn Store,
-    identity: &Identity,
-    snapshot: &Snapshot,
-) -> Result<u64, CheckpointError> {
-    let number = snapshot.position.batches_done;
-    let (mut parts, mut total) = (BTreeMap::new(), 0);
-    for (kind, bytes) in snapshot.parts()? {
-        let sha256 = Digest::of(&bytes);
-        let part = Part {
-            name: part_name(number, kind, sha256),
-            bytes: bytes.len() as u64,
-            sha256,
-        };
-        let name = format!("{CHECKPOINTS}/{}", part.name);
-        store
-            .put(&name, &bytes)
-            .map_err(|e| stored("write", &name, e))?;
-        total += part.bytes;
-        parts.insert(kind.to_owned(), part);
-    }
-    let manifest = Manifest {
-        format: FORMAT.into(),
-        version: VERSION,
-        written_by: env!("CARGO_PKG_VERSION").into(),
-        position: snapshot.position,
-        configuration: Digest::of_settings(&identity.settings),
-        settings: identity.settings.clone(),
-        data: identity.data,
-        test: snapshot.test,
-        parts,
-        seal: Digest::default(),
-    };
-    let bytes = manifest.sealed().to_bytes();
-    let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-    store
-        .put(&name, &bytes)
-        .map_err(|e| stored("write", &name, e))?;
-    Ok(total + bytes.len() as u64)
-}
-
-/// Deletes checkpoints whose place newer ones took, never the one that was just written; and parts
-/// that no manifest names.
-fn prune(store: &dyn Store, kept: Option<(run::Checkpoint, u64)>) -> Result<(), CheckpointError> {
-    let names = store
-        .list(CHECKPOINTS)
-        .map_err(|e| stored("list", CHECKPOINTS, e))?;
-    let delete = |name: &str| {
-        let name = format!("{CHECKPOINTS}/{name}");
-        store.delete(&name).map_err(|e| stored("delete", &name, e))
-    };
-    let mut manifests = BTreeMap::new();
-    for number in names.iter().filter_map(|name| manifest_number(name)) {
-        manifests.insert(number, readable_manifest(store, number));
-    }
-    if let Some((keep, newest)) = kept {
-        let accuracies = manifests.iter().map(|(&number, manifest)| {
-            (
-                number,
-                manifest.as_ref().and_then(|m| m.test.map(Hits::share)),
-            )
-        });
-        let accuracies = accuracies.collect();
-        for number in superseded(&accuracies, keep.keep_last, keep.keep_best) {
-            if number != newest {
-                delete(&manifest_name(number))?;
-                manifests.remove(&number);
-            }
-        }
-    }
-    for name in &names {
-        let Some(number) = part_number(name) else {
-            continue;
-        };
-        let is_named = match manifests.get(&number) {
-            None => false,
-            // What it names cannot be told.
-            Some(None) => true,
-            Some(Some(manifest)) => manifest.parts.values().any(|part| part.name == *name),
-        };
-        if !is_named {
-            delete(name)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::CHECKPOINTS;
+    use super::super::commit::readable_manifest;
+    use super::super::lease::{Lease, OWNER};
+    use super::super::lock::Lock;
+    use super::super::store::Store;
     use super::super::store::tests::SmallDisk;
     use super::*;
     use crate::trace::file::{TraceFile, TraceTensor};
+    use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
-    use synfire_shared::checkpoint::Position;
+    use synfire_shared::checkpoint::{Digest, Hits, Position, manifest_name, manifest_number};
+    use synfire_shared::storage;
 
-    fn snapshot(number: u64, correct: Option<u64>) -> Job {
+    fn snapshot(number: u64, correct: Option<u64>) -> Snapshot {
         let tensor = TraceTensor::f32(&[100], vec![number as f32; 100]);
         let file = TraceFile {
             tensors: BTreeMap::from([("w".to_owned(), tensor)]),
             ..TraceFile::default()
         };
-        Job::Checkpoint(Box::new(Snapshot {
+        Snapshot {
             position: Position {
                 epoch: 0,
                 batch: number,
@@ -293,10 +342,14 @@ mod tests {
             weights: file.clone(),
             state: file,
             progress: b"{}".into(),
-        }))
+        }
     }
 
     fn writer(store: &Arc<SmallDisk>, keep_last: usize) -> Writer {
+        start(Arc::<SmallDisk>::clone(store), Lock::None, keep_last)
+    }
+
+    fn start(store: Arc<dyn Store>, lock: Lock, keep_last: usize) -> Writer {
         let identity = Identity {
             settings: BTreeMap::new(),
             data: Digest::of(b"data"),
@@ -307,10 +360,15 @@ mod tests {
             keep_last,
             keep_best: true,
         };
-        Writer::start(Arc::<SmallDisk>::clone(store), identity, keep)
+        let target = Target {
+            store,
+            lock,
+            shown: "run".into(),
+        };
+        Writer::start(target, identity, keep)
     }
 
-    fn manifests(store: &SmallDisk) -> Vec<u64> {
+    fn manifests(store: &dyn Store) -> Vec<u64> {
         let names = store.list(CHECKPOINTS).unwrap();
         names
             .iter()
@@ -319,7 +377,7 @@ mod tests {
     }
 
     /// Every manifest that is there with all its parts, and nothing else.
-    fn assert_whole(store: &SmallDisk) {
+    fn assert_whole(store: &dyn Store) {
         let mut named = Vec::new();
         for number in manifests(store) {
             let manifest = readable_manifest(store, number).unwrap();
@@ -337,22 +395,67 @@ mod tests {
 
     #[test]
     fn the_newest_and_the_best_stay() {
-        let store = Arc::new(SmallDisk::new(1 << 20));
-        let writer = writer(&store, 2);
-        for (number, accuracy) in [(1, Some(9)), (2, Some(5)), (3, None), (4, Some(7))] {
-            writer.hand_over(snapshot(number, accuracy));
+        let stores: [Arc<dyn Store>; 2] = [
+            Arc::new(SmallDisk::new(1 << 20)),
+            Arc::new(storage::Store::in_memory()),
+        ];
+        for store in stores {
+            let writer = start(Arc::clone(&store), Lock::None, 2);
+            for (number, accuracy) in [(1, Some(9)), (2, Some(5)), (3, None), (4, Some(7))] {
+                writer.save(snapshot(number, accuracy));
+            }
+            let written = writer.finish();
+            assert_eq!((written.checkpoints, written.failures), (4, 0));
+            let bytes: Vec<_> = written.attempts.iter().map(|a| a.bytes.unwrap()).collect();
+            assert_eq!((bytes.len(), bytes[3]), (4, written.bytes));
+            assert_eq!(manifests(&*store), [1, 3, 4]);
+            assert_whole(&*store);
         }
+    }
+
+    #[test]
+    fn who_has_lost_the_folder_writes_no_more() {
+        let store = Arc::new(storage::Store::in_memory());
+        let lease = Lease::take(&store, &mut |warning| panic!("{warning}")).unwrap();
+        let writer = start(Arc::<storage::Store>::clone(&store), Lock::Lease(lease), 1);
+        writer.save(snapshot(1, None));
+        while writer.take_attempts().is_empty() {
+            thread::yield_now();
+        }
+        storage::Store::put(&store, OWNER, "somebody else").unwrap();
+        writer.save(snapshot(2, None));
+        writer.save(snapshot(3, None));
+        writer.inbox().put_lines("lines".into());
+        writer.inbox().put_page("page".into());
         let written = writer.finish();
-        assert_eq!((written.checkpoints, written.failures), (4, 0));
-        assert_eq!(manifests(&store), [1, 3, 4]);
-        assert_whole(&store);
+        assert!(written.is_taken_over);
+        assert_eq!((written.checkpoints, written.newest), (1, Some(1)));
+        assert_eq!(manifests(&*store), [1]);
+        for name in [METRICS, REPORT] {
+            assert!(Store::get(&*store, name, 99).is_err(), "{name}");
+        }
+        let owner = Store::get(&*store, OWNER, 99).unwrap();
+        assert_eq!(owner, b"somebody else");
+    }
+
+    #[test]
+    fn only_the_newest_lines_and_page_are_written() {
+        let store = Arc::new(storage::Store::in_memory());
+        let writer = start(Arc::<storage::Store>::clone(&store), Lock::None, 1);
+        for count in 0..100 {
+            writer.inbox().put_lines(format!("lines {count}").into());
+            writer.inbox().put_page(format!("page {count}").into());
+        }
+        assert!(writer.finish().warnings.is_empty());
+        assert_eq!(Store::get(&*store, METRICS, 99).unwrap(), b"lines 99");
+        assert_eq!(Store::get(&*store, REPORT, 99).unwrap(), b"page 99");
     }
 
     #[test]
     fn a_full_disk_loses_nothing_that_was_committed() {
         let store = Arc::new(SmallDisk::new(1 << 20));
         let first = writer(&store, 3);
-        first.hand_over(snapshot(1, None));
+        first.save(snapshot(1, None));
         assert_eq!(first.finish().newest, Some(1));
         let before = store.files.lock().unwrap().clone();
         let used: usize = before.values().map(Vec::len).sum();
@@ -362,9 +465,9 @@ mod tests {
                 .capacity
                 .store((used + room) as u64, Ordering::Relaxed);
             let second = writer(&store, 3);
-            second.hand_over(snapshot(2, None));
+            second.save(snapshot(2, None));
             let written = second.finish();
-            assert_whole(&store);
+            assert_whole(&*store);
             for (name, bytes) in &before {
                 assert!(
                     store.files.lock().unwrap().get(name) == Some(bytes),
@@ -378,21 +481,21 @@ mod tests {
             assert_eq!((written.newest, written.failures), (None, 1));
             let failure = written.failure.unwrap();
             assert!(failure.contains("cannot write"), "{failure}");
-            assert_eq!(manifests(&store), [1]);
+            assert_eq!(manifests(&*store), [1]);
         }
-        assert_eq!(manifests(&store), [1, 2]);
+        assert_eq!(manifests(&*store), [1, 2]);
     }
 
     #[test]
     fn a_newer_number_that_was_there_does_not_push_out_what_is_written() {
         let store = Arc::new(SmallDisk::new(1 << 20));
         let first = writer(&store, 1);
-        first.hand_over(snapshot(9, None));
+        first.save(snapshot(9, None));
         drop(first);
         let second = writer(&store, 1);
-        second.hand_over(snapshot(5, None));
+        second.save(snapshot(5, None));
         assert_eq!(second.finish().newest, Some(5));
-        assert_eq!(manifests(&store), [5, 9]);
-        assert_whole(&store);
+        assert_eq!(manifests(&*store), [5, 9]);
+        assert_whole(&*store);
     }
 }

@@ -254,6 +254,9 @@ impl Display {
             Event::BadSamples(bad) => self.bad_samples(bad),
             Event::Progress(progress) => self.progress(progress),
             Event::Epoch(record) => self.epoch(record),
+            Event::Recording { .. }
+            | Event::CheckpointCopied { .. }
+            | Event::CheckpointEnded { .. } => {}
         }
     }
 
@@ -274,7 +277,9 @@ impl Display {
                 };
                 self.warn(&format!("{}: {}; {done}", sample.name, sample.reason));
             } else if self.bad_samples == BAD_SAMPLES_SHOWN {
-                self.warn("more bad samples are not shown; bad_samples.jsonl in run.folder has all");
+                self.warn(
+                    "more bad samples are not shown; bad_samples.jsonl in run.folder has all",
+                );
             }
             self.bad_samples += 1;
         }

@@ -1,6 +1,7 @@
 //! What `synfire train` shows to others while it goes: metrics and the report.
 
 use super::say;
+use crate::checkpoint::Page;
 use crate::observe::{Exporter, Measure};
 use crate::report::Report;
 use crate::train::Event;
@@ -17,7 +18,8 @@ pub(super) struct Arguments {
     /// alone means 127.0.0.1; who can reach the address can read the metrics
     #[arg(long, value_name = "IP:PORT", value_parser = address)]
     metrics_addr: Option<SocketAddr>,
-    /// Write a report with plots to this HTML file, anew after every epoch
+    /// Write a report with plots to this HTML file, anew after every epoch; a run folder has one in
+    /// any case
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
@@ -30,10 +32,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| wanted.into())
 }
 
-/// Metrics and report of a run, each if asked for.
+/// Metrics and report of a run, each if asked for; a run folder has a report in any case.
 pub(super) struct Watch {
     metrics: Option<(Measure, Exporter)>,
-    report: Option<(Report, PathBuf)>,
+    report: Report,
+    path: Option<PathBuf>,
+    /// The report in the run folder.
+    page: Option<Page>,
     /// Why the report was not written when it was last tried.
     failed: Option<std::io::Error>,
 }
@@ -55,10 +60,11 @@ impl Watch {
             say!("metrics at http://{}/metrics", exporter.address());
             anyhow::Ok((Measure::new(run, metrics), exporter))
         });
-        let report = arguments.report.clone();
         Ok(Self {
             metrics: metrics.transpose()?,
-            report: report.map(|path| (Report::new(run), path)),
+            report: Report::new(run),
+            path: arguments.report.clone(),
+            page: None,
             failed: None,
         })
     }
@@ -67,13 +73,35 @@ impl Watch {
         if let Some((measure, _)) = &mut self.metrics {
             measure.see(event);
         }
-        if let Some((report, path)) = &mut self.report {
-            report.see(event);
-            if let Event::Epoch(_) = event {
-                self.failed = report.write(path).err();
-                if let Some(error) = &self.failed {
-                    tracing::warn!(path = %path.display(), %error, "no report is written");
+        self.report.see(event);
+        match event {
+            Event::Recording { page, earlier } => {
+                self.page = Some(page.clone());
+                // An earlier process may have been killed before it wrote its last.
+                if !earlier.is_empty() {
+                    page.put(self.report.html());
                 }
+            }
+            Event::Epoch(_) => self.write(),
+            Event::Began { .. }
+            | Event::Initialised { .. }
+            | Event::Resumed { .. }
+            | Event::BadSamples(_)
+            | Event::CheckpointCopied { .. }
+            | Event::CheckpointEnded { .. }
+            | Event::Warning(_)
+            | Event::Progress(_) => {}
+        }
+    }
+
+    fn write(&mut self) {
+        if let Some(page) = &self.page {
+            page.put(self.report.html());
+        }
+        if let Some(path) = &self.path {
+            self.failed = self.report.write(path).err();
+            if let Some(error) = &self.failed {
+                tracing::warn!(path = %path.display(), %error, "no report is written");
             }
         }
     }
@@ -81,7 +109,7 @@ impl Watch {
     /// # Errors
     /// If the last report was not written.
     pub(super) fn finish(self) -> anyhow::Result<()> {
-        let Some((_, path)) = self.report else {
+        let Some(path) = self.path else {
             return Ok(());
         };
         let shown = path.display();

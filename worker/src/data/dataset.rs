@@ -48,7 +48,10 @@ impl Dataset {
             ..
         } = *self;
         // The number rises when the same images come in another order.
-        let sizes = format!("2 {height} {width} {channels} {classes} {:?}", self.normalise);
+        let sizes = format!(
+            "2 {height} {width} {channels} {classes} {:?}",
+            self.normalise
+        );
         let labels: Vec<u8> = self
             .train
             .labels

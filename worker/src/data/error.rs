@@ -114,9 +114,7 @@ pub enum DataError {
         source: PictureError,
     },
     /// So many samples in a row are bad that none is near to take their place.
-    #[error(
-        "{name} and the {tries} samples after it cannot be used: pack the data set again"
-    )]
+    #[error("{name} and the {tries} samples after it cannot be used: pack the data set again")]
     AllBad {
         /// The shard, and the sample in it.
         name: String,

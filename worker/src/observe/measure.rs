@@ -43,8 +43,25 @@ impl Measure {
                 }
             }
             Event::BadSamples(bad) => self.metrics.bad_samples.inc_by(bad.len() as u64),
+            &Event::CheckpointCopied { stall_seconds } => {
+                self.metrics.checkpoint_stall_seconds.observe(stall_seconds);
+            }
+            &Event::CheckpointEnded { seconds, bytes } => {
+                let metrics = &self.metrics;
+                metrics.checkpoint_write_seconds.observe(seconds);
+                match bytes {
+                    None => metrics.checkpoint_failures.inc(),
+                    Some(bytes) => {
+                        metrics.checkpoints.inc();
+                        metrics.checkpoint_bytes.set(bytes as f64);
+                    }
+                }
+            }
             // Counters count what this process did; a warning is a line of its log.
-            Event::Initialised { .. } | Event::Resumed { .. } | Event::Warning(_) => {}
+            Event::Initialised { .. }
+            | Event::Resumed { .. }
+            | Event::Recording { .. }
+            | Event::Warning(_) => {}
         }
     }
 

@@ -8,8 +8,7 @@
 mod page;
 mod plot;
 
-use crate::memory;
-use crate::train::{EpochRecord, Event};
+use crate::train::{EpochLine, Event};
 use std::io::Write as _;
 use std::path::Path;
 use std::{fs, io};
@@ -24,7 +23,8 @@ pub struct Report {
     configuration: String,
     model: String,
     began: Option<Began>,
-    epochs: Vec<Epoch>,
+    /// Those of earlier processes too, where the run has a folder.
+    epochs: Vec<EpochLine>,
     /// Batches done, and to be done.
     batches: (u64, u64),
 }
@@ -38,14 +38,6 @@ struct Began {
     images: (usize, usize),
     layers: Vec<String>,
     window_bytes: u64,
-}
-
-/// An epoch and the process's memory at its end.
-#[derive(Debug)]
-struct Epoch {
-    record: EpochRecord,
-    resident_mib: Option<f64>,
-    peak_mib: Option<f64>,
 }
 
 impl Report {
@@ -84,17 +76,24 @@ impl Report {
             Event::Progress(progress) => {
                 self.batches = (progress.batches_done, progress.batches_in_all);
             }
-            Event::Epoch(record) => self.epochs.push(Epoch {
-                record: EpochRecord::clone(record),
-                resident_mib: memory::resident_bytes().map(|b| b as f64 / f64::from(1 << 20)),
-                peak_mib: memory::peak_resident_mib(),
-            }),
-            // A report that goes on has the epochs since then; metrics.jsonl has them all.
+            Event::Epoch(record) => {
+                let layers = self.began.as_ref().map_or(&[][..], |began| &began.layers);
+                let names = layers.iter().enumerate().map(|(index, name)| (name, index));
+                self.epochs.push(EpochLine::new(record, names));
+            }
+            Event::Recording { earlier, .. } => self.take_over(earlier),
+            Event::Resumed { position, .. } => self.batches.0 = position.batches_done,
             Event::Initialised { .. }
-            | Event::Resumed { .. }
+            | Event::CheckpointCopied { .. }
+            | Event::CheckpointEnded { .. }
             | Event::Warning(_)
             | Event::BadSamples(_) => {}
         }
+    }
+
+    /// Takes over the epochs of earlier processes.
+    fn take_over(&mut self, earlier: &[EpochLine]) {
+        self.epochs = earlier.to_vec();
     }
 
     /// The page.
@@ -143,7 +142,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Tally;
+    use crate::train::{EpochRecord, Tally};
     use synfire_shared::run::QUICKSTART;
 
     fn tally(correct: u64) -> Tally {
@@ -207,6 +206,25 @@ mod tests {
         assert!(html.contains("Test accuracy after epoch 1"));
         let html = report(&[], &[None]).html();
         assert!(html.contains("not yet measured"), "{html}");
+    }
+
+    #[test]
+    fn a_resumed_run_s_report_has_the_epochs_before() {
+        let whole = report(&[], &[Some(800), Some(850), Some(840)]);
+        let mut resumed = report(&[], &[]);
+        let lines = whole.epochs[..2].iter().map(|line| line.text() + "\n");
+        let earlier = EpochLine::of_file(lines.collect::<String>().as_bytes());
+        assert_eq!(earlier.len(), 2);
+        resumed.take_over(&earlier);
+        resumed.see(&epoch(2, Some(840)));
+        let without_memory = |report: &mut Report| {
+            for line in &mut report.epochs {
+                (line.resident_mib, line.peak_resident_mib) = (None, None);
+            }
+            report.html()
+        };
+        let mut whole = whole;
+        assert_eq!(without_memory(&mut resumed), without_memory(&mut whole));
     }
 
     #[test]

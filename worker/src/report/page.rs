@@ -1,8 +1,9 @@
 //! The page: numbers first, then plots, then tables and the configuration.
 
 use super::plot::{Line, Plot};
-use super::{Epoch, Report, escape};
-use crate::train::Tally;
+use super::{Report, escape};
+use crate::train::EpochLine;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// The commit that the program was built from, where who built it said so.
@@ -37,11 +38,12 @@ fn header(report: &Report) -> String {
         "still training, or stopped early"
     };
     let mut html = format!("<header>\n<h1>{}", escape(&report.model));
-    let mut line = format!(
-        "{} of {} epochs, {done} of {in_all} batches: {state}",
-        report.epochs.len(),
-        report.num_epochs
-    );
+    let mut line = format!("{} of {} epochs", report.epochs.len(), report.num_epochs);
+    if in_all > 0 {
+        let _ = write!(line, ", {done} of {in_all} batches: {state}");
+    } else if done > 0 {
+        let _ = write!(line, ", {done} batches before this process");
+    }
     if let Some(began) = &report.began {
         let _ = write!(html, ", {}", escape(&began.algorithm));
         let _ = write!(
@@ -72,58 +74,64 @@ fn numbers(report: &Report) -> String {
         );
     };
     let tested = || report.epochs.iter().filter_map(tested);
-    let last_is_tested = report.epochs.last().is_some_and(|e| tested_of(e).is_some());
+    let last_is_tested = report
+        .epochs
+        .last()
+        .is_some_and(|e| e.test_accuracy.is_some());
     match tested().next_back() {
         None => number("first", "Test accuracy", "–", "not yet measured"),
-        Some((_, tally)) if last_is_tested => {
-            let value = percent(tally.accuracy());
+        Some(test) if last_is_tested => {
+            let value = percent(test.accuracy);
             number("first", "Test accuracy after the last epoch", &value, "");
         }
-        Some((epoch, tally)) => {
-            let name = format!("Test accuracy after epoch {epoch}");
+        Some(test) => {
+            let name = format!("Test accuracy after epoch {}", test.epoch);
             let note = "the newest that was measured";
-            number("first", &name, &percent(tally.accuracy()), note);
+            number("first", &name, &percent(test.accuracy), note);
         }
     }
-    if let Some((epoch, tally)) = tested().reduce(better) {
-        let note = format!("epoch {epoch}, chosen on the test set");
-        number("", "Best epoch", &percent(tally.accuracy()), &note);
+    if let Some(best) = tested().reduce(better) {
+        let note = format!("epoch {}, chosen on the test set", best.epoch);
+        number("", "Best epoch", &percent(best.accuracy), &note);
     }
     if let Some(last) = report.epochs.last() {
-        let record = &last.record;
-        let loss = format!("{:.4}", record.train.mean_loss());
-        let train = format!("training accuracy {}", percent(record.train.accuracy()));
+        let loss = format!("{:.4}", last.loss);
+        let train = format!("training accuracy {}", percent(last.train_accuracy));
         number("", "Training loss, last epoch", &loss, &train);
-        let rate = format!("{:.0} images/s", record.images_per_second);
-        let seconds: f64 = report.epochs.iter().map(|e| e.record.train_seconds).sum();
+        let rate = format!("{:.0} images/s", last.images_per_second);
+        let seconds: f64 = report.epochs.iter().map(|e| e.train_seconds).sum();
         let note = format!("{seconds:.0} s of training in all");
         number("", "Speed, last epoch", &rate, &note);
     }
     if let Some(began) = &report.began {
         let windows = format!("{:.1} MiB", began.window_bytes as f64 / f64::from(1 << 20));
-        let peak = report.epochs.last().and_then(|e| e.peak_mib);
+        let peak = report.epochs.last().and_then(|e| e.peak_resident_mib);
         let peak = peak.map_or_else(String::new, |p| format!("{p:.0} MiB resident at the peak"));
         number("", "Kept over the window", &windows, &peak);
     }
     html + "</dl>\n"
 }
 
+/// What an epoch's test gave.
+#[derive(Clone, Copy)]
+struct Tested<'a> {
+    /// From 1.
+    epoch: u32,
+    accuracy: f64,
+    by_time_step: &'a [f64],
+}
+
 /// The earlier of two epochs unless the later is better.
-fn better<'a>(a: (u32, &'a Tally), b: (u32, &'a Tally)) -> (u32, &'a Tally) {
-    if b.1.accuracy() > a.1.accuracy() {
-        b
-    } else {
-        a
-    }
+fn better<'a>(a: Tested<'a>, b: Tested<'a>) -> Tested<'a> {
+    if b.accuracy > a.accuracy { b } else { a }
 }
 
-fn tested_of(epoch: &Epoch) -> Option<&Tally> {
-    epoch.record.tested()
-}
-
-/// The number of an epoch, from 1, with its test.
-fn tested(epoch: &Epoch) -> Option<(u32, &Tally)> {
-    Some((epoch.record.epoch + 1, tested_of(epoch)?))
+fn tested(line: &EpochLine) -> Option<Tested<'_>> {
+    Some(Tested {
+        epoch: line.epoch + 1,
+        accuracy: line.test_accuracy?,
+        by_time_step: line.test_accuracy_by_time_step.as_deref().unwrap_or(&[]),
+    })
 }
 
 fn percent(ratio: f64) -> String {
@@ -131,9 +139,14 @@ fn percent(ratio: f64) -> String {
 }
 
 fn plots(report: &Report) -> Vec<Plot<'_>> {
-    let train = |what: fn(&Tally) -> f64| over(report, "training", |e| Some(what(&e.record.train)));
-    let test = |what: fn(&Tally) -> f64| over(report, "test", |e| tested_of(e).map(what));
-    let accuracy = |tally: &Tally| 100.0 * tally.accuracy();
+    let losses = vec![
+        over(report, "test", |e| e.test_loss),
+        over(report, "training", |e| Some(e.loss)),
+    ];
+    let accuracies = vec![
+        over(report, "test", |e| e.test_accuracy.map(|a| 100.0 * a)),
+        over(report, "training", |e| Some(100.0 * e.train_accuracy)),
+    ];
     let plot = |title, unit, from_zero, lines| Plot {
         title,
         note: "",
@@ -143,43 +156,29 @@ fn plots(report: &Report) -> Vec<Plot<'_>> {
         sequence: false,
         lines,
     };
-    let mut firing = plot(
-        "Firing rate by layer",
-        "",
-        true,
-        by_layer(report, Tally::firing_rates),
-    );
+    let rates = by_layer(report, |e| &e.firing_rate_by_layer, 1.0);
+    let mut firing = plot("Firing rate by layer", "", true, rates);
     firing.note = "Spikes per neuron and time step in training, first layer to last.";
     firing.sequence = true;
-    let dead = |tally: &Tally| tally.dead_shares().iter().map(|d| 100.0 * d).collect();
-    let mut dead = plot("Dead neurons by layer", " %", true, by_layer(report, dead));
+    let dead = by_layer(report, |e| &e.dead_by_layer, 100.0);
+    let mut dead = plot("Dead neurons by layer", " %", true, dead);
     dead.note = "Neurons without a spike in any sample of a training batch at any time step; mean over \
                  batches, first layer to last.";
     dead.sequence = true;
-    let speed = over(report, "training", |e| Some(e.record.images_per_second));
+    let speed = over(report, "training", |e| Some(e.images_per_second));
     let window = report
         .began
         .as_ref()
         .map(|b| b.window_bytes as f64 / f64::from(1 << 20));
     let memory = vec![
         over(report, "resident", |e| e.resident_mib),
-        over(report, "resident, peak so far", |e| e.peak_mib),
+        over(report, "resident, peak so far", |e| e.peak_resident_mib),
         over(report, "kept over the window", |_| window),
     ];
-    let mut loss = plot(
-        "Loss",
-        "",
-        false,
-        vec![test(Tally::mean_loss), train(Tally::mean_loss)],
-    );
+    let mut loss = plot("Loss", "", false, losses);
     loss.note = "Mean over time steps and batches.";
     vec![
-        plot(
-            "Accuracy",
-            " %",
-            false,
-            vec![test(accuracy), train(accuracy)],
-        ),
+        plot("Accuracy", " %", false, accuracies),
         loss,
         by_time_step(report),
         plot("Images per second", "", true, vec![speed]),
@@ -190,43 +189,48 @@ fn plots(report: &Report) -> Vec<Plot<'_>> {
 }
 
 /// A line over epochs, counted from 1.
-fn over(report: &Report, name: &str, value: impl Fn(&Epoch) -> Option<f64>) -> Line {
-    let point = |e: &Epoch| Some((f64::from(e.record.epoch + 1), value(e)?));
+fn over(report: &Report, name: &str, value: impl Fn(&EpochLine) -> Option<f64>) -> Line {
+    let point = |e: &EpochLine| Some((f64::from(e.epoch + 1), value(e)?));
     Line {
         name: name.into(),
         points: report.epochs.iter().filter_map(point).collect(),
     }
 }
 
-/// A line for each layer of what it has of `values`.
-fn by_layer(report: &Report, values: impl Fn(&Tally) -> Vec<f64>) -> Vec<Line> {
+/// A line for each layer of what it has of `values`, times a factor.
+fn by_layer(
+    report: &Report,
+    values: impl Fn(&EpochLine) -> &BTreeMap<String, f64>,
+    factor: f64,
+) -> Vec<Line> {
     let layers = report.began.as_ref().map_or(&[][..], |b| &b.layers);
-    let line = |(index, name): (usize, &String)| {
-        over(report, name, |e| {
-            values(&e.record.train).get(index).copied()
-        })
+    let line = |name: &String| {
+        let value = |e: &EpochLine| values(e).get(name).map(|value| factor * value);
+        over(report, name, value)
     };
-    layers.iter().enumerate().map(line).collect()
+    layers.iter().map(line).collect()
 }
 
 fn by_time_step(report: &Report) -> Plot<'_> {
-    let line = |name: String, tally: &Tally| {
-        let steps = tally.accuracies().into_iter().enumerate();
+    let line = |name: String, ratios: &[f64]| {
+        let steps = ratios.iter().enumerate();
         let points = steps.map(|(t, ratio)| (t as f64, 100.0 * ratio)).collect();
         Line { name, points }
     };
     let mut lines = Vec::new();
     let tests = || report.epochs.iter().filter_map(tested);
-    if let Some((epoch, tally)) = tests().next_back() {
-        lines.push(line(format!("test, epoch {epoch}"), tally));
-        let best = tests().reduce(better).filter(|(best, _)| *best != epoch);
-        if let Some((best, tally)) = best {
-            lines.push(line(format!("test, best epoch {best}"), tally));
+    if let Some(newest) = tests().next_back() {
+        let name = format!("test, epoch {}", newest.epoch);
+        lines.push(line(name, newest.by_time_step));
+        let best = tests().reduce(better);
+        if let Some(best) = best.filter(|best| best.epoch != newest.epoch) {
+            let name = format!("test, best epoch {}", best.epoch);
+            lines.push(line(name, best.by_time_step));
         }
     }
     if let Some(last) = report.epochs.last() {
-        let name = format!("training, epoch {}", last.record.epoch + 1);
-        lines.push(line(name, &last.record.train));
+        let name = format!("training, epoch {}", last.epoch + 1);
+        lines.push(line(name, &last.train_accuracy_by_time_step));
     }
     Plot {
         title: "Accuracy by time step",
@@ -246,20 +250,19 @@ fn epochs_table(report: &Report) -> String {
          <th>images/s</th><th>seconds</th><th>waited for data</th></tr>\n",
     );
     for epoch in &report.epochs {
-        let record = &epoch.record;
-        let test = tested_of(epoch).map_or_else(|| "–".into(), |t| percent(t.accuracy()));
+        let test = epoch.test_accuracy.map_or_else(|| "–".into(), percent);
         let _ = writeln!(
             html,
             "<tr><td>{}</td><td>{:.5}</td><td>{:.4}</td><td>{}</td><td>{test}</td><td>{:.4}</td>\
              <td>{:.0}</td><td>{:.1}</td><td>{:.2}</td></tr>",
-            record.epoch + 1,
-            record.lr,
-            record.train.mean_loss(),
-            percent(record.train.accuracy()),
-            record.train.firing_rate(),
-            record.images_per_second,
-            record.train_seconds,
-            record.data_wait_seconds,
+            epoch.epoch + 1,
+            epoch.lr,
+            epoch.loss,
+            percent(epoch.train_accuracy),
+            epoch.firing_rate,
+            epoch.images_per_second,
+            epoch.train_seconds,
+            epoch.data_wait_seconds,
         );
     }
     html + "</table></div>\n</details>\n"
@@ -273,9 +276,11 @@ fn layers_table(report: &Report) -> String {
         "<details>\n<summary>Firing rates, last epoch</summary>\n<div class=\"wide\"><table>\n\
          <tr><th>layer</th><th>spikes per neuron and time step</th><th>dead neurons</th></tr>\n",
     );
-    let train = &last.record.train;
-    let values = train.firing_rates().into_iter().zip(train.dead_shares());
-    for (name, (rate, dead)) in began.layers.iter().zip(values) {
+    for name in &began.layers {
+        let Some(rate) = last.firing_rate_by_layer.get(name) else {
+            continue;
+        };
+        let dead = last.dead_by_layer.get(name).copied().unwrap_or(0.0);
         let (name, dead) = (escape(name), percent(dead));
         let _ = writeln!(
             html,

@@ -1,10 +1,10 @@
 //! What a run keeps in its folder, when it does, and where it starts again.
 
+use super::line::EpochLine;
 use super::{EpochRecord, Event, Tally, TrainError, init};
 use crate::checkpoint::state::{Loaded, Snapshot};
-use crate::checkpoint::{CheckpointError, Identity, Recording, RunFolder};
-use crate::data::Source;
-use crate::memory::peak_resident_mib;
+use crate::checkpoint::{Attempt, CheckpointError, Identity, Recording, RunFolder, Writable};
+use crate::data::{BadSample, Source};
 use crate::node::Node;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -70,6 +70,8 @@ pub(super) struct Saving {
     best: Option<Hits>,
     last: (Instant, u64),
     stalls: Vec<f64>,
+    /// Stalls that have been told.
+    stalls_told: usize,
     /// The newest checkpoint of this process.
     handed_over: Option<u64>,
     /// A checkpoint without which the run must not end well.
@@ -95,6 +97,7 @@ impl Saving {
             best: None,
             last: (Instant::now(), 0),
             stalls: Vec::new(),
+            stalls_told: 0,
             handed_over: None,
             awaited: None,
         };
@@ -112,7 +115,10 @@ impl Saving {
             damaged.extend(number);
             tell(Event::Warning(warning));
         };
-        let found = find(folder.as_ref(), &options.resume, &identity, &mut warn)?;
+        let folder = folder.map(|folder| folder.lock(&mut |text| warn(None, text)));
+        let folder = folder.transpose()?;
+        let own = folder.as_ref().map(Writable::folder);
+        let found = find(own, &options.resume, &identity, &mut warn)?;
         // The weights at a run's start are behind its checkpoint: they are not even looked for.
         if let Some(loaded) = found {
             saving.resume(run, source, &loaded, node)?;
@@ -125,7 +131,12 @@ impl Saving {
         }
         if let Some(folder) = folder {
             let epoch = saving.position.epoch;
-            saving.recording = Some(folder.begin(run, identity, epoch, &damaged)?);
+            let recording = folder.begin(run, identity, epoch, &damaged)?;
+            tell(Event::Recording {
+                page: recording.page(),
+                earlier: EpochLine::of_file(recording.lines()),
+            });
+            saving.recording = Some(recording);
         }
         saving.last = (Instant::now(), saving.position.batches_done);
         Ok(saving)
@@ -221,7 +232,8 @@ impl Saving {
         let Some(recording) = &mut self.recording else {
             return;
         };
-        recording.add_line(&line(record, names));
+        let names = names.iter().map(|(name, counter)| (name, *counter));
+        recording.add_line(&EpochLine::new(record, names).text());
         let test = record.test.as_ref().and_then(hits);
         let share = |hits: Option<Hits>| hits.map(Hits::share);
         let is_better = share(test) > share(self.best);
@@ -254,22 +266,49 @@ impl Saving {
         self.awaited = done.filter(|_| self.handed_over == done);
     }
 
-    /// Tells what has gone wrong with writing.
-    pub(super) fn tell_warnings(&self, tell: &mut dyn FnMut(Event)) {
-        let warnings = self.recording.as_ref().map(Recording::take_warnings);
-        for warning in warnings.into_iter().flatten() {
-            tell(Event::Warning(warning));
+    /// Keeps what is wrong with samples.
+    pub(super) fn list_bad_samples(&mut self, bad: &[BadSample]) {
+        if let Some(recording) = &mut self.recording {
+            let line = |bad: &BadSample| {
+                json!({
+                    "sample": bad.name,
+                    "reason": bad.reason,
+                    "replaced_by": bad.replaced_by,
+                })
+                .to_string()
+            };
+            recording.add_bad_samples(bad.iter().map(line));
         }
     }
 
+    /// Tells what has become of what was handed over.
+    ///
+    /// # Errors
+    /// If another process writes to the folder now.
+    pub(super) fn attend(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), CheckpointError> {
+        for &stall_seconds in &self.stalls[self.stalls_told..] {
+            tell(Event::CheckpointCopied { stall_seconds });
+        }
+        self.stalls_told = self.stalls.len();
+        let Some(recording) = &self.recording else {
+            return Ok(());
+        };
+        tell_written(recording.take_attempts(), recording.take_warnings(), tell);
+        recording.check()
+    }
+
     /// Waits until all is written.
-    pub(super) fn finish(self, tell: &mut dyn FnMut(Event)) -> Result<Option<Kept>, TrainError> {
-        self.tell_warnings(tell);
+    pub(super) fn finish(
+        mut self,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Option<Kept>, TrainError> {
+        self.attend(tell)?;
         let Some(recording) = self.recording else {
             return Ok(None);
         };
         let folder = recording.shown().to_owned();
         let written = recording.finish();
+        tell_written(written.attempts, written.warnings, tell);
         let kept = Kept {
             folder,
             checkpoints: written.checkpoints,
@@ -277,11 +316,24 @@ impl Saving {
             bytes: written.bytes,
             stalls: self.stalls,
         };
+        if written.is_taken_over {
+            let folder = kept.folder;
+            return Err(CheckpointError::TakenOver { folder }.into());
+        }
         if self.awaited.is_some() && self.awaited != written.newest {
             let reason = written.failure.unwrap_or_default();
             return Err(CheckpointError::LastNotWritten { reason }.into());
         }
         Ok(Some(kept))
+    }
+}
+
+fn tell_written(attempts: Vec<Attempt>, warnings: Vec<String>, tell: &mut dyn FnMut(Event)) {
+    for Attempt { seconds, bytes } in attempts {
+        tell(Event::CheckpointEnded { seconds, bytes });
+    }
+    for warning in warnings {
+        tell(Event::Warning(warning));
     }
 }
 
@@ -323,39 +375,6 @@ fn find(
 fn hits(test: &Tally) -> Option<Hits> {
     let (&correct, &samples) = (test.correct.last()?, test.samples.last()?);
     Some(Hits { correct, samples }).filter(|hits| hits.samples > 0)
-}
-
-/// The line of `metrics.jsonl` of an epoch, counted from 0. `names` are layers with their counters.
-fn line(record: &EpochRecord, names: &[(String, usize)]) -> String {
-    let by_layer = |values: &[f64]| -> serde_json::Map<_, _> {
-        let values = names.iter().map(|(name, counter)| (name, values[*counter]));
-        values
-            .map(|(name, value)| (name.clone(), json!(value)))
-            .collect()
-    };
-    let test = record
-        .test
-        .as_ref()
-        .filter(|t| t.samples.iter().any(|&n| n > 0));
-    json!({
-        "epoch": record.epoch,
-        "lr": record.lr,
-        "loss": record.train.mean_loss(),
-        "train_accuracy": record.train.accuracy(),
-        "train_accuracy_by_time_step": record.train.accuracies(),
-        "test_loss": test.map(Tally::mean_loss),
-        "test_accuracy": test.map(Tally::accuracy),
-        "test_accuracy_by_time_step": test.map(Tally::accuracies),
-        "firing_rate": record.train.firing_rate(),
-        "firing_rate_by_layer": by_layer(&record.train.firing_rates()),
-        "dead": record.train.dead_share(),
-        "dead_by_layer": by_layer(&record.train.dead_shares()),
-        "images_per_second": record.images_per_second,
-        "train_seconds": record.train_seconds,
-        "data_wait_seconds": record.data_wait_seconds,
-        "peak_resident_mib": peak_resident_mib(),
-    })
-    .to_string()
 }
 
 /// Sums as the numbers of their bits: JSON keeps whole numbers exactly.

@@ -1,0 +1,139 @@
+//! What a store or the network says, in one line that has no secrets.
+
+use std::error::Error;
+use std::fmt;
+
+use super::shown;
+
+/// A longer text is cut.
+const MAX_CHARS: usize = 600;
+/// The beginnings of the names of variables with credentials.
+const SERVICES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+/// What such a name has in it where its value is a secret.
+const SECRETS: [&str; 5] = ["SECRET", "TOKEN", "KEY", "SAS", "PASSWORD"];
+/// A shorter value may be part of any word.
+const MIN_SECRET_BYTES: usize = 6;
+
+/// What a store or the network says. Of a server's answer it has the code and the message: the rest
+/// may repeat what was sent, the session's token among it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl Reason {
+    /// The text of an error with what caused it.
+    pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.contains(&more) {
+                text.push_str(": ");
+                text.push_str(&more);
+            }
+            cause = error.source();
+        }
+        Self(clean(&text, &secrets(std::env::vars_os())))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Error for Reason {}
+
+/// The values of variables with credentials, longest first, so that none is cut by another.
+fn secrets(
+    variables: impl Iterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Vec<(String, String)> {
+    let mut secrets: Vec<(String, String)> = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, value)| {
+            let is_of_a_service = SERVICES.iter().any(|service| name.starts_with(service));
+            let is_secret = SECRETS.iter().any(|secret| name.contains(secret));
+            let is_public = name.ends_with("_ID") || name.ends_with("_FILE");
+            is_of_a_service && is_secret && !is_public && value.len() >= MIN_SECRET_BYTES
+        })
+        .collect();
+    secrets.sort_by_key(|(_, value)| std::cmp::Reverse(value.len()));
+    secrets
+}
+
+fn clean(text: &str, secrets: &[(String, String)]) -> String {
+    let mut text = without_body(text);
+    for (name, value) in secrets {
+        text = text.replace(value, &format!("[{name}]"));
+    }
+    // URLs without queries, which may hold signatures.
+    let words = text.split_whitespace().map(|word| {
+        if word.contains("://") {
+            shown(word)
+        } else {
+            word.to_owned()
+        }
+    });
+    let mut text = words.collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = text.char_indices().nth(MAX_CHARS) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
+}
+
+/// A text with the code and message of the XML in it instead of all of it.
+fn without_body(text: &str) -> String {
+    let Some((before, body)) = text.split_once('<') else {
+        return text.into();
+    };
+    let field = |name: &str| {
+        let (_, value) = body.split_once(&format!("{name}>"))?;
+        Some(value.split('<').next().unwrap_or(""))
+    };
+    let fields = [field("Code"), field("Message")];
+    let fields: Vec<&str> = fields.into_iter().flatten().collect();
+    format!("{before}{}", fields.join(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_answer_is_its_code_and_message() {
+        let text = "403 Forbidden:\n<?xml version=\"1.0\"?>\n<Error><Code>SignatureDoesNotMatch\
+                    </Code><Message>Check your\nkey.</Message><CanonicalRequest>x-amz-security-\
+                    token:sesame</CanonicalRequest></Error>";
+        let told = clean(text, &[]);
+        assert_eq!(
+            told,
+            "403 Forbidden: SignatureDoesNotMatch: Check your key."
+        );
+        assert_eq!(clean("503: <html>busy</html>", &[]), "503:");
+    }
+
+    #[test]
+    fn secrets_and_queries_are_not_told() {
+        let variables = [
+            ("AWS_SECRET_ACCESS_KEY", "sesame/open"),
+            ("AWS_SESSION_TOKEN", "sesame/open/wide"),
+            ("AWS_ACCESS_KEY_ID", "PUBLIC1"),
+            ("AZURE_STORAGE_SAS_KEY", "abc"),
+            ("EDITOR_KEY", "written"),
+        ];
+        let secrets = secrets(variables.into_iter().map(|(n, v)| (n.into(), v.into())));
+        let text = "written to http://u:p@host/a?sig=1: sesame/open/wide PUBLIC1 sesame/open abc";
+        assert_eq!(
+            clean(text, &secrets),
+            "written to http://host/a [AWS_SESSION_TOKEN] PUBLIC1 [AWS_SECRET_ACCESS_KEY] abc"
+        );
+        assert!(clean(&"ä".repeat(5000), &[]).chars().count() < 700);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = std::io::Error::other(std::io::Error::other("refused"));
+        assert_eq!(Reason::of(&error).to_string(), "refused");
+    }
+}

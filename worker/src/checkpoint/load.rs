@@ -1,0 +1,136 @@
+//! A checkpoint read and checked, older ones where newer are damaged.
+
+use super::error::{is_out_of_reach, stored};
+use super::state::{self, Loaded};
+use super::{CHECKPOINTS, CheckpointError, Identity, RunFolder};
+use crate::trace::file;
+use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, Manifest, manifest_name};
+
+impl RunFolder {
+    /// Reads one checkpoint and checks every byte of it; given an identity, that it is its own.
+    ///
+    /// # Errors
+    /// If it is damaged, of another version, or of another run.
+    pub fn load(
+        &self,
+        number: u64,
+        identity: Option<&Identity>,
+    ) -> Result<Loaded, CheckpointError> {
+        let name = format!("{}/{CHECKPOINTS}/{}", self.shown, manifest_name(number));
+        let key = format!("{CHECKPOINTS}/{}", manifest_name(number));
+        let bytes = self.store().get(&key, MAX_MANIFEST_BYTES);
+        let bytes = bytes.map_err(|e| stored("read", &name, e))?;
+        let manifest = Manifest::parse(&bytes).map_err(|source| CheckpointError::Manifest {
+            name: name.clone(),
+            source,
+        })?;
+        if let Some(identity) = identity {
+            check_identity(&name, &manifest, identity)?;
+        }
+        let weights = self.part(&name, &manifest, state::WEIGHTS)?;
+        let optimiser = self.part(&name, &manifest, state::STATE)?;
+        Ok(Loaded {
+            weights: file::parse(&weights, &name)?,
+            state: file::parse(&optimiser, &name)?,
+            progress: self.part(&name, &manifest, state::PROGRESS)?,
+            position: manifest.position,
+            name,
+        })
+    }
+
+    fn part(
+        &self,
+        name: &str,
+        manifest: &Manifest,
+        kind: &str,
+    ) -> Result<Vec<u8>, CheckpointError> {
+        let refused = |part: &str, reason: String| CheckpointError::Part {
+            name: name.to_owned(),
+            part: part.to_owned(),
+            reason,
+        };
+        let part = manifest.parts.get(kind);
+        let part = part.ok_or_else(|| refused(kind, "is not in the manifest".into()))?;
+        let bytes = self
+            .store()
+            .get(&format!("{CHECKPOINTS}/{}", part.name), part.bytes);
+        let bytes = bytes.map_err(|error| {
+            if is_out_of_reach(&error) {
+                let name = format!("{}/{CHECKPOINTS}/{}", self.shown, part.name);
+                return stored("read", &name, error);
+            }
+            refused(&part.name, format!("cannot be read: {error}"))
+        })?;
+        if bytes.len() as u64 != part.bytes {
+            let (got, want) = (bytes.len(), part.bytes);
+            let reason = format!("has {got} bytes, {want} were written: it is cut off");
+            return Err(refused(&part.name, reason));
+        }
+        if Digest::of(&bytes) != part.sha256 {
+            let reason = "does not have the SHA-256 that was written: it is altered";
+            return Err(refused(&part.name, reason.into()));
+        }
+        Ok(bytes)
+    }
+
+    /// The newest checkpoint that is whole, older ones where newer are damaged; nothing where there
+    /// is none at all. Each damaged one is told to `warn`, with its number.
+    ///
+    /// # Errors
+    /// If one is of another run or version, or all are damaged.
+    pub fn newest_good(
+        &self,
+        identity: Option<&Identity>,
+        warn: &mut dyn FnMut(u64, String),
+    ) -> Result<Option<Loaded>, CheckpointError> {
+        let numbers = self.checkpoints()?;
+        let mut newest = None;
+        for &number in numbers.iter().rev() {
+            match self.load(number, identity) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(error) if error.is_damage() => {
+                    warn(number, format!("{error}; the next older one is tried"));
+                    newest.get_or_insert(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(newest) = newest else {
+            return Ok(None);
+        };
+        Err(CheckpointError::NoneGood {
+            folder: self.shown.clone(),
+            count: numbers.len(),
+            newest,
+        })
+    }
+}
+
+fn check_identity(
+    name: &str,
+    manifest: &Manifest,
+    identity: &Identity,
+) -> Result<(), CheckpointError> {
+    let (saved, here) = (&manifest.settings, &identity.settings);
+    let shown = |value: Option<&String>| value.map_or("not set".to_owned(), Clone::clone);
+    let keys = saved
+        .keys()
+        .chain(here.keys().filter(|key| !saved.contains_key(*key)));
+    let differences: Vec<String> = keys
+        .filter(|key| saved.get(*key) != here.get(*key))
+        .map(|key| {
+            let (there, here) = (shown(saved.get(key)), shown(here.get(key)));
+            format!("{key} is {there} there, {here} here")
+        })
+        .collect();
+    let name = name.to_owned();
+    if !differences.is_empty() {
+        let differences = differences.join(", ");
+        return Err(CheckpointError::Settings { name, differences });
+    }
+    if manifest.data != identity.data {
+        let (saved, here) = (manifest.data, identity.data);
+        return Err(CheckpointError::Data { name, saved, here });
+    }
+    Ok(())
+}
