@@ -112,6 +112,8 @@ mod tests {
             batches: vec![1, 1],
             spikes: vec![5, 1],
             neurons: vec![10, 10],
+            silent: vec![1, 2],
+            observed: vec![4, 4],
         };
         let record = EpochRecord {
             epoch: 3,
@@ -127,6 +129,7 @@ mod tests {
         let text = format!("{}\nno line\n{}", line.text(), line.text());
         assert_eq!(EpochLine::of_file(text.as_bytes()), [line.clone(), line]);
         assert!(text.contains("\"firing_rate_by_layer\":{\"a\":0.5,\"b\":0.1,\"twin\":0.1}"));
+        assert!(text.contains("\"dead_by_layer\":{\"a\":0.25,\"b\":0.5,\"twin\":0.5}"));
         assert!(EpochLine::of_file(b"\xff{}\n[]").is_empty());
     }
 }
