@@ -143,6 +143,8 @@ pub enum Event {
         layers: Vec<String>,
         /// Bytes that the window of time steps keeps for the backward.
         window_bytes: u64,
+        /// Bytes that the back end holds of the network.
+        device_bytes: u64,
     },
     /// Training goes on from a checkpoint.
     Resumed {
@@ -231,6 +233,7 @@ pub fn train(
         images: (dataset.train.len(), dataset.test.len()),
         layers: layers(&node),
         window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
+        device_bytes: node.learner.network.device_bytes(&*node.kernels),
     });
     let saving = Saving::begin(run, options, &dataset, &mut node, tell)?;
     let mut training = Training::new(run, loader, saving);
