@@ -222,7 +222,7 @@ fn a_run_leaves_a_report_with_its_accuracy_and_configuration() {
     );
     assert!(html.contains(": finished"), "{html}");
     assert!(html.contains("max_batches = 16"), "{html}");
-    assert_eq!(html.matches("<svg class=\"plot\"").count(), 6);
+    assert_eq!(html.matches("<svg class=\"plot\"").count(), 7);
     assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
 }
 

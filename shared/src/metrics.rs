@@ -35,6 +35,8 @@ pub enum Memory {
     Resident,
     /// The values that the window of time steps keeps for the backward.
     Windows,
+    /// All that the back end holds of the network: buffers, weights, gradients, optimiser state.
+    Device,
 }
 
 impl Memory {
@@ -43,6 +45,7 @@ impl Memory {
         match self {
             Self::Resident => "resident",
             Self::Windows => "windows",
+            Self::Device => "device",
         }
     }
 }

@@ -150,6 +150,8 @@ pub enum Event {
         layers: Vec<String>,
         /// Bytes that the window of time steps keeps for the backward.
         window_bytes: u64,
+        /// Bytes that the back end holds of the network.
+        device_bytes: u64,
     },
     /// Weights were taken to start from.
     Initialised {
@@ -241,6 +243,7 @@ pub fn train(
         images: (info.train_len, info.test_len),
         layers: layers(&node),
         window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
+        device_bytes: node.learner.network.device_bytes(&*node.kernels),
     });
     let saving = Saving::begin(run, options, &source, &mut node, tell)?;
     let mut training = Training::new(run, source, saving);

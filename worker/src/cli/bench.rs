@@ -71,7 +71,7 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, default_value = "cpu")]
     engine: EngineArgument,
     /// Threads of the cpu engine; 0 is one per core
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    #[arg(long, default_value_t = 0, value_parser = super::threads)]
     threads: u16,
     /// Weights to start from: a safetensors file of `synfire train --save-weights`
     #[arg(long, value_name = "FILE")]

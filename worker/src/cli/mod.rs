@@ -66,6 +66,13 @@ enum Verb {
 /// The exit status of a command line that is not understood (`EX_USAGE` of sysexits.h).
 const WRONG_USAGE: u8 = 64;
 
+/// A number of threads for the cpu engine.
+fn threads(text: &str) -> Result<u16, String> {
+    let threads: u16 = text.parse().map_err(|error| format!("{error}"))?;
+    let checked = crate::kernel::cpu::check_threads(usize::from(threads));
+    checked.map(|()| threads).map_err(|error| error.to_string())
+}
+
 /// Prints a line. Where nobody reads any more (`synfire inspect ... | head`), the program ends.
 macro_rules! say {
     ($($text:tt)*) => {

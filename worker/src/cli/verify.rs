@@ -55,7 +55,7 @@ pub(super) struct Arguments {
     #[arg(long, value_enum)]
     isa: Option<IsaArgument>,
     /// Threads of the cpu engine; 0 is one per core
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    #[arg(long, default_value_t = 0, value_parser = super::threads)]
     threads: u16,
 }
 

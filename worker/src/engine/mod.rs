@@ -54,6 +54,7 @@ pub struct Network {
     /// Per value: the time steps for which an error has arrived in this backward.
     arrived: Vec<Option<Window>>,
     dropouts: Vec<(String, Dropout)>,
+    arenas: ArenaSizes,
 }
 
 impl Network {
@@ -72,11 +73,12 @@ impl Network {
             .iter()
             .map(|b| kernels.allocate(&b.spec))
             .collect();
-        kernels.allocate_arenas(ArenaSizes {
+        let arenas = ArenaSizes {
             parameters: plan.layout.len(),
             statistics: plan.layout.statistics_len(),
             states: optimiser_states,
-        });
+        };
+        kernels.allocate_arenas(arenas);
         rename(&mut plan, &handles);
         // Running variances start at 1, means at 0.
         for (name, span) in plan.layout.statistics() {
@@ -100,6 +102,7 @@ impl Network {
             profile: Profile::default(),
             handles,
             plan,
+            arenas,
         }
     }
 
@@ -451,6 +454,12 @@ impl Network {
     pub fn bytes(&self, kernels: &dyn Kernels, role: Role) -> u64 {
         let buffers = self.plan.buffers.iter().filter(|b| b.role == role);
         buffers.map(|b| kernels.bytes(&b.spec)).sum()
+    }
+
+    /// Bytes of all buffers and arenas: what the device holds, but for scratch of its kernels.
+    pub fn device_bytes(&self, kernels: &dyn Kernels) -> u64 {
+        let buffers = self.plan.buffers.iter().map(|b| kernels.bytes(&b.spec));
+        self.arenas.bytes() + buffers.sum::<u64>()
     }
 
     /// Where something that is not finite first appears at time step t, going forward: the name of

@@ -109,6 +109,14 @@ pub struct ArenaSizes {
     pub states: usize,
 }
 
+impl ArenaSizes {
+    /// Bytes of all arenas: there are gradients where there is a state.
+    pub fn bytes(&self) -> u64 {
+        let copies = 1 + self.states + usize::from(self.states > 0);
+        (size_of::<f32>() * (self.parameters * copies + self.statistics)) as u64
+    }
+}
+
 /// Whether batch norm uses the batch's statistics and moves the running ones, or uses those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

@@ -30,10 +30,12 @@ impl Measure {
             Event::Began {
                 layers,
                 window_bytes,
+                device_bytes,
                 ..
             } => {
                 self.layers.clone_from(layers);
                 self.metrics.set_memory(Memory::Windows, *window_bytes);
+                self.metrics.set_memory(Memory::Device, *device_bytes);
                 self.resident();
             }
             Event::Progress(progress) => self.progress(progress),

@@ -63,6 +63,7 @@ impl Report {
                 images,
                 layers,
                 window_bytes,
+                device_bytes: _,
             } => {
                 self.began = Some(Began {
                     engine: engine.clone(),
@@ -180,6 +181,7 @@ mod tests {
             images: (1000, 1000),
             layers: vec!["a\"><script>alert(1)</script>".into(), "b".into()],
             window_bytes: 1 << 20,
+            device_bytes: 1 << 21,
         });
         for (index, &test) in tests.iter().enumerate() {
             report.see(&epoch(u32::try_from(index).unwrap(), test));

@@ -129,7 +129,9 @@ impl Operation {
             Self::Sharpness(factor) => sharpen(pixels_hwc, size, factor, scratch),
             Self::Posterize(bits) => {
                 let mask = u8::MAX << (8 - bits);
-                pixels_hwc.iter_mut().for_each(|value| *value &= mask);
+                for value in pixels_hwc {
+                    *value &= mask;
+                }
             }
             Self::Solarize(threshold) => {
                 for value in pixels_hwc {

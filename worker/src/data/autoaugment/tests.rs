@@ -96,12 +96,9 @@ fn the_policy_has_torchvisions_kinds_and_probabilities() {
         let columns: Vec<&str> = row.split(',').collect();
         let (one, other) = columns[1].split_once(' ').unwrap();
         assert_eq!((kind(one), kind(other)), (first.kind, second.kind), "{row}");
-        let probabilities = [columns[3], columns[4]].map(|p| p.parse::<f64>().unwrap());
-        assert_eq!(
-            probabilities,
-            [first.probability, second.probability],
-            "{row}"
-        );
+        let expected = [columns[3], columns[4]].map(|p| p.parse::<f64>().unwrap().to_bits());
+        let probabilities = [first.probability, second.probability].map(f64::to_bits);
+        assert_eq!(probabilities, expected, "{row}");
         num_rows += 1;
     }
     assert_eq!(num_rows, 25);
@@ -174,7 +171,8 @@ fn draws_have_the_policys_distribution() {
                 |counts: &[[i32; 2]; 25]| f64::from(counts[sub_policy][index]) / f64::from(count);
             // A standard error of at most 0.012; certain ones are certain.
             let error = (part(&happens) - step.probability).abs();
-            let certain = step.probability == 0.0 || step.probability == 1.0;
+            let certain = [0.0_f64, 1.0].map(f64::to_bits);
+            let certain = certain.contains(&step.probability.to_bits());
             assert!(
                 error < if certain { 1e-9 } else { 0.06 },
                 "{sub_policy}: {error}"

@@ -9,6 +9,7 @@
 //! - `learn`: loss and update.
 //! - `alive`: which neurons have spiked in the batch.
 //! - `ring`: a buffer.
+//! - `error`: why it cannot start; how many threads it may have.
 //! - [`simd`]: vector code and loops over rows.
 //!
 //! Work is cut into pieces that do not depend on the number of threads, and sums are combined in a
@@ -18,6 +19,7 @@
 
 mod alive;
 pub mod conv;
+mod error;
 mod learn;
 mod norm_lif;
 mod plain;
@@ -31,6 +33,7 @@ use super::{
 use crate::shape::Shape;
 use alive::Alive;
 use conv::{ConvKernel, ConvScratch, ConvShape, Operand, bias_gradient};
+pub use error::{CpuError, check_threads};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use ring::Ring;
 use simd::Isa;
@@ -88,35 +91,18 @@ impl std::fmt::Debug for CpuKernels {
     }
 }
 
-/// Why the back end cannot start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CpuError {
-    /// The machine lacks the instructions that were asked for.
-    #[error("this machine has no {0}: leave the instruction set out to use what it has")]
-    Isa(Isa),
-    /// The operating system gave no threads.
-    #[error("cannot start {threads} threads: ask for fewer with run.threads")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the system said.
-        #[source]
-        source: rayon::ThreadPoolBuildError,
-    },
-}
-
 impl CpuKernels {
     /// A back end with its own threads (0: one per core), using the best instruction set of the
     /// machine or the given one.
     ///
     /// # Errors
-    /// If the machine lacks the instruction set, or threads cannot be started.
+    /// If the machine lacks the instruction set, or the threads are too many or cannot be started.
     pub fn new(threads: usize, isa: Option<Isa>) -> Result<Self, CpuError> {
         let isa = isa.unwrap_or_else(Isa::best);
         if !isa.is_available() {
             return Err(CpuError::Isa(isa));
         }
+        check_threads(threads)?;
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("synfire-cpu-{i}"))
