@@ -246,12 +246,12 @@ fn a_run_starts_from_weights_and_goes_on_without_them() {
         "{said}"
     );
 
-    // One that begins does, before it makes a folder.
+    // One that begins does, before it writes a configuration.
     let other = format!("run.folder={}", path("other"));
     let output = train(&["run.max_batches=1", &from, &other], &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("old.safetensors"));
-    assert!(!folder.join("other").exists());
+    assert!(!folder.join("other/config.toml").exists());
 
     // A run folder and a checkpoint in it have weights too.
     let manifest = path("run/checkpoints/000000000003.json");
