@@ -18,9 +18,15 @@ const DEADLINE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Every metric with its type.
-const METRICS: [(&str, &str); 10] = [
+const METRICS: [(&str, &str); 16] = [
     ("synfire_accuracy_ratio", "gauge"),
+    ("synfire_bad_samples_total", "counter"),
     ("synfire_batch_seconds", "histogram"),
+    ("synfire_checkpoint_bytes", "gauge"),
+    ("synfire_checkpoint_failures_total", "counter"),
+    ("synfire_checkpoint_stall_seconds", "histogram"),
+    ("synfire_checkpoint_write_seconds", "histogram"),
+    ("synfire_checkpoints_total", "counter"),
     ("synfire_data_wait_seconds", "histogram"),
     ("synfire_dead_neurons_ratio", "gauge"),
     ("synfire_firing_rate_ratio", "gauge"),
@@ -74,7 +80,7 @@ fn synfire() -> Command {
 }
 
 /// A run that is longer than the test, and where it tells its metrics.
-fn long_run() -> (Running, SocketAddr) {
+fn long_run(more: &[&str]) -> (Running, SocketAddr) {
     let mut command = synfire();
     command.args([
         "--set",
@@ -82,6 +88,7 @@ fn long_run() -> (Running, SocketAddr) {
         "--metrics-addr",
         "127.0.0.1:0",
     ]);
+    command.args(more);
     let mut running = Running(command.spawn().unwrap());
     let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
     let address = loop {
@@ -151,7 +158,7 @@ fn same(a: f64, b: f64) -> bool {
 
 #[test]
 fn a_run_tells_every_metric_with_its_type_and_counters_only_grow() {
-    let (_run, address) = long_run();
+    let (_run, address) = long_run(&[]);
     let first = scraped(address, 0.0);
     let types: Vec<String> = first
         .lines()
@@ -179,8 +186,33 @@ fn a_run_tells_every_metric_with_its_type_and_counters_only_grow() {
 }
 
 #[test]
+fn checkpoints_are_told_and_those_that_fail_counted() {
+    let folder = Folder::new("checkpoint-metrics");
+    let run = folder.0.join("run");
+    let set = format!("run.folder={}", run.display());
+    let every = "checkpoint.every_batches=2";
+    let (_run, address) = long_run(&["--set", &set, "--set", every]);
+    let ask = |holds: &dyn Fn(&str) -> bool| {
+        wait_for("checkpoints", || {
+            get(address, "/metrics").filter(|text| holds(text))
+        })
+    };
+    let text = ask(&|text| value(text, "synfire_checkpoints_total") > 1.5);
+    // A stall is told at the end of its batches, what became of the copy later.
+    let written = value(&text, "synfire_checkpoint_write_seconds_count");
+    assert!(value(&text, "synfire_checkpoint_stall_seconds_count") >= written);
+    assert!(value(&text, "synfire_checkpoint_write_seconds_sum") > 0.0);
+    assert!(value(&text, "synfire_checkpoint_stall_seconds_sum") > 0.0);
+    assert!(value(&text, "synfire_checkpoint_bytes") > 1000.0);
+    assert!(same(value(&text, "synfire_checkpoint_failures_total"), 0.0));
+    fs::rename(run.join("checkpoints"), run.join("gone")).unwrap();
+    fs::write(run.join("checkpoints"), "in the way").unwrap();
+    ask(&|text| value(text, "synfire_checkpoint_failures_total") > 0.5);
+}
+
+#[test]
 fn metrics_stop_with_the_run_and_an_address_in_use_is_refused() {
-    let (run, address) = long_run();
+    let (run, address) = long_run(&[]);
     let mut second = synfire();
     second.args(["--metrics-addr", &address.to_string()]);
     let second = second.stderr(Stdio::piped()).output().unwrap();
@@ -229,7 +261,9 @@ fn a_run_leaves_a_report_with_its_accuracy_and_configuration() {
 #[test]
 #[ignore = "needs prometheus"]
 fn needs_prometheus_promtool_finds_nothing_to_say() {
-    let (_run, address) = long_run();
+    let folder = Folder::new("promtool");
+    let run = format!("run.folder={}", folder.0.join("run").display());
+    let (_run, address) = long_run(&["--set", &run, "--set", "checkpoint.every_batches=2"]);
     let text = scraped(address, 0.0);
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped());
@@ -247,7 +281,7 @@ fn needs_prometheus_promtool_finds_nothing_to_say() {
 #[test]
 #[ignore = "needs prometheus"]
 fn needs_prometheus_a_real_one_scrapes_a_real_run() {
-    let (_run, address) = long_run();
+    let (_run, address) = long_run(&[]);
     let folder = Folder::new("prometheus");
     let configuration = folder.0.join("prometheus.yml");
     let text = format!(

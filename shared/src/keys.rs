@@ -178,8 +178,8 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("run.evaluate_every", Kind::Integer(1, MANY), Fallback::Integer(1),
         "Epochs from one pass over the test set to the next"),
     Key::new("run.folder", Kind::Text, Fallback::Absent,
-        "Folder for the results: configuration, metrics.jsonl, checkpoints; a path or file:// URL. \
-         Absent: nothing is kept"),
+        "Folder for the results: configuration, metrics.jsonl, report, checkpoints; a path, or a \
+         URL as s3://bucket/runs/1 (also gs://, az://, file://). Absent: nothing is kept"),
 
     Key::new("data.source", choice(SourceName::NAMES), Fallback::Required,
         "The data set: \"packed\" is what synfire pack has written, \"cifar10\" the binary files of \

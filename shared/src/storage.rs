@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - `location`: what a URL means; retries and their deadline.
+//! - `location`: what a URL means; retries and their deadline. `repeat`: more of them.
 //! - this file: [`Store`]: whole objects, ranges, lists.
 //! - `upload`: large objects, in pieces; `conditional`: a write that expects what it finds.
 //! - `reason`, `error`: what can go wrong, in one line without secrets.
@@ -16,11 +16,13 @@ mod conditional;
 mod error;
 mod location;
 mod reason;
+mod repeat;
 mod upload;
 
 use std::ops::Range;
 use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -35,6 +37,7 @@ pub use error::StorageError;
 pub use location::{DEADLINE_VARIABLE, seconds_from_environment};
 use location::{Location, parse, remote, shown};
 pub use reason::Reason;
+use repeat::repeat;
 
 /// Threads that wait for the network; decoding happens elsewhere.
 const RUNTIME_THREADS: usize = 2;
@@ -59,6 +62,8 @@ pub struct Store {
     url: String,
     folder: Option<PathBuf>,
     is_read_only: bool,
+    /// For how long a request is asked again whose connection broke.
+    deadline: Duration,
 }
 
 /// An object in a list.
@@ -113,6 +118,7 @@ impl Store {
             url: "memory://".into(),
             folder: None,
             is_read_only: false,
+            deadline: Duration::ZERO,
         }
     }
 
@@ -177,17 +183,20 @@ impl Store {
     /// As [`Self::get`].
     pub async fn get_async(&self, key: &str, limit_bytes: u64) -> Result<Bytes, StorageError> {
         let location = self.location(key)?;
-        let failed = |source| self.failed("read", key, source);
-        let object = self.objects.get(&location).await.map_err(failed)?;
-        let bytes = object.meta.size;
-        if bytes > limit_bytes {
-            return Err(StorageError::TooLarge {
-                object: self.name(key),
-                bytes,
-                limit_bytes,
-            });
-        }
-        object.bytes().await.map_err(failed)
+        let read = repeat(self.deadline, || async {
+            let object = self.objects.get(&location).await?;
+            let bytes = object.meta.size;
+            if bytes > limit_bytes {
+                return Ok(Err(bytes));
+            }
+            object.bytes().await.map(Ok)
+        });
+        let read = read.await.map_err(|e| self.failed("read", key, &e))?;
+        read.map_err(|bytes| StorageError::TooLarge {
+            object: self.name(key),
+            bytes,
+            limit_bytes,
+        })
     }
 
     /// A range of an object's bytes; shorter where the object ends before.
@@ -210,9 +219,9 @@ impl Store {
         range: Range<u64>,
     ) -> Result<Bytes, StorageError> {
         let location = self.location(key)?;
-        let failed = |source| self.failed("read", key, source);
-        let bytes = self.objects.get_range(&location, range).await;
-        bytes.map_err(failed)
+        let failed = |source| self.failed("read", key, &source);
+        let ask = || self.objects.get_range(&location, range.clone());
+        repeat(self.deadline, ask).await.map_err(failed)
     }
 
     /// Writes an object, which is there whole or not at all; a large one goes up in pieces.
@@ -223,12 +232,14 @@ impl Store {
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), StorageError> {
         let location = self.location(key)?;
         let bytes = bytes.into();
-        let put = if self.folder.is_none() && bytes.len() > upload::PIECE_BYTES {
-            wait(upload::in_pieces(&*self.objects, &location, bytes))
-        } else {
-            wait(self.objects.put(&location, bytes.into())).map(|_| ())
-        };
-        put.map_err(|source| self.failed("write", key, source))
+        let put = repeat(self.deadline, || async {
+            let bytes = bytes.clone();
+            if self.folder.is_none() && bytes.len() > upload::PIECE_BYTES {
+                return upload::in_pieces(&*self.objects, &location, bytes).await;
+            }
+            self.objects.put(&location, bytes.into()).await.map(|_| ())
+        });
+        wait(put).map_err(|source| self.failed("write", key, &source))
     }
 
     /// Removes an object; one that is not there is no error.
@@ -238,9 +249,9 @@ impl Store {
     /// [`StorageError::Request`].
     pub fn delete(&self, key: &str) -> Result<(), StorageError> {
         let location = self.location(key)?;
-        match wait(self.objects.delete(&location)) {
+        match wait(repeat(self.deadline, || self.objects.delete(&location))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(self.failed("delete", key, source)),
+            Err(source) => Err(self.failed("delete", key, &source)),
         }
     }
 
@@ -251,10 +262,10 @@ impl Store {
     /// [`StorageError::Request`].
     pub fn head(&self, key: &str) -> Result<Option<u64>, StorageError> {
         let location = self.location(key)?;
-        match wait(self.objects.head(&location)) {
+        match wait(repeat(self.deadline, || self.objects.head(&location))) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(self.failed("look up", key, source)),
+            Err(source) => Err(self.failed("look up", key, &source)),
         }
     }
 
@@ -266,8 +277,9 @@ impl Store {
     pub fn list(&self, prefix: &str) -> Result<Vec<Entry>, StorageError> {
         self.must_list()?;
         let location = self.location(prefix)?;
-        let listed = wait(self.objects.list(Some(&location)).try_collect::<Vec<_>>());
-        let listed = listed.map_err(|source| self.failed("list", prefix, source))?;
+        let ask = || self.objects.list(Some(&location)).try_collect::<Vec<_>>();
+        let listed = wait(repeat(self.deadline, ask));
+        let listed = listed.map_err(|source| self.failed("list", prefix, &source))?;
         Ok(self.entries(listed))
     }
 
@@ -279,8 +291,9 @@ impl Store {
     pub fn list_folder(&self, folder: &str) -> Result<Vec<Entry>, StorageError> {
         self.must_list()?;
         let location = self.location(folder)?;
-        let listed = wait(self.objects.list_with_delimiter(Some(&location)));
-        let listed = listed.map_err(|source| self.failed("list", folder, source))?;
+        let ask = || self.objects.list_with_delimiter(Some(&location));
+        let listed = wait(repeat(self.deadline, ask));
+        let listed = listed.map_err(|source| self.failed("list", folder, &source))?;
         Ok(self.entries(listed.objects))
     }
 
@@ -326,6 +339,7 @@ impl Store {
             url,
             folder: Some(folder),
             is_read_only: false,
+            deadline: Duration::ZERO,
         })
     }
 
@@ -337,7 +351,12 @@ impl Store {
         Ok(self.prefix.parts().chain(key.parts()).collect())
     }
 
-    fn failed(&self, action: &'static str, key: &str, source: object_store::Error) -> StorageError {
+    fn failed(
+        &self,
+        action: &'static str,
+        key: &str,
+        source: &object_store::Error,
+    ) -> StorageError {
         let object = if key.is_empty() {
             self.url.clone()
         } else {
@@ -349,7 +368,7 @@ impl Store {
         StorageError::Request {
             action,
             object,
-            source: Reason::of(&source),
+            source: Reason::of(source),
         }
     }
 }
@@ -521,7 +540,8 @@ mod tests {
     fn a_large_object_is_whole() {
         let store = Store::in_memory();
         for extra in [0, 1, upload::PIECE_BYTES] {
-            let bytes: Vec<u8> = (0..upload::PIECE_BYTES + extra).map(|i| i as u8).collect();
+            let len = upload::PIECE_BYTES + extra;
+            let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
             store.put("large", bytes.clone()).unwrap();
             assert!(store.get("large", bytes.len() as u64).unwrap() == bytes);
         }

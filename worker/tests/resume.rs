@@ -115,6 +115,7 @@ fn numbers(folder: &Path) -> Vec<serde_json::Value> {
             "images_per_second",
             "train_seconds",
             "data_wait_seconds",
+            "resident_mib",
             "peak_resident_mib",
         ] {
             assert!(fields.remove(measured).is_some(), "{measured}");
@@ -248,7 +249,10 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
         "optimiser.lr is 0.1 there, 0.3 here",
     );
     refused(&["--resume", "never"], "has the checkpoints of a run");
-    refused(&["--resume", "s3://bucket/run"], "not built yet");
+    refused(
+        &["--resume", "ftp://host/run"],
+        "use a path, file://, s3://",
+    );
     let nowhere = scratch.path("nowhere").display().to_string();
     refused(&["--resume", &nowhere], "there is no checkpoint in");
     assert_eq!(manifests(&folder), all, "a refusal changes nothing");
@@ -281,6 +285,52 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
         fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
     }
     refused(&[], "none of the 3 checkpoints");
+}
+
+#[test]
+fn a_folder_that_a_process_writes_to_is_refused_until_that_is_killed() {
+    let scratch = Scratch::new("lock");
+    let folder = scratch.path("run");
+    let mut first = train(&folder, 600, &[]).spawn().expect(OWN);
+    wait_for(&mut first, &folder, 2);
+    let second = train(&folder, 3, &[]).output().expect(OWN);
+    let told = text(&second);
+    assert!(!second.status.success(), "{told}");
+    let error = format!("another process is writing to {}", folder.display());
+    assert!(told.contains(&error), "{told}");
+    first.kill().expect(OWN);
+    first.wait().expect(OWN);
+    let at = newest(&folder);
+    let again = text(&finished(train(&folder, at + 1, &[])));
+    assert!(again.contains("resumed from"), "{again}");
+}
+
+#[test]
+fn the_report_of_a_resumed_run_has_all_epochs() {
+    let scratch = Scratch::new("report");
+    let folder = scratch.path("run");
+    let sets = ["--set", "data.batch=2500", "--set", "run.epochs=3"];
+    let rows = || {
+        let html = fs::read_to_string(folder.join("report.html")).expect(OWN);
+        let rows = html.split("<summary>Epochs").nth(1).expect(OWN);
+        let table = rows.split("</table>").next().expect(OWN);
+        table.matches("<tr><td>").count()
+    };
+    // Four batches an epoch: the second process begins in the second and ends in the third.
+    for (batches, epochs) in [(6, 2), (10, 3), (12, 3)] {
+        finished(train(&folder, batches, &sets));
+        assert_eq!(rows(), epochs);
+    }
+    // One that was killed before it wrote its last is mended by the next start.
+    fs::remove_file(folder.join("report.html")).expect(OWN);
+    finished(train(&folder, 12, &sets));
+    assert_eq!(rows(), 3);
+    // That it cannot be written is no end of a run.
+    fs::remove_file(folder.join("report.html")).expect(OWN);
+    fs::create_dir_all(folder.join("report.html/taken")).expect(OWN);
+    let told = text(&finished(train(&folder, 12, &sets)));
+    assert!(told.contains("warning: cannot write"), "{told}");
+    assert!(told.contains("report.html"), "{told}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use object_store::{Error, ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion};
 
-use super::{StorageError, Store, wait};
+use super::{StorageError, Store, repeat, wait};
 
 /// A state of an object, as its store tells it from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,23 +44,23 @@ impl Store {
         limit_bytes: u64,
     ) -> Result<(Bytes, Version), StorageError> {
         let location = self.location(key)?;
-        let failed = |source| self.failed("read", key, source);
-        wait(async {
-            let object = self.objects.get(&location).await.map_err(failed)?;
+        let read = repeat(self.deadline, || async {
+            let object = self.objects.get(&location).await?;
             let bytes = object.meta.size;
             if bytes > limit_bytes {
-                let object = self.name(key);
-                return Err(StorageError::TooLarge {
-                    object,
-                    bytes,
-                    limit_bytes,
-                });
+                return Ok(Err(bytes));
             }
             let version = Version {
                 e_tag: object.meta.e_tag.clone(),
                 version: object.meta.version.clone(),
             };
-            Ok((object.bytes().await.map_err(failed)?, version))
+            Ok(Ok((object.bytes().await?, version)))
+        });
+        let read = wait(read).map_err(|e| self.failed("read", key, &e))?;
+        read.map_err(|bytes| StorageError::TooLarge {
+            object: self.name(key),
+            bytes,
+            limit_bytes,
         })
     }
 
@@ -99,7 +99,7 @@ impl Store {
             Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
                 Ok(Outcome::Unsupported)
             }
-            Err(source) => Err(self.failed("write", key, source)),
+            Err(source) => Err(self.failed("write", key, &source)),
         }
     }
 }

@@ -126,6 +126,7 @@ pub(super) fn remote(url: &Url) -> Result<Store, StorageError> {
         url: shown,
         folder: None,
         is_read_only: url.scheme().starts_with("http"),
+        deadline,
     })
 }
 

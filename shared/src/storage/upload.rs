@@ -6,7 +6,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
 
 /// What goes up at once: at 1 MiB/s an attempt's time is enough for all that go up together.
-pub(super) const PIECE_BYTES: usize = 16 << 20;
+pub(super) const PIECE_BYTES: usize = 8 << 20;
 /// Pieces that are on their way at the same time.
 const PIECES_AT_ONCE: usize = 4;
 

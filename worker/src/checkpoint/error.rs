@@ -156,12 +156,11 @@ impl CheckpointError {
     /// Whether an older checkpoint may be whole where this one is not.
     pub(super) fn is_damage(&self) -> bool {
         match self {
-            Self::Store { source, .. } => !is_out_of_reach(source),
-            Self::Part { .. } => true,
+            Self::Store { .. } | Self::Part { .. } => true,
+            Self::Storage(error) => !is_out_of_reach(error),
             Self::Manifest { source, .. } => matches!(source, ManifestError::Damaged { .. }),
             Self::Nowhere
             | Self::Location { .. }
-            | Self::Storage(_)
             | Self::InUse { .. }
             | Self::TakenOver { .. }
             | Self::Settings { .. }
@@ -177,14 +176,21 @@ impl CheckpointError {
     }
 }
 
+/// An error of a store; one of an object store tells all that there is to tell.
 pub(super) fn stored(what: &'static str, name: &str, source: io::Error) -> CheckpointError {
-    let name = name.to_owned();
-    CheckpointError::Store { what, name, source }
+    match source.downcast::<StorageError>() {
+        Ok(error) => error.into(),
+        Err(source) => {
+            let name = name.to_owned();
+            CheckpointError::Store { what, name, source }
+        }
+    }
 }
 
 /// Whether the store could not be asked, which says nothing about what it has.
-pub(super) fn is_out_of_reach(error: &io::Error) -> bool {
-    let inner = error.get_ref();
-    let inner = inner.and_then(|inner| inner.downcast_ref::<StorageError>());
-    inner.is_some_and(|inner| matches!(inner, StorageError::Request { .. }))
+pub(super) fn is_out_of_reach(error: &StorageError) -> bool {
+    !matches!(
+        error,
+        StorageError::NotFound { .. } | StorageError::TooLarge { .. }
+    )
 }

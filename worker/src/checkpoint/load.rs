@@ -5,6 +5,7 @@ use super::state::{self, Loaded};
 use super::{CHECKPOINTS, CheckpointError, Identity, RunFolder};
 use crate::trace::file;
 use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, Manifest, manifest_name};
+use synfire_shared::storage::StorageError;
 
 impl RunFolder {
     /// Reads one checkpoint and checks every byte of it; given an identity, that it is its own.
@@ -54,12 +55,10 @@ impl RunFolder {
         let bytes = self
             .store()
             .get(&format!("{CHECKPOINTS}/{}", part.name), part.bytes);
-        let bytes = bytes.map_err(|error| {
-            if is_out_of_reach(&error) {
-                let name = format!("{}/{CHECKPOINTS}/{}", self.shown, part.name);
-                return stored("read", &name, error);
-            }
-            refused(&part.name, format!("cannot be read: {error}"))
+        let bytes = bytes.map_err(|error| match error.downcast::<StorageError>() {
+            Ok(error) if is_out_of_reach(&error) => error.into(),
+            Ok(error) => refused(&part.name, format!("cannot be read: {error}")),
+            Err(error) => refused(&part.name, format!("cannot be read: {error}")),
         })?;
         if bytes.len() as u64 != part.bytes {
             let (got, want) = (bytes.len(), part.bytes);

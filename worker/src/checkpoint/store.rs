@@ -66,7 +66,11 @@ fn told(error: StorageError) -> io::Error {
     let kind = match &error {
         StorageError::NotFound { .. } => io::ErrorKind::NotFound,
         StorageError::TooLarge { .. } => io::ErrorKind::FileTooLarge,
-        _ => io::ErrorKind::Other,
+        StorageError::Url { .. }
+        | StorageError::Open { .. }
+        | StorageError::Environment { .. }
+        | StorageError::Request { .. }
+        | _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)
 }

@@ -18,13 +18,15 @@ use synfire_shared::storage::Store;
 #[command(after_help = "Examples:
   synfire evaluate --checkpoint runs/1                                  the newest of a run folder
   synfire evaluate --checkpoint runs/1/checkpoints/000000001872.json    a certain one
+  synfire evaluate --checkpoint s3://bucket/runs/1                      in an object store
   synfire evaluate --checkpoint runs/1 --data s3://bucket/cifar10       on another copy of the data
   synfire evaluate mine.toml --checkpoint weights.safetensors           a weights file")]
 pub(super) struct Arguments {
     /// The run as a TOML file; a run folder has its own, which is used where none is given
     config: Option<PathBuf>,
-    /// A run folder, the manifest of a checkpoint in one, or a .safetensors or .pth file of weights
-    #[arg(long, value_name = "PATH")]
+    /// The path or URL of a run folder or of the manifest of a checkpoint in one, or a .safetensors
+    /// or .pth file of weights
+    #[arg(long, value_name = "URL")]
     checkpoint: String,
     /// Where the data set is, instead of the configuration's data.path: the folder or URL of a packed
     /// set, or of what data.source names

@@ -37,6 +37,7 @@ const BAD_SAMPLES_SHOWN: usize = 10;
   synfire train mine.toml --set optimiser.lr=0.05    the same with another learning rate
   synfire train --set algorithm.name=bptt --set algorithm.window=    compare with BPTT
   synfire train mine.toml --set run.folder=runs/1    keep results; the same again goes on
+  synfire train mine.toml --set run.folder=s3://bucket/runs/1    the same in an object store
   synfire train mine.toml --set init.from=old.pth    start from weights of synfire or PyTorch
 
 With run.folder, SIGINT (Ctrl-C) or SIGTERM ends the run after the batch at hand, saves a checkpoint
@@ -51,9 +52,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     print_config: bool,
     /// Where to start: "auto" is the newest good checkpoint in run.folder, or anew without one;
-    /// "never" is anew, in a folder without checkpoints; or a run folder, or the manifest of a
-    /// checkpoint
-    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    /// "never" is anew, in a folder without checkpoints; or the path or URL of a run folder, or of
+    /// the manifest of a checkpoint
+    #[arg(long, value_name = "auto|never|URL", default_value = "auto")]
     resume: String,
     /// Write the trained weights to this safetensors file
     #[arg(long, value_name = "FILE")]

@@ -1,7 +1,8 @@
 //! Requests and answers on a connection.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
 use std::net::TcpStream;
 
 use super::BUCKET;
@@ -115,8 +116,8 @@ impl Answer {
         Self::new(status, xml)
     }
 
-    pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.push((name, value.to_string()));
+    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -129,10 +130,10 @@ impl Answer {
     ) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} As it is\r\n", self.status);
         for (name, value) in &self.headers {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         if self.status != 204 {
-            head += &format!("Content-Length: {}\r\n", self.body.len());
+            let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         }
         head += "\r\n";
         connection.write_all(head.as_bytes())?;

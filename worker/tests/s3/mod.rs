@@ -107,11 +107,6 @@ impl Server {
         *self.shared.plan.lock().unwrap() = Box::new(plan);
     }
 
-    /// From now on nothing fails.
-    pub(crate) fn recover(&self) {
-        self.fail(|_, _, _| None);
-    }
-
     /// How many requests have failed on purpose.
     pub(crate) fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::Relaxed)

@@ -1,6 +1,7 @@
 //! What is asked for: objects of one bucket, in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use super::http::{Answer, Request};
 
@@ -10,7 +11,7 @@ const PAGE: usize = 3;
 #[derive(Default)]
 pub(super) struct Objects {
     /// By keys: bytes and the number of the write.
-    objects: BTreeMap<String, (Vec<u8>, u64)>,
+    entries: BTreeMap<String, (Vec<u8>, u64)>,
     /// By ids: pieces by their numbers.
     uploads: BTreeMap<String, BTreeMap<u64, Vec<u8>>>,
     pub(super) uploads_completed: u64,
@@ -19,8 +20,8 @@ pub(super) struct Objects {
 
 impl Objects {
     pub(super) fn contents(&self, prefix: &str) -> BTreeMap<String, Vec<u8>> {
-        let objects = self.objects.iter();
-        objects
+        let entries = self.entries.iter();
+        entries
             .filter_map(|(key, (bytes, _))| {
                 Some((key.strip_prefix(prefix)?.to_owned(), bytes.clone()))
             })
@@ -33,7 +34,7 @@ impl Objects {
 
     fn store(&mut self, key: &str, bytes: Vec<u8>) -> String {
         self.writes += 1;
-        self.objects.insert(key.into(), (bytes, self.writes));
+        self.entries.insert(key.into(), (bytes, self.writes));
         tag(self.writes)
     }
 
@@ -52,7 +53,7 @@ impl Objects {
                 Answer::new(204, "")
             }
             ("DELETE", false) => {
-                self.objects.remove(&request.key);
+                self.entries.remove(&request.key);
                 Answer::new(204, "")
             }
             _ => Answer::error(501, "NotImplemented", "not of this server"),
@@ -60,7 +61,7 @@ impl Objects {
     }
 
     fn put(&mut self, request: &Request) -> Answer {
-        let there = self.objects.get(&request.key).map(|(_, write)| tag(*write));
+        let there = self.entries.get(&request.key).map(|(_, write)| tag(*write));
         let none = request.header("if-none-match").is_some();
         let wanted = request.header("if-match");
         if none && there.is_some() || wanted.is_some() && wanted != there.as_deref() {
@@ -71,7 +72,7 @@ impl Objects {
     }
 
     fn get(&self, request: &Request) -> Answer {
-        let Some((bytes, write)) = self.objects.get(&request.key) else {
+        let Some((bytes, write)) = self.entries.get(&request.key) else {
             return Answer::error(404, "NoSuchKey", "there is no such object");
         };
         let len = bytes.len();
@@ -104,7 +105,7 @@ impl Objects {
         let (prefix, delimiter) = (query("prefix"), query("delimiter"));
         // A key, or the folder that stands for those in it.
         let mut entries = BTreeSet::new();
-        for key in self.objects.keys().filter(|key| key.starts_with(prefix)) {
+        for key in self.entries.keys().filter(|key| key.starts_with(prefix)) {
             let rest = &key[prefix.len()..];
             let end = if delimiter.is_empty() {
                 None
@@ -118,20 +119,24 @@ impl Objects {
         let page: Vec<&str> = left.by_ref().take(PAGE).collect();
         let mut xml = String::from("<ListBucketResult>");
         for entry in &page {
-            if let Some((bytes, write)) = self.objects.get(*entry) {
-                xml += &format!(
+            if let Some((bytes, write)) = self.entries.get(*entry) {
+                let _ = write!(
+                    xml,
                     "<Contents><Key>{entry}</Key><Size>{}</Size><ETag>{}</ETag>\
                      <LastModified>2030-01-01T00:00:00.000Z</LastModified></Contents>",
                     bytes.len(),
                     tag(*write)
                 );
             } else {
-                xml += &format!("<CommonPrefixes><Prefix>{entry}</Prefix></CommonPrefixes>");
+                let _ = write!(
+                    xml,
+                    "<CommonPrefixes><Prefix>{entry}</Prefix></CommonPrefixes>"
+                );
             }
         }
         if left.next().is_some() {
             let last = page.last().unwrap();
-            xml += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
+            let _ = write!(xml, "<NextContinuationToken>{last}</NextContinuationToken>");
         }
         Answer::new(200, xml + "</ListBucketResult>")
     }
@@ -141,8 +146,8 @@ impl Objects {
         let mut xml = String::from("<DeleteResult>");
         for key in body.split("<Key>").skip(1) {
             let key = key.split('<').next().unwrap();
-            self.objects.remove(key);
-            xml += &format!("<Deleted><Key>{key}</Key></Deleted>");
+            self.entries.remove(key);
+            let _ = write!(xml, "<Deleted><Key>{key}</Key></Deleted>");
         }
         Answer::new(200, xml + "</DeleteResult>")
     }

@@ -58,10 +58,8 @@ fn canonical(request: &Request, names: &str, body: &str) -> String {
         .map(|(name, value)| format!("{}={}", encoded(name), encoded(value)))
         .collect();
     pairs.sort();
-    let headers: String = names
-        .split(';')
-        .map(|name| format!("{name}:{}\n", request.header(name).unwrap_or("")))
-        .collect();
+    let header = |name| [name, ":", request.header(name).unwrap_or(""), "\n"];
+    let headers: String = names.split(';').flat_map(header).collect();
     let (method, path, query) = (&request.method, &request.path, pairs.join("&"));
     format!("{method}\n{path}\n{query}\n{headers}\n{names}\n{body}")
 }
@@ -107,7 +105,9 @@ fn encoded(text: &str) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap();
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(digit).collect()
 }
 
 #[test]
