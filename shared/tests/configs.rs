@@ -128,7 +128,7 @@ fn every_row_has_its_two_files_and_every_file_its_place() {
 fn check_row(row: &Row, run: &Run, name: &str) {
     let is_released = name.ends_with("_released");
     let expected = Model {
-        network: row.network.clone(),
+        network: row.network,
         width: 1.0,
     };
     assert_eq!(run.model, expected, "{name}");

@@ -15,7 +15,7 @@ use crate::node::{self, Node, NodeError};
 use crate::shape::Shape;
 use crate::weights::{Taken, WeightsError};
 pub use line::EpochLine;
-use saving::Saving;
+use saving::{Counted, Saving};
 pub use saving::{Kept, Options, Resume};
 use std::time::Instant;
 use synfire_shared::checkpoint::Position;
@@ -353,14 +353,8 @@ impl<'a> Training<'a> {
             match self.learn(node, epoch, batch, tell) {
                 Ok(timing) => timings.push(timing),
                 Err(error) => {
-                    if let TrainError::Data(_) = error {
-                        // The network is sound: what it has learnt is kept.
-                        counted.tally.add(&node.kernels.take_report());
-                        counted.seconds = seconds + begin.elapsed().as_secs_f64();
-                        let place = (epoch, batch, self.batches_done);
-                        self.saving.stop(node, place, counted);
-                    }
-                    return Err(error);
+                    counted.seconds = seconds + begin.elapsed().as_secs_f64();
+                    return Err(self.give_up(node, (epoch, batch), counted, error));
                 }
             }
             batch += 1;
@@ -414,6 +408,22 @@ impl<'a> Training<'a> {
         let next = self.next_place(epoch, batch);
         self.saving.end_of_epoch(node, &record, next, ends);
         Ok(Some(record))
+    }
+
+    /// Saves what was learnt before data gave out: the network is sound.
+    fn give_up(
+        &mut self,
+        node: &mut Node,
+        (epoch, batch): (u32, usize),
+        mut counted: Counted,
+        error: TrainError,
+    ) -> TrainError {
+        if let TrainError::Data(_) = error {
+            counted.tally.add(&node.kernels.take_report());
+            let place = (epoch, batch, self.batches_done);
+            self.saving.stop(node, place, counted);
+        }
+        error
     }
 
     fn test(

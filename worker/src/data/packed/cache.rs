@@ -65,7 +65,7 @@ pub(super) fn open(packed: &run::Packed) -> Result<Option<Cache>, DataError> {
     let limit_bytes = (packed.cache_gib * f64::from(1 << 30)) as u64;
     let folder = packed.cache.clone().or_else(user_folder);
     match folder {
-        Some(folder) if limit_bytes > 0 => Cache::at(folder, limit_bytes).map(Some),
+        Some(folder) if limit_bytes > 0 => Cache::at(&folder, limit_bytes).map(Some),
         _ => Ok(None),
     }
 }
@@ -81,19 +81,19 @@ fn user_folder() -> Option<PathBuf> {
 
 impl Cache {
     /// The cache in a folder, which is made.
-    pub(super) fn at(folder: PathBuf, limit_bytes: u64) -> Result<Self, DataError> {
+    pub(super) fn at(folder: &Path, limit_bytes: u64) -> Result<Self, DataError> {
         let failed = |source| DataError::Cache {
-            path: folder.clone(),
+            path: folder.to_owned(),
             source,
         };
-        fs::create_dir_all(&folder).map_err(failed)?;
+        fs::create_dir_all(folder).map_err(failed)?;
         let shared = Shared {
             limit_bytes,
             seen: Mutex::default(),
             written: AtomicU64::new(0),
             partials: AtomicU64::new(0),
             is_off: AtomicBool::new(false),
-            folder: folder.clone(),
+            folder: folder.to_owned(),
         };
         shared.sweep().map_err(failed)?;
         tracing::info!(folder = %folder.display(), limit_bytes, "remote shards are cached");
@@ -209,7 +209,7 @@ impl Shared {
             let mut digest = [0; DIGEST_BYTES];
             file.read_exact(&mut digest)?;
             // Used just now: the last to be taken away.
-            file.set_modified(SystemTime::now())?;
+            file.set_modified(now())?;
             Ok(hash.finalize()[..] == digest)
         };
         let mut is_right = is_right;
@@ -265,7 +265,7 @@ impl Shared {
                 };
                 let used = meta.modified()?;
                 if path.extension().is_some_and(|end| end == "partial") {
-                    let age = SystemTime::now().duration_since(used).unwrap_or_default();
+                    let age = now().duration_since(used).unwrap_or_default();
                     if age > STALE {
                         remove(&path)?;
                     }
@@ -288,6 +288,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with the times of files, which the same clock wrote; no number depends on it"
+)]
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 /// The folders of ranges: two hexadecimal digits each. Whatever else lies there is not ours.
@@ -330,7 +338,7 @@ mod tests {
         }
 
         fn cache(&self, limit: u64) -> Cache {
-            Cache::at(self.0.clone(), limit).unwrap()
+            Cache::at(&self.0, limit).unwrap()
         }
 
         /// The files of ranges.
@@ -428,7 +436,7 @@ mod tests {
         fs::write(&stale, "x").unwrap();
         fs::write(&fresh, "x").unwrap();
         fs::write(folder.0.join("notes.txt"), "x").unwrap();
-        let old = SystemTime::now() - 2 * STALE;
+        let old = now() - 2 * STALE;
         File::options()
             .write(true)
             .open(&stale)
@@ -455,7 +463,7 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() {
         let folder = Folder::new("file");
         fs::write(&folder.0, "x").unwrap();
-        let error = Cache::at(folder.0.join("below"), 1)
+        let error = Cache::at(&folder.0.join("below"), 1)
             .unwrap_err()
             .to_string();
         assert!(error.contains("below: set data.cache"), "{error}");

@@ -59,11 +59,15 @@ impl PackedLoader {
         seed: u64,
         batch: usize,
     ) -> Result<Self, DataError> {
-        let shuffle = match packed.shuffle {
-            run::Shuffle::Full => Shuffle::Full,
-            run::Shuffle::Blocks => Shuffle::BLOCKS,
-            run::Shuffle::Auto if set.shards.total_bytes() <= RESIDENT_BYTES => Shuffle::Full,
-            run::Shuffle::Auto => Shuffle::BLOCKS,
+        let is_full = match packed.shuffle {
+            run::Shuffle::Full => true,
+            run::Shuffle::Blocks => false,
+            run::Shuffle::Auto => set.shards.total_bytes() <= RESIDENT_BYTES,
+        };
+        let shuffle = if is_full {
+            Shuffle::Full
+        } else {
+            Shuffle::BLOCKS
         };
         let plan = ShardPlan::new(
             seed,
