@@ -163,7 +163,18 @@ fn a_run_tells_every_metric_with_its_type_and_counters_only_grow() {
     assert!(value(&first, "synfire_batch_seconds_sum") > 0.0);
     assert!(value(&first, "synfire_loss") > 0.0);
     assert!(value(&first, "synfire_learning_rate") > 0.0);
-    assert!(value(&first, "synfire_memory_bytes{kind=\"windows\"}") > 0.0);
+    let windows = value(&first, "synfire_memory_bytes{kind=\"windows\"}");
+    let device = value(&first, "synfire_memory_bytes{kind=\"device\"}");
+    assert!(0.0 < windows && windows < device, "{windows} {device}");
+    for line in first.lines() {
+        if let Some((_, share)) = line
+            .strip_prefix("synfire_dead_neurons_ratio{")
+            .and_then(|line| line.split_once("} "))
+        {
+            let share: f64 = share.parse().unwrap();
+            assert!((0.0..1.0).contains(&share), "{line}");
+        }
+    }
     let train = value(&first, "synfire_accuracy_ratio{split=\"train\"}");
     assert!((0.0..=1.0).contains(&train));
     let second = scraped(address, images);
