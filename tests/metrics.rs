@@ -319,7 +319,7 @@ fn needs_chromium_the_report_renders_without_a_complaint() {
     // What a page does wrong, also against its own policy, comes to the console.
     assert!(!complaints.contains("CONSOLE"), "{complaints}");
     let dom = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(dom.matches("<svg class=\"plot\"").count(), 6, "{dom}");
+    assert_eq!(dom.matches("<svg class=\"plot\"").count(), 7, "{dom}");
     assert!(dom.matches("<polyline points=\"").count() >= 10, "{dom}");
     assert!(!dom.contains("<script"), "{dom}");
     assert!(dom.contains("Test accuracy after the last epoch"), "{dom}");
