@@ -170,7 +170,18 @@ fn a_run_tells_every_metric_with_its_type_and_counters_only_grow() {
     assert!(value(&first, "synfire_batch_seconds_sum") > 0.0);
     assert!(value(&first, "synfire_loss") > 0.0);
     assert!(value(&first, "synfire_learning_rate") > 0.0);
-    assert!(value(&first, "synfire_memory_bytes{kind=\"windows\"}") > 0.0);
+    let windows = value(&first, "synfire_memory_bytes{kind=\"windows\"}");
+    let device = value(&first, "synfire_memory_bytes{kind=\"device\"}");
+    assert!(0.0 < windows && windows < device, "{windows} {device}");
+    for line in first.lines() {
+        if let Some((_, share)) = line
+            .strip_prefix("synfire_dead_neurons_ratio{")
+            .and_then(|line| line.split_once("} "))
+        {
+            let share: f64 = share.parse().unwrap();
+            assert!((0.0..1.0).contains(&share), "{line}");
+        }
+    }
     let train = value(&first, "synfire_accuracy_ratio{split=\"train\"}");
     assert!((0.0..=1.0).contains(&train));
     let second = scraped(address, images);
@@ -342,7 +353,7 @@ fn needs_chromium_the_report_renders_without_a_complaint() {
     // What a page does wrong, also against its own policy, comes to the console.
     assert!(!complaints.contains("CONSOLE"), "{complaints}");
     let dom = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(dom.matches("<svg class=\"plot\"").count(), 6, "{dom}");
+    assert_eq!(dom.matches("<svg class=\"plot\"").count(), 7, "{dom}");
     assert!(dom.matches("<polyline points=\"").count() >= 10, "{dom}");
     assert!(!dom.contains("<script"), "{dom}");
     assert!(dom.contains("Test accuracy after the last epoch"), "{dom}");

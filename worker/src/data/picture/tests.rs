@@ -251,6 +251,11 @@ proptest! {
             let num_pixels = picture.width as usize * picture.height as usize;
             prop_assert_eq!(picture.pixels.len(), 3 * num_pixels);
         }
+        let mut top = Picture::default();
+        if top.decode_top(&bytes, |_, height| 1.max(height / 3)).is_ok() {
+            let num_pixels = top.width as usize * top.height as usize;
+            prop_assert_eq!(top.pixels.len(), 3 * num_pixels);
+        }
     }
 
     #[test]
