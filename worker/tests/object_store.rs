@@ -152,6 +152,17 @@ fn wait_for_batches(server: &Server, folder: &str, child: &mut Child, batches: u
     });
 }
 
+/// What a process says that ends by itself, or else is ended.
+fn ended(mut child: Child) -> Output {
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() && begin.elapsed() < DEADLINE {
+        thread::sleep(Duration::from_millis(10));
+    }
+    // It is no error that it has ended.
+    let _ = child.kill();
+    child.wait_with_output().unwrap()
+}
+
 /// The lines of the epochs, without what a clock or the system has measured.
 fn numbers(server: &Server, folder: &str) -> Vec<serde_json::Value> {
     let lines = server.contents(folder)["/metrics.jsonl"].clone();
@@ -214,7 +225,8 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bytes() {
         if draw.is_multiple_of(8) {
             thread::sleep(soon * 100);
         } else if before + 1 < batches {
-            let room = (batches - before) / (kills - landed);
+            // The last third is for a machine so busy that this thread comes too late.
+            let room = (batches - batches / 3).saturating_sub(before) / (kills - landed);
             let more = 1 + draw / 65536 % (room / 2).max(1);
             wait_for_batches(&server, "killed", &mut child, before + more);
             thread::sleep(soon);
@@ -304,7 +316,7 @@ fn a_signal_saves_to_the_store() {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     wait_for_batches(&server, "run", &mut child, 2);
     signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(ended(child).status.code(), Some(143));
     let saved = newest(&server, "run");
     assert!((2..600).contains(&saved));
     let again = finished(train(&server, "run", saved + 1, &[]));
@@ -338,7 +350,7 @@ fn a_store_that_is_gone_for_a_while_costs_checkpoints_and_no_run() {
     wait_for_batches(&server, "run", &mut child, then + 3);
     #[cfg(unix)]
     signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
+    let output = ended(child);
     assert_eq!(output.status.code(), Some(130), "{}", text(&output));
     let told = text(&output);
     assert!(told.contains("warning: cannot "), "{told}");
@@ -359,7 +371,7 @@ fn a_store_that_stays_away_ends_a_run_with_one_error_and_the_committed_stays() {
     let before = server.contents("run/checkpoints/");
     #[cfg(unix)]
     signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
+    let output = ended(child);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let told = text(&output);
     let error = "error: the last checkpoint is not written, the one before is intact: cannot ";
@@ -422,15 +434,22 @@ fn a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged() {
 #[test]
 fn of_two_processes_one_writes() {
     let server = Server::start();
-    let mut command = train(&server, "run", 100_000, &["--set", "run.epochs=100"]);
+    // With pauses between its checkpoints, so that it is stopped in one: what may happen to one that
+    // is stopped between its look at the owner and its write is in ARCHITECTURE.md.
+    let seldom = ["--set", "checkpoint.every_batches=300"];
+    let more = [&seldom[..], &["--set", "run.epochs=100"]].concat();
+    let mut command = train(&server, "run", 100_000, &more);
     let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut first = command.spawn().unwrap();
-    wait_for_batches(&server, "run", &mut first, 2);
+    wait_for_batches(&server, "run", &mut first, 300);
     // One that lives is left alone.
     let error = refused(train(&server, "run", 8, &[]));
     let wanted = "error: another process is writing to s3://bucket/run:";
     assert!(error.starts_with(wanted), "{error}");
     // One that stands still is taken over, finds that out, and writes no more.
+    let then = newest(&server, "run");
+    wait_for_batches(&server, "run", &mut first, then + 1);
+    thread::sleep(Duration::from_millis(200));
     signal(&first, "STOP");
     let at = newest(&server, "run");
     let more = ["--set", "run.epochs=100"];
@@ -442,7 +461,7 @@ fn of_two_processes_one_writes() {
     assert!(output.contains("resumed from"), "{output}");
     let before = server.contents("run/");
     signal(&first, "CONT");
-    let output = first.wait_with_output().unwrap();
+    let output = ended(first);
     let told = text(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
@@ -455,7 +474,9 @@ fn of_two_processes_one_writes() {
         objects.retain(|name, _| !name.contains('-'));
         objects
     };
-    assert_eq!(named(&server.contents("run/")), named(&before));
+    let after = named(&server.contents("run/"));
+    assert!(after.keys().eq(named(&before).keys()), "{:?}", after.keys());
+    assert!(after == named(&before));
     assert_eq!(checkpoints(&server, "run").last(), Some(&(at + 5)));
 }
 

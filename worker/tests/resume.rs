@@ -154,7 +154,8 @@ fn killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bytes() {
         if draw.is_multiple_of(8) {
             std::thread::sleep(soon * 10);
         } else if before + 1 < batches {
-            let room = (batches - before) / (kills - landed);
+            // The last third is for a machine so busy that this thread comes too late.
+            let room = (batches - batches / 3).saturating_sub(before) / (kills - landed);
             wait_for(
                 &mut child,
                 &killed,
