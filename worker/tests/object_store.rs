@@ -206,8 +206,22 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bytes() {
     let scratch = Scratch::new("kill");
     let server = Server::start();
     let (expected, got) = (scratch.path("expected"), scratch.path("got"));
-    let epochs = ["--set", "data.batch=64", "--set", "run.epochs=9"];
-    let with = |weights| [&epochs[..], &["--save-weights", weights]].concat();
+    pack(&server, &scratch, 96 * u32::try_from(kills).unwrap());
+    let path = format!("data.path={}", url("data"));
+    let cache = format!("data.cache={}", scratch.path("cache"));
+    let epochs = [
+        "--set",
+        "data.batch=64",
+        "--set",
+        "run.epochs=9",
+        "--set",
+        "data.source=packed",
+        "--set",
+        &path,
+    ];
+    let cached = [&epochs[..], &["--set", &cache]].concat();
+    let uncached = [&epochs[..], &["--set", "data.cache_gib=0"]].concat();
+    let with = |weights| [&cached[..], &["--save-weights", weights]].concat();
     finished(train(&server, "whole", batches, &with(&expected)));
     assert!(!server.contents("whole").contains_key("/owner.json"));
 
@@ -218,7 +232,8 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bytes() {
         let draw = mix(0x5eed ^ mix(lives));
         lives += 1;
         let before = newest(&server, "killed");
-        let mut command = train(&server, "killed", batches, &epochs);
+        let data = if lives % 2 == 0 { &uncached } else { &cached };
+        let mut command = train(&server, "killed", batches, data);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let soon = Duration::from_micros(draw / 16 % 20_000);
@@ -567,38 +582,73 @@ fn large_parts_go_up_in_pieces() {
     assert_eq!(checkpoints(&server, "run"), [1]);
 }
 
-#[test]
-fn a_set_is_packed_into_the_store() {
-    let server = Server::start();
-    let scratch = Scratch::new("pack");
+/// Packs so many grey pictures to learn from into the store, and half as many to test.
+fn pack(server: &Server, scratch: &Scratch, num: u32) {
     let idx = |name: &str, dimensions: &[u32], values: &[u8]| {
         let mut bytes = vec![0, 0, 8, u8::try_from(dimensions.len()).unwrap()];
         bytes.extend(dimensions.iter().flat_map(|d| d.to_be_bytes()));
         bytes.extend(values);
         fs::write(scratch.path(name), bytes).unwrap();
     };
-    let pictures: Vec<u8> = (0..40 * 784_u64).map(|i| mix(i).to_le_bytes()[0]).collect();
-    let labels: Vec<u8> = (0..40).map(|i| i % 10).collect();
-    idx("train-images-idx3-ubyte", &[40, 28, 28], &pictures);
-    idx("train-labels-idx1-ubyte", &[40], &labels);
-    idx(
-        "t10k-images-idx3-ubyte",
-        &[20, 28, 28],
-        &pictures[..20 * 784],
-    );
-    idx("t10k-labels-idx1-ubyte", &[20], &labels[..20]);
-    fail_now_and_then(&server);
-    let mut pack = synfire(&server, "pack");
-    pack.args([
-        "fashion-mnist",
-        "--source",
-        &scratch.path(""),
-        "--out",
-        &url("data"),
-    ]);
-    finished(pack);
+    for (split, num) in [("train", num), ("t10k", num / 2)] {
+        // A bright bar that stands where the class says, on noise.
+        let value = |at: u64| {
+            let (picture, place) = (at / 784, at % 784);
+            let noise = mix(at).to_le_bytes()[0] / 2;
+            let is_bar = place % 28 / 2 == 2 + picture % 10;
+            if is_bar { 255 - noise / 2 } else { noise }
+        };
+        let pictures: Vec<u8> = (0..u64::from(num) * 784).map(value).collect();
+        let labels: Vec<u8> = (0..10).cycle().take(num as usize).collect();
+        let name = |kind: &str| format!("{split}-{kind}-ubyte");
+        idx(&name("images-idx3"), &[num, 28, 28], &pictures);
+        idx(&name("labels-idx1"), &[num], &labels);
+    }
+    let mut pack = synfire(server, "pack");
+    let source = scratch.path("");
+    pack.args(["fashion-mnist", "--source", &source]);
+    finished({
+        pack.args(["--out", &url("data"), "--shard-mib", "1"]);
+        pack
+    });
     let objects = server.contents("data/");
     assert!(objects.contains_key("index.json"), "{:?}", objects.keys());
+}
+
+#[test]
+fn a_set_is_packed_into_a_store_that_fails_and_a_run_learns_from_it() {
+    let server = Server::start();
+    let scratch = Scratch::new("pack");
+    fail_now_and_then(&server);
+    pack(&server, &scratch, 400);
+    let data = [
+        "--set",
+        "data.source=packed",
+        "--set",
+        &format!("data.path={}", url("data")),
+        "--set",
+        &format!("data.cache={}", scratch.path("cache")),
+    ];
+    let output = finished(train(&server, "run", 20, &data));
+    assert!(output.contains("400 images, 200 to test"), "{output}");
+    let mut evaluate = synfire(&server, "evaluate");
+    evaluate.args(["--checkpoint", &url("run"), "--data", &url("data")]);
+    let output = finished(evaluate);
+    assert!(
+        output.contains("200 test images of fashion-mnist"),
+        "{output}"
+    );
+
+    // A shard that is gone from the store is named, and nothing is trained.
+    let shard = "data/train-000000.tar";
+    assert!(server.remove(shard));
+    let output = train(&server, "other", 1, &data).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output);
+    assert!(
+        error.contains("train-000000.tar: the index names it"),
+        "{error}"
+    );
 }
 
 /// A server that ends with the test.

@@ -137,6 +137,11 @@ impl Server {
         self.shared.objects.lock().unwrap().contents(prefix)
     }
 
+    /// Takes an object away; whether it was there.
+    pub(crate) fn remove(&self, key: &str) -> bool {
+        self.shared.objects.lock().unwrap().remove(key)
+    }
+
     /// Writes over an object, as nobody should.
     pub(crate) fn alter(&self, key: &str, bytes: &[u8]) {
         self.shared.objects.lock().unwrap().alter(key, bytes);

@@ -32,6 +32,10 @@ impl Objects {
         self.store(key, bytes.to_vec());
     }
 
+    pub(super) fn remove(&mut self, key: &str) -> bool {
+        self.entries.remove(key).is_some()
+    }
+
     fn store(&mut self, key: &str, bytes: Vec<u8>) -> String {
         self.writes += 1;
         self.entries.insert(key.into(), (bytes, self.writes));
