@@ -568,41 +568,45 @@ fn a_tree_keeps_its_pictures_bytes_and_lists_the_others() {
     assert!(error.contains("no picture to train on"), "{error}");
 }
 
+/// Archives of the layout of ImageNet's: three training pictures of each class, whose bytes say
+/// which, and three for validation.
+fn imagenet_archives(folder: &Folder, classes: &[(&str, u64)]) {
+    let mut inner = Vec::new();
+    for &(wnid, first) in classes {
+        let names: Vec<String> = (0..3).map(|i| format!("{wnid}_{i}.JPEG")).collect();
+        for (i, name) in (0..3).zip(&names) {
+            folder.write(&format!("{wnid}/{name}"), &jpeg(first + i));
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let packed = tar(&folder.path(wnid), &names);
+        folder.write(&format!("inner/{wnid}.tar"), &packed);
+        inner.push(format!("{wnid}.tar"));
+    }
+    inner.sort();
+    let inner: Vec<&str> = inner.iter().map(String::as_str).collect();
+    let train = tar(&folder.path("inner"), &inner);
+    folder.write("source/ILSVRC2012_img_train.tar", &train);
+    let names = [2, 3, 1].map(|i| format!("ILSVRC2012_val_0000000{i}.JPEG"));
+    for (i, name) in [2, 3, 1].into_iter().zip(&names) {
+        folder.write(&format!("val/{name}"), &jpeg(30 + i));
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let val = tar(&folder.path("val"), &names);
+    folder.write("source/ILSVRC2012_img_val.tar", &val);
+}
+
 #[test]
 fn imagenets_archives_are_read_nested() {
     let folder = Folder::new("imagenet");
-    for (wnid, first) in [("n00000002", 10), ("n00000001", 20)] {
-        for i in 0..3 {
-            folder.write(&format!("{wnid}/{wnid}_{i}.JPEG"), &jpeg(first + i));
-        }
-        let names: Vec<String> = (0..3).map(|i| format!("{wnid}_{i}.JPEG")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        folder.write(
-            &format!("inner/{wnid}.tar"),
-            &tar(&folder.path(wnid), &names),
-        );
-    }
-    let train = tar(&folder.path("inner"), &["n00000001.tar", "n00000002.tar"]);
-    folder.write("source/ILSVRC2012_img_train.tar", &train);
-    for i in 1..4 {
-        folder.write(
-            &format!("val/ILSVRC2012_val_0000000{i}.JPEG"),
-            &jpeg(30 + i),
-        );
-    }
-    let names = [2, 3, 1].map(|i| format!("ILSVRC2012_val_0000000{i}.JPEG"));
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    folder.write(
-        "source/ILSVRC2012_img_val.tar",
-        &tar(&folder.path("val"), &names),
-    );
+    imagenet_archives(&folder, &[("n00000002", 10), ("n00000001", 20)]);
     let (source, out) = (folder.path("source"), folder.path("out"));
     let error = refused("imagenet", &source, &out, &[]);
     assert!(error.contains("has no LOC_val_solution.csv"), "{error}");
+    assert!(error.contains("ILSVRC2012_devkit_t12.tar.gz"), "{error}");
     let csv = "ImageId,PredictionString\nILSVRC2012_val_00000002,n00000002 1 2 3 4 n00000002 1 2 \
                3 4\nILSVRC2012_val_00000001,n00000001 9 9 9 9\n";
     folder.write("source/LOC_val_solution.csv", csv.as_bytes());
-    let printed = pack("imagenet", &source, &out, &[]);
+    let printed = pack("imagenet", &source, &out, &["--unofficial"]);
     assert!(
         printed.contains("9 found = 8 packed + 1 left out"),
         "{printed}"
@@ -615,9 +619,86 @@ fn imagenets_archives_are_read_nested() {
     assert_eq!(picture(&out, &index, true, 0), (jpeg(31), 0));
     assert_eq!(picture(&out, &index, true, 1), (jpeg(32), 1));
     assert_eq!(index.left_out[0].sample, "ILSVRC2012_val_00000003.JPEG");
+    let train = fs::read(folder.path("source/ILSVRC2012_img_train.tar")).unwrap();
     folder.write("source/ILSVRC2012_img_train.tar", &train[..train.len() / 2]);
     let error = refused("imagenet", &source, &folder.path("no"), &[]);
     assert!(error.contains("torn tar"), "{error}");
+}
+
+#[test]
+fn imagenets_validation_labels_come_from_the_devkit() {
+    let folder = Folder::new("devkit");
+    // Leaves 3 and 12 of the table of classes in golden/devkit; their order by wnid is another.
+    let wnids = ["n19997000", "n19988000"];
+    imagenet_archives(&folder, &[(wnids[0], 10), (wnids[1], 20)]);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/devkit/meta.mat");
+    let data = "source/ILSVRC2012_devkit_t12/data";
+    folder.write(&format!("{data}/meta.mat"), &fs::read(golden).unwrap());
+    let truth = format!("{data}/ILSVRC2012_validation_ground_truth.txt");
+    let (source, out) = (folder.path("source"), folder.path("out"));
+    for (text, expected) in [
+        ("3\n0\n", "line 2 is \"0\", no ID from 1 to 12"),
+        ("13\n", "line 1 is \"13\", no ID from 1 to 12"),
+        ("3\nthree\n", "line 2 is \"three\""),
+    ] {
+        folder.write(&truth, text.as_bytes());
+        let error = refused("imagenet", &source, &out, &["--unofficial"]);
+        assert!(error.contains(expected), "{error}");
+    }
+    folder.write(&truth, b"12\n3\n");
+
+    // Without the official digests there is no index, though all else is done.
+    let error = refused("imagenet", &source, &out, &[]);
+    assert!(
+        error.contains("ILSVRC2012_img_train.tar has MD5"),
+        "{error}"
+    );
+    assert!(
+        error.contains("1d675b47d978889d74fa0da5fadfb00e"),
+        "{error}"
+    );
+    assert!(error.contains("--unofficial"), "{error}");
+    let printed = pack("imagenet", &source, &out, &["--unofficial"]);
+    assert!(printed.contains("shards were there already"), "{printed}");
+    assert!(
+        printed.contains("9 found = 8 packed + 1 left out"),
+        "{printed}"
+    );
+    let index = index(&out);
+    let classes = index
+        .classes
+        .iter()
+        .map(|c| (c.key.as_str(), c.name.as_str()));
+    let want = [("n19988000", "x"), ("n19997000", "crane")];
+    assert_eq!(classes.collect::<Vec<_>>(), want);
+    assert_eq!(picture(&out, &index, true, 0), (jpeg(31), 0));
+    assert_eq!(picture(&out, &index, true, 1), (jpeg(32), 1));
+    assert_eq!(picture(&out, &index, false, 0), (jpeg(20), 0));
+    assert_eq!(
+        index.left_out[0].reason,
+        "no label in ILSVRC2012_devkit_t12"
+    );
+
+    // The same in an archive; the official one's name asks for its digest.
+    let packed = tar(
+        &folder.path("source"),
+        &["meta.mat", "ILSVRC2012_validation_ground_truth.txt"]
+            .map(|name| format!("ILSVRC2012_devkit_t12/data/{name}"))
+            .each_ref()
+            .map(String::as_str),
+    );
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &packed).unwrap();
+    folder.write("source/ILSVRC2012_devkit_t12.tar.gz", &gz.finish().unwrap());
+    fs::remove_dir_all(folder.path("source/ILSVRC2012_devkit_t12")).unwrap();
+    let again = folder.path("again");
+    let error = refused("imagenet", &source, &again, &[]);
+    assert!(error.contains("devkit_t12.tar.gz has MD5"), "{error}");
+    pack("imagenet", &source, &again, &["--unofficial"]);
+    let bytes = |out: &str| fs::read(Path::new(out).join("test-000000.tar")).unwrap();
+    assert_eq!(bytes(&out), bytes(&again));
+    let error = refused("folder", &source, &folder.path("no"), &["--unofficial"]);
+    assert!(error.contains("--unofficial is for `imagenet`"), "{error}");
 }
 
 fn shared() -> PathBuf {

@@ -53,6 +53,9 @@ pub(super) struct Arguments {
     /// `imagenet`; without it, the folders' names, sorted)
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
+    /// Take archives of ImageNet whose MD5 is not that of the official ones, and do not compute it
+    #[arg(long)]
+    unofficial: bool,
     /// Replace another data set in the target
     #[arg(long)]
     overwrite: bool,
@@ -68,7 +71,7 @@ enum Kind {
     Cifar100Coarse,
     /// Fashion-MNIST, its four idx files, packed or unpacked
     FashionMnist,
-    /// ImageNet: a folder of its official archives and Kaggle's csv, or a tree of wnids
+    /// ImageNet: a folder of its official archives with the devkit or Kaggle's csv, or a tree of wnids
     Imagenet,
     /// A folder of folders of JPEG or PNG pictures, each named for its class, below train/ and
     /// val/ or test/ or not
@@ -96,6 +99,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if report.shards_resumed > 0 {
         say!("{} shards were there already", report.shards_resumed);
     }
+    for archive in &report.official {
+        say!("{archive} has the MD5 of the official one");
+    }
     summarise(&set, &report.index, out.url());
     say!("time: {}", duration(begin.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)
@@ -107,12 +113,15 @@ fn find(arguments: &Arguments) -> anyhow::Result<Set> {
     if arguments.classes.is_some() && !may_list {
         anyhow::bail!("--classes is for `folder` and `imagenet`: other sets have their own");
     }
+    if arguments.unofficial && arguments.kind != Kind::Imagenet {
+        anyhow::bail!("--unofficial is for `imagenet`: unpack or rename other archives");
+    }
     Ok(match arguments.kind {
         Kind::Cifar10 => pack::cifar::find(Cifar::Ten, source)?,
         Kind::Cifar100 => pack::cifar::find(Cifar::Hundred, source)?,
         Kind::Cifar100Coarse => pack::cifar::find(Cifar::HundredCoarse, source)?,
         Kind::FashionMnist => pack::idx::find_fashion(source)?,
-        Kind::Imagenet => pack::imagenet::find(source, classes(arguments)?)?,
+        Kind::Imagenet => pack::imagenet::find(source, classes(arguments)?, arguments.unofficial)?,
         Kind::Folder => pack::tree::find(source, "folder", classes(arguments)?)?,
     })
 }

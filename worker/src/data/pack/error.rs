@@ -31,7 +31,7 @@ pub enum PackError {
     /// An official archive has another digest.
     #[error(
         "{file} has MD5 {found}, but the official archive of this name has {expected}: fetch it \
-         again, or unpack or rename it if it is meant to differ"
+         again; if it is meant to differ, unpack or rename it, or give --unofficial for ImageNet"
     )]
     Digest {
         /// The archive.

@@ -1,23 +1,29 @@
 //! Named files of a source, from a folder or from an archive, into memory.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 
 use flate2::read::MultiGzDecoder;
 use md5::{Digest as _, Md5};
 use synfire_shared::dataset::hex;
 use synfire_shared::storage::Store;
 
+use super::devkit;
 use super::error::PackError;
 
 /// The most bytes of an archive and of any file from it: CIFAR's have 180 MB.
 const LIMIT_BYTES: u64 = 1 << 30;
+/// Bytes of a file that are hashed at once.
+const HASHED_BYTES: usize = 1 << 20;
 /// Entries of an archive that are looked at.
 const MAX_ENTRIES: usize = 100_000;
 
 /// The official archives and their MD5 (Krizhevsky 2009,
-/// <https://www.cs.toronto.edu/~kriz/cifar.html>).
-const OFFICIAL: [(&str, &str); 4] = [
+/// <https://www.cs.toronto.edu/~kriz/cifar.html>; ImageNet's as torchvision has it).
+const OFFICIAL: [(&str, &str); 5] = [
+    (devkit::ARCHIVE, "fa75699e90414af021442c21a62c3abf"),
     ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
     (
         "cifar-100-binary.tar.gz",
@@ -41,11 +47,23 @@ pub(super) struct Files {
 impl Files {
     /// The files of `wanted` that are in `source`, a folder or a tar archive, packed or not.
     pub(super) fn read(source: &str, wanted: &[&str]) -> Result<Self, PackError> {
+        Self::read_any(source, wanted, false)
+    }
+
+    /// [`Self::read`], where `takes_any` also an archive that has an official one's name and another
+    /// MD5.
+    pub(super) fn read_any(
+        source: &str,
+        wanted: &[&str],
+        takes_any: bool,
+    ) -> Result<Self, PackError> {
         if is_archive(source) {
             let (store, key) = Store::open_parent(source)?;
             let place = store.name(&key);
             let bytes = store.get(&key, LIMIT_BYTES)?;
-            check_official(&place, &key, &bytes)?;
+            if !takes_any {
+                check_official(&place, &key, &bytes)?;
+            }
             let found = if key.ends_with("gz") {
                 unpack(&place, MultiGzDecoder::new(&bytes[..]), wanted)
             } else {
@@ -128,6 +146,21 @@ fn check_official(place: &str, name: &str, bytes: &[u8]) -> Result<(), PackError
     })
 }
 
+/// The MD5 of all of a file, whoever else reads in it.
+pub(super) fn md5_of(file: &File) -> io::Result<String> {
+    let mut hash = Md5::new();
+    let mut buffer = vec![0; HASHED_BYTES];
+    let mut at = 0;
+    loop {
+        let read = file.read_at(&mut buffer, at)?;
+        if read == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+        at += read as u64;
+    }
+}
+
 fn unpack(
     place: &str,
     bytes: impl Read,
@@ -201,6 +234,16 @@ mod tests {
         assert_eq!(found["a.bin"], [7; 700]);
         let torn = unpack("made", &archive()[..900], &["a.bin"]).unwrap_err();
         assert!(torn.to_string().contains("torn tar"), "{torn}");
+    }
+
+    #[test]
+    fn all_of_a_file_is_hashed() {
+        let path = std::env::temp_dir().join(format!("synfire-md5-{}", std::process::id()));
+        std::fs::write(&path, vec![7; HASHED_BYTES + 3]).unwrap();
+        let file = File::open(&path).unwrap();
+        let want = hex(&Md5::digest(vec![7; HASHED_BYTES + 3]));
+        assert_eq!(md5_of(&file).unwrap(), want);
+        std::fs::remove_file(&path).unwrap();
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! ImageNet (ILSVRC2012) from its official archives, of which nothing is unpacked, or from a tree.
 //!
 //! The training archive holds an archive for each class; a picture is a range of its bytes. The
-//! validation archive is flat, and its labels come from the file that goes with it at Kaggle.
+//! validation archive is flat, and its labels come from the file that goes with it at Kaggle, or
+//! from the devkit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,12 +13,16 @@ use std::path::Path;
 use synfire_shared::dataset::{Class, LeftOut};
 use synfire_shared::storage::Store;
 
+use super::devkit;
 use super::error::PackError;
-use super::set::{Item, Origin, SPLITS, Set, classes, imagenet_normalise};
+use super::set::{Archive, Item, Origin, SPLITS, Set, classes, imagenet_normalise};
 use super::tree;
 
 const TRAIN_TAR: &str = "ILSVRC2012_img_train.tar";
 const VAL_TAR: &str = "ILSVRC2012_img_val.tar";
+/// The MD5 of the official ones (as torchvision has them).
+const TRAIN_MD5: &str = "1d675b47d978889d74fa0da5fadfb00e";
+const VAL_MD5: &str = "29b22e2961454d5413ddabcf34fc5622";
 const VAL_CSV: &str = "LOC_val_solution.csv";
 /// The file of labels has 50,000 lines and 2 million bytes.
 const CSV_LIMIT_BYTES: u64 = 64 << 20;
@@ -25,13 +30,17 @@ const CSV_LIMIT_BYTES: u64 = 64 << 20;
 const MAX_ENTRIES: usize = 20_000_000;
 
 /// ImageNet in the folder `source`: the archives `ILSVRC2012_img_train.tar` and
-/// `ILSVRC2012_img_val.tar` with `LOC_val_solution.csv`, or else a tree of folders named for the
-/// wnids below `train` and `val`. A label is the position of the wnid among the sorted ones.
+/// `ILSVRC2012_img_val.tar` with `LOC_val_solution.csv` or with the devkit, packed or unpacked; or
+/// else a tree of folders named for the wnids below `train` and `val`. A label is the position of
+/// the wnid among the sorted ones.
+///
+/// Unless `takes_any`, the archives must be the official ones; that is found out while they are
+/// packed.
 ///
 /// # Errors
 ///
 /// A [`PackError`] that names the file and what to do.
-pub fn find(source: &str, listed: Option<Vec<Class>>) -> Result<Set, PackError> {
+pub fn find(source: &str, listed: Option<Vec<Class>>, takes_any: bool) -> Result<Set, PackError> {
     let store = Store::open(source)?;
     let has_tar = store.head(TRAIN_TAR)?.is_some();
     if !has_tar {
@@ -58,16 +67,68 @@ pub fn find(source: &str, listed: Option<Vec<Class>>) -> Result<Set, PackError> 
         }
         Some(_) => open(&folder.join(VAL_TAR))?,
     };
-    if store.head(VAL_CSV)?.is_none() {
-        let remedy = "put Kaggle's file of validation labels beside the archives, or unpack the \
-                      validation pictures into val/<wnid>/ and the others into train/<wnid>/";
-        return Err(missing(VAL_CSV, remedy));
+    let Some(labels) = Labels::find(&store, folder, takes_any)? else {
+        let remedy = "put Kaggle's file of validation labels or the devkit beside the archives, or \
+                      unpack the validation pictures into val/<wnid>/ and the others into \
+                      train/<wnid>/";
+        let wanted = format!("{VAL_CSV}, {} or {}", devkit::ARCHIVE, devkit::FOLDER);
+        return Err(missing(&wanted, remedy));
+    };
+    found.val(&val, &store.name(VAL_TAR), &labels)?;
+    let mut classes = found.classes(store.url(), listed)?;
+    for class in &mut classes {
+        // Those that were listed have the names that they are to have.
+        if class.name == class.key
+            && let Some(words) = labels.words.get(&class.key)
+        {
+            class.name.clone_from(words);
+        }
     }
-    let csv = store.get(VAL_CSV, CSV_LIMIT_BYTES)?;
-    let csv = String::from_utf8_lossy(&csv);
-    found.val(&val, &store.name(VAL_TAR), &labels_of(&csv))?;
-    let classes = found.classes(store.url(), listed)?;
+    let archive = |file, name, md5| Archive {
+        file,
+        name: store.name(name),
+        official_md5: (!takes_any).then_some(md5),
+    };
+    let train = archive(train, TRAIN_TAR, TRAIN_MD5);
+    let val = archive(val, VAL_TAR, VAL_MD5);
     found.set(store.url(), classes, vec![train, val])
+}
+
+/// The classes of the validation pictures.
+struct Labels {
+    /// The file that says so.
+    source: String,
+    /// From a picture's name without ending to its wnid.
+    wnids: BTreeMap<String, String>,
+    /// What the wnids are called, where that is known.
+    words: BTreeMap<String, String>,
+}
+
+impl Labels {
+    /// Those that lie beside the archives, Kaggle's before the devkit's.
+    fn find(store: &Store, folder: &Path, takes_any: bool) -> Result<Option<Self>, PackError> {
+        if store.head(VAL_CSV)?.is_some() {
+            let csv = store.get(VAL_CSV, CSV_LIMIT_BYTES)?;
+            return Ok(Some(Self {
+                source: VAL_CSV.into(),
+                wnids: labels_of(&String::from_utf8_lossy(&csv)),
+                words: BTreeMap::new(),
+            }));
+        }
+        let found = [devkit::ARCHIVE, devkit::FOLDER];
+        let found = found.into_iter().find(|name| folder.join(name).exists());
+        let Some(source) = found else {
+            return Ok(None);
+        };
+        let devkit = devkit::read(&store.name(source), takes_any)?;
+        let name = |picture: usize| format!("ILSVRC2012_val_{picture:08}");
+        let wnids = devkit.wnids.into_iter().zip(1..);
+        Ok(Some(Self {
+            source: source.into(),
+            wnids: wnids.map(|(wnid, picture)| (name(picture), wnid)).collect(),
+            words: devkit.words,
+        }))
+    }
 }
 
 fn open(path: &Path) -> Result<File, PackError> {
@@ -78,8 +139,11 @@ fn open(path: &Path) -> Result<File, PackError> {
 }
 
 /// From a picture's name without ending to its wnid: lines `ILSVRC2012_val_00048981,n03995372 ...`.
-fn labels_of(csv: &str) -> BTreeMap<&str, &str> {
-    csv.lines().filter_map(label_of).collect()
+fn labels_of(csv: &str) -> BTreeMap<String, String> {
+    let labels = csv.lines().filter_map(label_of);
+    labels
+        .map(|(image, wnid)| (image.into(), wnid.into()))
+        .collect()
 }
 
 fn label_of(line: &str) -> Option<(&str, &str)> {
@@ -118,21 +182,18 @@ impl Found {
         Ok(())
     }
 
-    fn val(
-        &mut self,
-        file: &File,
-        place: &str,
-        labels: &BTreeMap<&str, &str>,
-    ) -> Result<(), PackError> {
+    fn val(&mut self, file: &File, place: &str, labels: &Labels) -> Result<(), PackError> {
         let len = file.metadata().map_err(|e| torn(place, &e))?.len();
         let mut found = entries(file, 0, len, place)?;
         found.sort_by(|a, b| a.name.cmp(&b.name));
         for entry in found {
             let base = entry.name.rsplit('/').next().unwrap_or("");
             let stem = base.split('.').next().unwrap_or("");
-            match labels.get(stem) {
-                Some(wnid) => self.push(1, &entry, wnid, ""),
-                None => self.leave_out(entry.name, 1, "no label in LOC_val_solution.csv"),
+            if let Some(wnid) = labels.wnids.get(stem) {
+                self.push(1, &entry, wnid, "");
+            } else {
+                let reason = format!("no label in {}", labels.source);
+                self.leave_out(entry.name, 1, &reason);
             }
         }
         Ok(())
@@ -174,7 +235,12 @@ impl Found {
         }
     }
 
-    fn set(self, place: &str, classes: Vec<Class>, archives: Vec<File>) -> Result<Set, PackError> {
+    fn set(
+        self,
+        place: &str,
+        classes: Vec<Class>,
+        archives: Vec<Archive>,
+    ) -> Result<Set, PackError> {
         let labels: BTreeMap<&str, u32> = classes.iter().map(|c| c.key.as_str()).zip(0..).collect();
         let splits = self.pictures.map(|pictures| -> Vec<Item> {
             let labelled = pictures.into_iter().map(|(item, wnid)| Item {
@@ -295,7 +361,8 @@ mod tests {
     #[test]
     fn labels_are_the_first_words_of_the_boxes() {
         let csv = "ImageId,PredictionString\na_1,n00000007 1 2 3 4 n00000008 1 2 3 4\nb,x\nc\n";
-        assert_eq!(labels_of(csv), BTreeMap::from([("a_1", "n00000007")]));
+        let want = BTreeMap::from([("a_1".to_owned(), "n00000007".to_owned())]);
+        assert_eq!(labels_of(csv), want);
     }
 
     proptest! {

@@ -10,7 +10,8 @@
 //!   executing it.
 //! - [`idx`]: Fashion-MNIST from idx files.
 //! - [`tree`]: folders named for their classes.
-//! - [`imagenet`]: its nested archives, read in place.
+//! - [`imagenet`]: its nested archives, read in place; `devkit`: its validation labels; `matlab`: the
+//!   table of classes there.
 //! - [`set`]: a data set found in its source.
 //! - `picture`: what a picture's bytes say that it is; pixels to PNG.
 //! - `shard`: which samples go into which shard, and a shard's bytes.
@@ -18,10 +19,12 @@
 
 pub mod cifar;
 mod cifar_names;
+mod devkit;
 pub mod error;
 mod files;
 pub mod idx;
 pub mod imagenet;
+mod matlab;
 mod pickle;
 mod picture;
 pub mod set;

@@ -9,6 +9,7 @@ use synfire_shared::dataset::{Class, LeftOut, Normalise};
 use synfire_shared::storage::Store;
 
 use super::error::PackError;
+use super::files::md5_of;
 use super::picture::{self, Kind};
 
 /// The splits of a packed set, in the order of `Set::splits`.
@@ -60,7 +61,36 @@ pub(super) enum Origin {
     /// A file for each sample.
     Objects(Store),
     /// Ranges of files.
-    Archives(Vec<File>),
+    Archives(Vec<Archive>),
+}
+
+/// A file of which samples are ranges.
+#[derive(Debug)]
+pub(super) struct Archive {
+    pub(super) file: File,
+    /// What it is called in messages.
+    pub(super) name: String,
+    /// The MD5 that it must have, where it must be the official one.
+    pub(super) official_md5: Option<&'static str>,
+}
+
+impl Archive {
+    /// Reads all of it, if it must be the official one, and compares.
+    fn check(&self) -> Result<(), PackError> {
+        let Some(expected) = self.official_md5 else {
+            return Ok(());
+        };
+        let found = md5_of(&self.file);
+        let found = found.map_err(|e| PackError::damaged(&self.name, e.to_string()))?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(PackError::Digest {
+            file: self.name.clone(),
+            found,
+            expected,
+        })
+    }
 }
 
 impl Set {
@@ -68,6 +98,17 @@ impl Set {
     pub fn num_found(&self) -> u64 {
         let items: usize = self.splits.iter().map(Vec::len).sum();
         (items + self.left_out.len()) as u64
+    }
+
+    /// Whether the archives that must be the official ones are: the names of these. It reads them
+    /// from end to end.
+    pub(super) fn check_archives(&self) -> Result<Vec<String>, PackError> {
+        let Origin::Archives(archives) = &self.origin else {
+            return Ok(Vec::new());
+        };
+        archives.iter().try_for_each(Archive::check)?;
+        let official = archives.iter().filter(|a| a.official_md5.is_some());
+        Ok(official.map(|archive| archive.name.clone()).collect())
     }
 
     /// Tells this set, cut in this way, from others.
@@ -111,7 +152,9 @@ impl Set {
             Origin::Archives(files) => {
                 let len = usize::try_from(item.bytes).expect("below the limit of a picture");
                 let mut bytes = vec![0; len];
-                let read = files[item.archive].read_exact_at(&mut bytes, item.start);
+                let read = files[item.archive]
+                    .file
+                    .read_exact_at(&mut bytes, item.start);
                 read.map_err(|error| PackError::damaged(&item.name, error.to_string()))?;
                 bytes.into()
             }

@@ -47,6 +47,8 @@ pub struct Report {
     pub index: Index,
     /// Shards that an earlier run had finished.
     pub shards_resumed: usize,
+    /// Archives whose MD5 is that of the official ones.
+    pub official: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,7 +69,12 @@ struct Plan {
 ///
 /// # Errors
 ///
-/// [`PackError::Occupied`] when `out` holds another set, and whatever reading and writing gives.
+/// [`PackError::Occupied`] when `out` holds another set, [`PackError::Digest`] for an archive that is
+/// not the official one, and whatever reading and writing gives.
+///
+/// # Panics
+///
+/// Never: no thread of it panics.
 pub fn pack(
     set: &Set,
     out: &Store,
@@ -79,12 +86,19 @@ pub fn pack(
     if let Some(index) = begin(out, &digest, options.overwrite)? {
         return Ok(Report {
             shards_resumed: parts.len(),
+            official: Vec::new(),
             index,
         });
     }
     let finished = resume(out, &digest, &parts)?;
     let shards_resumed = finished.iter().flatten().count();
-    let made = make_all(set, out, &digest, &parts, finished, progress)?;
+    // Archives are hashed while their ranges are read; without the right digest there is no index.
+    let (made, official) = std::thread::scope(|scope| {
+        let checked = scope.spawn(|| set.check_archives());
+        let made = make_all(set, out, &digest, &parts, finished, progress);
+        (made, checked.join().expect("hashing does not panic"))
+    });
+    let (made, official) = (made?, official?);
     let index = index_of(set, &parts, made);
     index.check(&out.name(INDEX_NAME))?;
     out.put(INDEX_NAME, index.to_bytes())?;
@@ -92,6 +106,7 @@ pub fn pack(
     Ok(Report {
         index,
         shards_resumed,
+        official,
     })
 }
 
