@@ -8,7 +8,7 @@ mod tally;
 
 use crate::checkpoint::{CheckpointError, Page};
 use crate::data::batches::NO_LABEL;
-use crate::data::{BadSample, DataError, Place, Prefetch, Source};
+use crate::data::{BadSample, DataError, Next, Place, Prefetch, Source};
 use crate::engine::plan::Role;
 use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
 use crate::node::{self, Node, NodeError};
@@ -17,6 +17,7 @@ use crate::weights::{Taken, WeightsError};
 pub use line::EpochLine;
 use saving::{Counted, Saving};
 pub use saving::{Kept, Options, Resume};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use synfire_shared::checkpoint::Position;
 use synfire_shared::ids::Epoch;
@@ -276,6 +277,8 @@ struct Training<'a> {
     saving: Saving,
     batches_done: u64,
     batches_in_all: u64,
+    /// Whether a signal ended an epoch before its end.
+    is_cut: bool,
 }
 
 impl<'a> Training<'a> {
@@ -293,13 +296,19 @@ impl<'a> Training<'a> {
             saving,
             batches_done: position.batches_done,
             batches_in_all: run.max_batches.map_or(whole, |most| most.min(whole)),
+            is_cut: false,
         }
     }
 
     /// The signal that ended the run before its time.
     fn stopped(&self) -> Option<usize> {
-        let is_over = self.batches_done >= self.batches_in_all;
+        let is_over = self.batches_done >= self.batches_in_all && !self.is_cut;
         self.saving.stopped().filter(|_| !is_over)
+    }
+
+    /// Whether an epoch was learnt from, but not yet judged by the test set, when the run was saved.
+    fn is_untested(&self) -> bool {
+        self.saving.position.batch == self.source.train_batches() as u64
     }
 
     /// The epochs that are left, until the last or a signal.
@@ -311,17 +320,21 @@ impl<'a> Training<'a> {
         let mut epochs = Vec::new();
         let Position { epoch, batch, .. } = self.saving.position;
         let mut batch = usize::try_from(batch).expect("it was checked to be in an epoch");
+        let first = epoch;
         for epoch in epoch..self.run.epochs {
-            if self.batches_done >= self.batches_in_all {
+            let is_left = epoch == first && self.is_untested();
+            if self.batches_done >= self.batches_in_all && !is_left {
                 break;
             }
             if self.saving.stopped().is_some() {
                 let place = (epoch, batch, self.batches_done);
                 let counted = self.saving.take_counted();
                 self.saving.stop(node, place, counted);
+                self.is_cut = true;
                 break;
             }
             let Some(record) = self.epoch(epoch, batch, node, tell)? else {
+                self.is_cut = true;
                 break;
             };
             tell(Event::Epoch(Box::new(record.clone())));
@@ -347,14 +360,15 @@ impl<'a> Training<'a> {
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
         let mut counted = self.saving.take_counted();
         let (seconds, data_wait_seconds) = (counted.seconds, counted.data_wait_seconds);
-        let mut images_per_second = 0.0;
+        let mut images_per_second = self.rate(batch, &counted);
         let mut timings = Vec::with_capacity(REPORT_EVERY);
         while batch < batches && self.batches_done < self.batches_in_all {
             match self.learn(node, epoch, batch, tell) {
-                Ok(timing) => timings.push(timing),
-                Err(error) => {
+                Ok(Some(timing)) => timings.push(timing),
+                other => {
+                    counted.tally.add(&node.kernels.take_report());
                     counted.seconds = seconds + begin.elapsed().as_secs_f64();
-                    return Err(self.give_up(node, (epoch, batch), counted, error));
+                    return self.give_up(node, (epoch, batch), counted, other.err());
                 }
             }
             batch += 1;
@@ -366,8 +380,7 @@ impl<'a> Training<'a> {
                 counted.seconds = seconds + begin.elapsed().as_secs_f64();
                 let waited = self.prefetch.waited().saturating_sub(waited);
                 counted.data_wait_seconds = data_wait_seconds + waited.as_secs_f64();
-                let images = (batch * self.run.data.batch) as f64;
-                images_per_second = images / counted.seconds;
+                images_per_second = self.rate(batch, &counted);
                 tell(Event::Progress(Progress {
                     epoch,
                     batch,
@@ -392,15 +405,19 @@ impl<'a> Training<'a> {
         }
         let ends = epoch + 1 == self.run.epochs || self.batches_done == self.batches_in_all;
         let evaluates = ends || (epoch + 1).is_multiple_of(self.run.evaluate_every);
+        let mut test = None;
+        if evaluates {
+            match self.test(node, epoch, tell) {
+                Ok(Some(tally)) => test = Some(tally),
+                // Weights are as they were before the test: it comes again.
+                other => return self.give_up(node, (epoch, batch), counted, other.err()),
+            }
+        }
         let record = EpochRecord {
             epoch,
             lr,
             train: counted.tally,
-            test: if evaluates {
-                Some(self.test(node, epoch, tell)?)
-            } else {
-                None
-            },
+            test,
             train_seconds: counted.seconds,
             images_per_second,
             data_wait_seconds: counted.data_wait_seconds,
@@ -410,33 +427,52 @@ impl<'a> Training<'a> {
         Ok(Some(record))
     }
 
-    /// Saves what was learnt before data gave out: the network is sound.
+    /// Training images per second of so many batches of an epoch.
+    fn rate(&self, batches: usize, counted: &Counted) -> f64 {
+        let images = (batches * self.run.data.batch) as f64;
+        if counted.seconds > 0.0 {
+            images / counted.seconds
+        } else {
+            0.0
+        }
+    }
+
+    /// Saves what was learnt before a signal, without an error, or before data gave out: the network
+    /// is sound.
     fn give_up(
         &mut self,
         node: &mut Node,
         (epoch, batch): (u32, usize),
-        mut counted: Counted,
-        error: TrainError,
-    ) -> TrainError {
-        if let TrainError::Data(_) = error {
-            counted.tally.add(&node.kernels.take_report());
+        counted: Counted,
+        error: Option<TrainError>,
+    ) -> Result<Option<EpochRecord>, TrainError> {
+        if matches!(error, None | Some(TrainError::Data(_))) {
             let place = (epoch, batch, self.batches_done);
             self.saving.stop(node, place, counted);
         }
-        error
+        error.map_or(Ok(None), Err)
     }
 
+    /// The test set; nothing where a signal came.
     fn test(
         &mut self,
         node: &mut Node,
         epoch: u32,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<Tally, TrainError> {
+    ) -> Result<Option<Tally>, TrainError> {
+        let stop = self.saving.stop_flag();
+        let stops = || stop.load(Ordering::Relaxed) != 0;
         let saving = &mut self.saving;
-        let tested = evaluate(node, &self.source, self.run.time_steps, &mut |bad| {
-            saving.list_bad_samples(&bad);
-            tell(Event::BadSamples(bad));
-        });
+        let tested = evaluate(
+            node,
+            &self.source,
+            self.run.time_steps,
+            &stops,
+            &mut |bad| {
+                saving.list_bad_samples(&bad);
+                tell(Event::BadSamples(bad));
+            },
+        );
         tested.map_err(|error| match error {
             EvaluateError::Data(error) => error.into(),
             EvaluateError::Fault(fault) => TrainError::Evaluation { epoch, fault },
@@ -452,16 +488,21 @@ impl<'a> Training<'a> {
         }
     }
 
+    /// Learns from a batch; nothing where a signal came before its data did.
     fn learn(
         &mut self,
         node: &mut Node,
         epoch: u32,
         batch: usize,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<Timing, TrainError> {
+    ) -> Result<Option<Timing>, TrainError> {
         let (asked, updates) = (Instant::now(), node.learner.optimiser.updates());
-        let data = self.prefetch.next_batch()?;
-        let data = data.expect("the loop asks for as many batches as there are");
+        let saving = &self.saving;
+        let data = match self.prefetch.next_unless(&|| saving.stopped().is_some())? {
+            Next::Batch(data) => data,
+            Next::Stopped => return Ok(None),
+            Next::End => unreachable!("the loop asks for as many batches as there are"),
+        };
         let begin = Instant::now();
         if !data.bad.is_empty() {
             self.saving.list_bad_samples(&data.bad);
@@ -485,11 +526,13 @@ impl<'a> Training<'a> {
             data_wait_seconds: (begin - asked).as_secs_f64(),
             updates: node.learner.optimiser.updates() - updates,
         };
-        result.map(|()| timing).map_err(|fault| TrainError::Fault {
-            epoch,
-            batch,
-            fault,
-        })
+        result
+            .map(|()| Some(timing))
+            .map_err(|fault| TrainError::Fault {
+                epoch,
+                batch,
+                fault,
+            })
     }
 }
 
@@ -505,7 +548,8 @@ pub enum EvaluateError {
     Fault(#[from] Fault),
 }
 
-/// The test set, every sample once, with running statistics; `tell` is given those left out.
+/// The test set, every sample once, with running statistics; `tell` is given those left out. Nothing
+/// where it is to stop before the end.
 ///
 /// # Errors
 /// If a sample cannot be read, or a loss or a membrane potential is not finite.
@@ -513,10 +557,16 @@ pub fn evaluate(
     node: &mut Node,
     source: &Source,
     num_time_steps: usize,
+    stops: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(Vec<BadSample>),
-) -> Result<Tally, EvaluateError> {
+) -> Result<Option<Tally>, EvaluateError> {
     let (mut tally, mut prefetch) = (Tally::default(), source.test());
-    while let Some(data) = prefetch.next_batch()? {
+    loop {
+        let data = match prefetch.next_unless(stops)? {
+            Next::Batch(data) if !stops() => data,
+            Next::Batch(_) | Next::Stopped => return Ok(None),
+            Next::End => break,
+        };
         if !data.bad.is_empty() {
             tell(data.bad.clone());
         }
@@ -539,5 +589,5 @@ pub fn evaluate(
         result?;
         tally.add(&node.kernels.take_report());
     }
-    Ok(tally)
+    Ok(Some(tally))
 }

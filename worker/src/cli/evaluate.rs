@@ -7,7 +7,7 @@ use crate::data::{BadSample, Source};
 use crate::shape::Shape;
 use crate::weights::{self, Readout};
 use crate::{node, train};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use synfire_shared::Run;
@@ -55,9 +55,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut warn = |warning| eprintln!("warning: {warning}");
     let (name, _) = train::init::load(location, &mut node, Readout::Take, &mut warn)?;
     let mut bad: Vec<BadSample> = Vec::new();
-    let test = train::evaluate(&mut node, &source, run.time_steps, &mut |more| {
+    let test = train::evaluate(&mut node, &source, run.time_steps, &|| false, &mut |more| {
         bad.extend(more);
     })?;
+    let test = test.context("nothing stops it")?;
     for bad in &bad {
         eprintln!("warning: {}: {}; left out", bad.name, bad.reason);
     }

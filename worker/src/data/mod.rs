@@ -36,5 +36,5 @@ pub use augment::Augment;
 pub use batches::{Loader, Order};
 pub use dataset::{Dataset, Normalise, Shape, Split};
 pub use error::DataError;
-pub use prefetch::{BadSample, Batch, Place, Prefetch};
+pub use prefetch::{BadSample, Batch, Next, Place, Prefetch};
 pub use source::{Info, Source};

@@ -1,7 +1,7 @@
 //! A thread that has the next batch ready before it is asked for.
 
 use std::panic::resume_unwind;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,20 @@ use super::error::DataError;
 
 /// One in the consumer's hands, one ready, one being filled.
 const NUM_BUFFERS: usize = 3;
+
+/// Between two looks at whether to stop while a batch is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What [`Prefetch::next_unless`] gives.
+#[derive(Debug)]
+pub enum Next<'a> {
+    /// A batch.
+    Batch(&'a Batch),
+    /// There are no more.
+    End,
+    /// The caller is to stop, and no batch was there.
+    Stopped,
+}
 
 /// A place in a run's training batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,13 +78,16 @@ pub(super) struct Ports {
 /// Batches in order, prepared by a thread of their own.
 ///
 /// Three buffers go round: batches of a set in memory allocate nothing, an epoch allocates its
-/// order. Dropping it stops the thread and waits for it, a batch's preparation at the most.
+/// order. Dropping it stops the thread; one that prepares from memory is waited for, one that may be
+/// waiting for a store is not.
 #[derive(Debug)]
 pub struct Prefetch {
     filled: Option<Receiver<Result<Batch, DataError>>>,
     spent: Option<SyncSender<Batch>>,
     held: Option<Batch>,
     thread: Option<JoinHandle<()>>,
+    /// Whether the thread may wait for a store.
+    may_wait: bool,
     waited: Duration,
 }
 
@@ -84,7 +101,7 @@ impl Prefetch {
     pub fn train(loader: Loader, first: Place, end: Epoch) -> Self {
         check_start(first, loader.train_batches());
         let (batch, batch_len) = (loader.batch(), loader.batch_len());
-        Self::start((batch, batch_len), move |ports| {
+        Self::start((batch, batch_len), false, move |ports| {
             prepare(&loader, first, end, &ports);
         })
     }
@@ -96,7 +113,7 @@ impl Prefetch {
     /// When the operating system gives no thread.
     pub fn test(loader: Loader) -> Self {
         let (batch, batch_len) = (loader.batch(), loader.batch_len());
-        Self::start((batch, batch_len), move |ports| {
+        Self::start((batch, batch_len), false, move |ports| {
             prepare_test(&loader, &ports);
         })
     }
@@ -109,6 +126,7 @@ impl Prefetch {
     /// When the operating system gives no thread.
     pub(super) fn start(
         (batch, batch_len): (usize, usize),
+        may_wait: bool,
         produce: impl FnOnce(Ports) + Send + 'static,
     ) -> Self {
         let (filled_in, filled) = sync_channel(NUM_BUFFERS);
@@ -140,6 +158,7 @@ impl Prefetch {
             spent: Some(spent),
             held: None,
             thread: Some(thread),
+            may_wait,
             waited: Duration::ZERO,
         }
     }
@@ -154,22 +173,53 @@ impl Prefetch {
     ///
     /// When the thread panicked, with its message.
     pub fn next_batch(&mut self) -> Result<Option<&Batch>, DataError> {
+        match self.next_unless(&|| false)? {
+            Next::Batch(batch) => Ok(Some(batch)),
+            Next::End | Next::Stopped => Ok(None),
+        }
+    }
+
+    /// As [`Prefetch::next_batch`], unless the caller is to stop while it waits.
+    ///
+    /// # Errors
+    ///
+    /// When the next batch cannot be read; there is none after it.
+    ///
+    /// # Panics
+    ///
+    /// When the thread panicked, with its message.
+    pub fn next_unless(&mut self, stops: &dyn Fn() -> bool) -> Result<Next<'_>, DataError> {
         if let (Some(batch), Some(spent)) = (self.held.take(), &self.spent) {
             // The thread ends before its last buffers come back; they are of no more use.
             let _ = spent.send(batch);
         }
         let asked = Instant::now();
-        let next = self.filled.as_ref().and_then(|filled| filled.recv().ok());
+        let next = loop {
+            let Some(filled) = &self.filled else {
+                break None;
+            };
+            match filled.recv_timeout(LOOK_EVERY) {
+                Ok(batch) => break Some(batch),
+                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Timeout) if stops() => {
+                    self.waited += asked.elapsed();
+                    return Ok(Next::Stopped);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        };
         self.waited += asked.elapsed();
         match next {
-            Some(Ok(batch)) => self.held = Some(batch),
+            Some(Ok(batch)) => Ok(Next::Batch(self.held.insert(batch))),
             Some(Err(error)) => {
                 self.stop();
-                return Err(error);
+                Err(error)
             }
-            None => self.stop(),
+            None => {
+                self.stop();
+                Ok(Next::End)
+            }
         }
-        Ok(self.held.as_ref())
     }
 
     /// How long [`Prefetch::next_batch`] waited in all: near zero when preparing keeps up.
@@ -184,6 +234,10 @@ impl Prefetch {
         let Some(thread) = self.thread.take() else {
             return;
         };
+        if self.may_wait && !thread.is_finished() {
+            // It ends when its request does, and nobody hears of it.
+            return;
+        }
         if let Err(panic) = thread.join()
             && !thread::panicking()
         {
@@ -382,6 +436,7 @@ mod tests {
             spent: None,
             held: None,
             thread: Some(thread),
+            may_wait: false,
             waited: Duration::ZERO,
         };
         next(&mut prefetch);

@@ -157,7 +157,9 @@ impl Saving {
         let counted: Counted = counted.map_err(|e| refused(e.to_string()))?;
         let (p, batches) = (loaded.position, source.train_batches() as u64);
         let done = u64::from(p.epoch).checked_mul(batches);
-        let fits = p.batch < batches && p.epoch <= run.epochs;
+        // One that ends an epoch was saved before its test.
+        let fits =
+            p.batch <= batches && (p.epoch < run.epochs || p.epoch == run.epochs && p.batch == 0);
         if !fits || done.and_then(|done| done.checked_add(p.batch)) != Some(p.batches_done) {
             return Err(refused(format!(
                 "{p:?} is no place in epochs of {batches} batches"
@@ -173,6 +175,11 @@ impl Saving {
     /// What was counted of the epoch in which training starts; nothing for every later one.
     pub(super) fn take_counted(&mut self) -> Counted {
         self.counted.take().unwrap_or_default()
+    }
+
+    /// What a signal sets.
+    pub(super) fn stop_flag(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.stop)
     }
 
     /// The signal that ends the run, if one came.

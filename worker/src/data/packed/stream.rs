@@ -145,7 +145,7 @@ impl PackedLoader {
             decoders: Mutex::default(),
         };
         let batch_len = self.batch * self.set.info.shape.image_len();
-        Prefetch::start((self.batch, batch_len), move |ports| {
+        Prefetch::start((self.batch, batch_len), true, move |ports| {
             let fetched = fetch(Arc::clone(&maker.set), part, jobs());
             maker.make_all(jobs(), fetched, &ports);
         })
