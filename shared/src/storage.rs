@@ -261,8 +261,17 @@ impl Store {
     ///
     /// [`StorageError::Request`].
     pub fn head(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        wait(self.head_async(key))
+    }
+
+    /// [`Self::head`] for a task of [`runtime`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::head`].
+    pub async fn head_async(&self, key: &str) -> Result<Option<u64>, StorageError> {
         let location = self.location(key)?;
-        match wait(repeat(self.deadline, || self.objects.head(&location))) {
+        match repeat(self.deadline, || self.objects.head(&location)).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.failed("look up", key, &source)),

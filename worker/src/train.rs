@@ -352,10 +352,7 @@ impl<'a> Training<'a> {
         node: &mut Node,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Option<EpochRecord>, TrainError> {
-        let optimiser = &mut node.learner.optimiser;
-        let base = optimiser.base_lr();
-        let lr = self.run.schedule.lr(base, Epoch(epoch), self.run.epochs);
-        optimiser.set_lr(lr);
+        let lr = self.set_lr(node, epoch);
         let batches = self.source.train_batches();
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
         let mut counted = self.saving.take_counted();
@@ -425,6 +422,15 @@ impl<'a> Training<'a> {
         let next = self.next_place(epoch, batch);
         self.saving.end_of_epoch(node, &record, next, ends);
         Ok(Some(record))
+    }
+
+    /// Sets the learning rate of an epoch, and returns it.
+    fn set_lr(&self, node: &mut Node, epoch: u32) -> f64 {
+        let optimiser = &mut node.learner.optimiser;
+        let base = optimiser.base_lr();
+        let lr = self.run.schedule.lr(base, Epoch(epoch), self.run.epochs);
+        optimiser.set_lr(lr);
+        lr
     }
 
     /// Training images per second of so many batches of an epoch.

@@ -4,7 +4,7 @@
 //! shard's content, so a set that was packed anew is never mistaken for the old one. Files appear
 //! whole, by renaming: a process that is killed leaves a `.partial` behind, which is swept away. Each
 //! process checks a file's digest before it first reads from it. Any number of processes share a
-//! folder; the one that finds it too large takes away what was used longest ago.
+//! folder; the one that finds it too large takes away what was first read longest ago.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -64,9 +64,16 @@ pub(super) fn open(packed: &run::Packed) -> Result<Option<Cache>, DataError> {
     )]
     let limit_bytes = (packed.cache_gib * f64::from(1 << 30)) as u64;
     let folder = packed.cache.clone().or_else(user_folder);
-    match folder {
-        Some(folder) if limit_bytes > 0 => Cache::at(&folder, limit_bytes).map(Some),
-        _ => Ok(None),
+    let Some(folder) = folder.filter(|_| limit_bytes > 0) else {
+        return Ok(None);
+    };
+    match Cache::at(&folder, limit_bytes) {
+        // Nobody asked for a cache in the user's folder.
+        Err(error) if packed.cache.is_none() => {
+            tracing::warn!(%error, "remote shards are not cached");
+            Ok(None)
+        }
+        cache => cache.map(Some),
     }
 }
 
@@ -132,6 +139,19 @@ impl Cache {
             }
         }
         Ok(None)
+    }
+
+    /// Takes a range away, so that it is fetched again.
+    pub(super) fn discard(&self, sha256: &str, range: &Range<u64>) {
+        let name = format!("{sha256}-{}-{}", range.start, range.end);
+        let mut seen = self
+            .shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if seen.remove(&name).is_some() {
+            let _ = fs::remove_file(self.shared.path(&name));
+        }
     }
 
     /// Has the file of a range there, whole.

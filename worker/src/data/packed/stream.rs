@@ -12,7 +12,7 @@ use synfire_shared::ids::Epoch;
 use synfire_shared::run;
 use synfire_shared::shard_plan::{PlanError, ShardPlan, Shuffle};
 use synfire_shared::storage::runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::decode::{Decoder, Key};
 use super::shards::Fetched;
@@ -26,10 +26,13 @@ use crate::data::prefetch::{BadSample, Batch, Place, Ports, Prefetch, check_star
 const FETCHES: usize = 32;
 /// Samples that may be fetched and not yet decoded.
 const QUEUE: usize = 128;
+/// Their bytes, and those of samples that are being fetched, in KiB: twice the largest picture.
+const QUEUE_KIB: u32 = 256 << 10;
 /// Samples that are tried in place of a bad one.
 const TRIES: u32 = 100;
 
-type FetchedResult = Result<Fetched, DataError>;
+/// A sample, with its part of the queue's bytes until it is decoded.
+type FetchedResult = Result<(Fetched, OwnedSemaphorePermit), DataError>;
 
 /// Makes the batches of a set in shards.
 #[derive(Debug, Clone)]
@@ -203,9 +206,19 @@ fn fetch(
     let (sender, receiver) = mpsc::channel(QUEUE);
     runtime().spawn(async move {
         let samples = stream::iter(jobs.flat_map(|(_, samples)| samples));
+        let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
         let fetches = samples.map(|sample| {
-            let set = Arc::clone(&set);
-            async move { set.shards.fetch(part, sample).await }
+            let (set, room) = (Arc::clone(&set), Arc::clone(&room));
+            async move {
+                let kib = set.shards.len_bytes(part, sample) / 1024 + 1;
+                let kib = u32::try_from(kib).unwrap_or(u32::MAX).min(QUEUE_KIB);
+                // Given out in the order of asking, which is that of the samples: who waits here is
+                // never in the way of who is decoded before.
+                let permit = room.acquire_many_owned(kib).await;
+                let permit = permit.expect("the semaphore is never closed");
+                let fetched = set.shards.fetch(part, sample).await?;
+                Ok((fetched, permit))
+            }
         });
         let mut fetched = std::pin::pin!(fetches.buffered(FETCHES));
         while let Some(result) = fetched.next().await {
@@ -274,12 +287,15 @@ impl Maker {
             for (place, ((out_hwc, label), &sample)) in places.enumerate() {
                 let arrived = fetched.blocking_recv();
                 match arrived.expect("as many are fetched as there are samples") {
-                    Ok(sample_bytes) => scope.spawn({
+                    Ok((fetched, permit)) => scope.spawn({
                         let note = &note;
-                        move |_| match self.place(sample, epoch, &sample_bytes, out_hwc, label) {
-                            Ok(None) => {}
-                            Ok(Some(bad)) => note(place, Ok(bad)),
-                            Err(error) => note(place, Err(error)),
+                        move |_| {
+                            match self.place(sample, epoch, &fetched, out_hwc, label) {
+                                Ok(None) => {}
+                                Ok(Some(bad)) => note(place, Ok(bad)),
+                                Err(error) => note(place, Err(error)),
+                            }
+                            drop(permit);
                         }
                     }),
                     Err(error) => {
@@ -315,9 +331,17 @@ impl Maker {
         };
         let key = Some(key).filter(|_| self.part == Part::Train);
         *label = fetched.label;
-        let Err(source) = self.decode(&fetched.bytes, key, out_hwc) else {
+        let Err(mut source) = self.decode(&fetched.bytes, key, out_hwc) else {
             return Ok(None);
         };
+        // What lies in a cache may have been damaged on its way there.
+        let again = self.set.shards.fetch_again(self.part, sample);
+        if let Some(fetched) = runtime().block_on(again).transpose()? {
+            match self.decode(&fetched.bytes, key, out_hwc) {
+                Ok(()) => return Ok(None),
+                Err(error) => source = error,
+            }
+        }
         let name = self.set.shards.name(self.part, sample);
         if !self.replaces {
             return Err(DataError::Sample { name, source });
