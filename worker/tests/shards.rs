@@ -226,3 +226,66 @@ fn a_bad_picture_stops_with_a_checkpoint_or_is_replaced() {
     assert_eq!(listed.lines().count(), 1, "{listed}");
     assert!(listed.contains("sample 59"), "{listed}");
 }
+
+/// Alters the bytes of a test picture, and the index with them.
+fn damage_test(data: &str) {
+    let path = Path::new(data).join("index.json");
+    let text = fs::read_to_string(&path).expect(OWN);
+    let index = Index::parse(text.as_bytes(), "index.json").expect(OWN);
+    let place = index.test.sample(2).expect(OWN);
+    let named = &index.test.shards()[0];
+    let shard = Path::new(data).join(&named.path);
+    let mut bytes = fs::read(&shard).expect(OWN);
+    let begin = usize::try_from(place.offset).expect(OWN);
+    bytes[begin..begin + 8].fill(0);
+    fs::write(&shard, &bytes).expect(OWN);
+    let digest = synfire_shared::checkpoint::Digest::of(&bytes).to_string();
+    fs::write(&path, text.replace(&named.sha256, &digest)).expect(OWN);
+}
+
+#[test]
+fn a_test_picture_that_is_bad_loses_no_epoch() {
+    let scratch = Scratch::new("bad-test");
+    let data = scratch.pack();
+    damage_test(&data);
+    let (folder, other) = (scratch.path("run"), scratch.path("other"));
+    let seldom = ["--set", "checkpoint.every_batches=1000"];
+    for times in 1..=2 {
+        // Again and again: the test comes, the epoch is not learnt from again.
+        let output = train(&data, &folder, &seldom).output().expect(OWN);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        let error = text(&output);
+        assert!(error.contains("test-000000.tar: sample 2"), "{error}");
+        assert_eq!(
+            error.contains("epoch 1, after 15 of its batches"),
+            times == 2
+        );
+        assert!(
+            Path::new(&folder)
+                .join("checkpoints/000000000015.json")
+                .exists()
+        );
+    }
+    let (expected, got) = (scratch.path("expected"), scratch.path("got"));
+    let replace = ["--set", "data.on_bad_sample=replace", "--save-weights"];
+    let output = finished(&mut train(
+        &data,
+        &folder,
+        &[&replace[..], &[&got]].concat(),
+    ));
+    assert!(
+        text(&output).contains("left out of the test"),
+        "{}",
+        text(&output)
+    );
+    finished(&mut train(
+        &data,
+        &other,
+        &[&replace[..], &[&expected]].concat(),
+    ));
+    assert!(fs::read(&expected).expect(OWN) == fs::read(&got).expect(OWN));
+    for folder in [&folder, &other] {
+        let lines = fs::read_to_string(Path::new(folder).join("metrics.jsonl")).expect(OWN);
+        assert_eq!(lines.lines().count(), 3, "{lines}");
+    }
+}

@@ -395,6 +395,34 @@ mod tests {
     }
 
     #[test]
+    fn who_is_to_stop_does_not_wait_for_a_batch() {
+        let (go, wait) = sync_channel::<()>(0);
+        let mut prefetch = Prefetch::start((1, 1), true, move |ports| {
+            // As a store that does not answer.
+            let _ = wait.recv();
+            let batch = ports.spent.recv().expect("an empty batch");
+            let _ = ports.filled.send(Ok(batch));
+        });
+        for _ in 0..2 {
+            let next = prefetch.next_unless(&|| true).expect("nothing failed");
+            assert!(matches!(next, Next::Stopped), "{next:?}");
+        }
+        go.send(()).expect("the thread waits");
+        let next = prefetch.next_unless(&|| false).expect("nothing failed");
+        assert!(matches!(next, Next::Batch(_)), "{next:?}");
+        assert!(next_batch_is_none(&mut prefetch));
+        // A thread that still waits is not waited for.
+        let (_never, wait) = sync_channel::<()>(0);
+        drop(Prefetch::start((1, 1), true, move |_| {
+            let _ = wait.recv();
+        }));
+    }
+
+    fn next_batch_is_none(prefetch: &mut Prefetch) -> bool {
+        next(prefetch).is_none()
+    }
+
+    #[test]
     fn waiting_is_counted() {
         let mut prefetch = Prefetch::train(loader(), START, Epoch(1));
         assert_eq!(prefetch.waited(), Duration::ZERO);
