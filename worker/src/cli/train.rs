@@ -193,6 +193,8 @@ struct Display {
     batches_before: u64,
     last_line: Instant,
     bad_samples: usize,
+    /// Whether the configuration names weights to start from.
+    has_init: bool,
 }
 
 impl Display {
@@ -209,6 +211,7 @@ impl Display {
             batches_before: 0,
             last_line: now,
             bad_samples: 0,
+            has_init: run.init.from.is_some(),
         }
     }
 
@@ -246,9 +249,14 @@ impl Display {
             Event::Resumed { from, position } => {
                 self.batches_before = position.batches_done;
                 say!(
-                    "resumed from {from}: epoch {}, after {} of its batches",
+                    "resumed from {from}: epoch {}, after {} of its batches{}",
                     position.epoch + 1,
-                    position.batch
+                    position.batch,
+                    if self.has_init {
+                        "; its weights, not those of init.from"
+                    } else {
+                        ""
+                    }
                 );
             }
             Event::Warning(warning) => self.warn(warning),
