@@ -247,7 +247,10 @@ pub fn train(
     });
     let saving = Saving::begin(run, options, &source, &mut node, tell)?;
     let mut training = Training::new(run, source, saving);
-    let epochs = training.epochs(&mut node, tell)?;
+    let epochs = match training.epochs(&mut node, tell) {
+        Ok(epochs) => epochs,
+        Err(error) => return Err(training.end(error, tell)),
+    };
     Ok(Trained {
         epochs,
         node,
@@ -422,6 +425,18 @@ impl<'a> Training<'a> {
             counted.tally.add(&node.kernels.take_report());
             let place = (epoch, batch, self.batches_done);
             self.saving.stop(node, place, counted);
+        }
+        error
+    }
+
+    /// Waits for what is being written, whose failures are told, and gives why the run ends.
+    fn end(self, error: TrainError, tell: &mut dyn FnMut(Event)) -> TrainError {
+        if let Err(more) = self.saving.finish(tell) {
+            let more = more.to_string();
+            // That another process has the folder may be why the run ends.
+            if more != error.to_string() {
+                tell(Event::Warning(more));
+            }
         }
         error
     }
