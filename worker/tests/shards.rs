@@ -305,18 +305,19 @@ fn a_run_that_an_error_ends_tells_that_its_last_checkpoint_failed() {
     let run = Run::from_toml(QUICKSTART, "quickstart.toml", &sets).expect(OWN);
     let (mut ends, mut warnings) = (Vec::new(), Vec::new());
     let checkpoints = Path::new(&folder).join("checkpoints");
-    let result = train::train(&run, &Options::default(), &mut |event| match event {
-        // From now on nothing can be written there.
-        Event::Recording { .. } => {
+    let result = train::train(&run, &Options::default(), &mut |event| {
+        if matches!(event, Event::Recording { .. }) {
+            // From now on nothing can be written there.
             let _ = fs::remove_dir_all(&checkpoints);
             fs::write(&checkpoints, "in the way").expect(OWN);
+        } else if let Event::CheckpointEnded { bytes, .. } = event {
+            ends.push(bytes);
+        } else if let Event::Warning(warning) = event {
+            warnings.push(warning);
         }
-        Event::CheckpointEnded { bytes, .. } => ends.push(bytes),
-        Event::Warning(warning) => warnings.push(warning),
-        _ => {}
     });
     // The first error is the run's.
-    let error = result.err().expect(OWN);
+    let error = result.expect_err(OWN);
     assert!(matches!(error, TrainError::Data(_)), "{error}");
     assert_eq!(ends, [None]);
     let told = warnings.join("\n");

@@ -2,6 +2,7 @@
 
 use crate::trace::TraceError;
 use crate::weights::WeightsError;
+use std::error::Error;
 use std::io;
 use synfire_shared::checkpoint::{Digest, ManifestError};
 use synfire_shared::storage::StorageError;
@@ -217,12 +218,13 @@ pub(super) fn stored(what: &'static str, name: &str, source: io::Error) -> Check
 
 /// An error while a part of a checkpoint or its manifest is read.
 pub(super) fn unread(name: &str, source: io::Error) -> CheckpointError {
-    match stored("read", name, source) {
-        CheckpointError::Store { name, source, .. } if !is_lost(&source) => {
-            CheckpointError::NotNow { name, source }
-        }
-        error => error,
+    let inner = source.get_ref();
+    let tells_all = inner.is_some_and(<dyn Error + Send + Sync>::is::<StorageError>);
+    if tells_all || is_lost(&source) {
+        return stored("read", name, source);
     }
+    let name = name.to_owned();
+    CheckpointError::NotNow { name, source }
 }
 
 /// Whether it is certain that what was written is not there, of what a read came upon.
