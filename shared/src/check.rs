@@ -7,6 +7,7 @@ use toml::de::{DeInteger, DeValue};
 use crate::faults::{RunErrors, listed, nearest, shortened};
 use crate::keys::{Fallback, KEYS, Key, Kind, Only};
 use crate::run_file::{RunFile, described};
+use crate::storage;
 use crate::values::{Scalar, Values};
 
 /// The values of a configuration, or all its faults.
@@ -201,6 +202,27 @@ impl Checker<'_> {
             }
         }
         faults.extend(self.readout_without_weights());
+        faults.extend(self.locations());
+        faults
+    }
+
+    /// Places that are none, or that carry credentials: what is checked is printed and kept, also
+    /// where a run never opens it.
+    fn locations(&self) -> Vec<(&'static Key, String)> {
+        let is_packed = self.known("data.source") == Some(Scalar::Text("packed".into()));
+        let mut faults = Vec::new();
+        for key in KEYS {
+            let is_location = match key.name {
+                "run.folder" | "init.from" => true,
+                "data.path" => is_packed,
+                _ => false,
+            };
+            if let Some(Scalar::Text(text)) = self.known(key.name).filter(|_| is_location)
+                && let Err(error) = storage::folder_of(&text)
+            {
+                faults.push((key, format!("{:?} is {error}", key.name)));
+            }
+        }
         faults
     }
 
@@ -484,6 +506,46 @@ lr = 0.02
                 .any(|(all, _)| all.last().unwrap().starts_with(&start));
             assert!(is_tried, "no fault of {} is provoked", key.name);
         }
+    }
+
+    #[test]
+    fn credentials_in_any_url_are_refused_and_not_repeated() {
+        let packed = VALID.replace("fashion-mnist-subset", "packed");
+        let packed = packed.replace("batch = 64", "batch = 64\npath = \"packed\"");
+        assert_eq!(faults(&packed, &["init.from=s3://bucket/run"]), [""; 0]);
+        for key in ["run.folder", "data.path", "init.from"] {
+            for url in [
+                "s3://key:sesame@bucket/run",
+                "s3://key:open/sesame@bucket/run",
+                "http://host/run?signature=sesame",
+                "s3://bucket/run#sesame",
+            ] {
+                let set = format!("{key}={url}");
+                let (table, leaf) = key.split_once('.').unwrap();
+                // The same in the file, whose table may be there already.
+                let line = format!("[{table}]\n{leaf} = {url:?}\n");
+                let mut file = packed.replace("path = \"packed\"\n", "");
+                if table == "data" {
+                    file = file.replace("[data]\n", &line);
+                } else {
+                    file = packed.clone() + &line;
+                }
+                for told in [faults(&packed, &[&set]), faults(&file, &[])] {
+                    assert_eq!(told.len(), 1, "{told:?}");
+                    assert!(told[0].contains(&format!("{key:?} is ")), "{told:?}");
+                    assert!(!told[0].contains("sesame"), "{told:?}");
+                }
+            }
+        }
+        // Nor where it is written in the wrong place.
+        for wrong in ["data.source", "run.foldr", "run.seed"] {
+            let set = format!("{wrong}=s3://key:sesame@bucket/run");
+            let told = faults(VALID, &[&set]).join("\n");
+            assert!(!told.is_empty() && !told.contains("sesame"), "{told}");
+        }
+        // A plain path may look as it likes.
+        let cifar = ["data.source=cifar10", "data.path=a://b?c"];
+        assert_eq!(faults(VALID, &cifar), [""; 0]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::storage::without_credentials;
+
 /// Where a value was written.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Place {
@@ -117,9 +119,10 @@ pub(crate) fn listed(names: &[&str]) -> String {
     }
 }
 
-/// The text, cut to what fits a message.
+/// The text without credentials of a URL in it, cut to what fits a message.
 pub(crate) fn shortened(text: &str) -> String {
     const LIMIT: usize = 60;
+    let text = &*without_credentials(text);
     match text.char_indices().nth(LIMIT) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

@@ -34,6 +34,7 @@ use tokio::runtime::Runtime;
 
 pub use conditional::{Expected, Outcome, Version};
 pub use error::StorageError;
+pub(crate) use location::without_credentials;
 pub use location::{DEADLINE_VARIABLE, seconds_from_environment};
 use location::{Location, parse, remote, shown};
 pub use reason::Reason;

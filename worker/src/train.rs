@@ -248,7 +248,10 @@ pub fn train(
     });
     let saving = Saving::begin(run, options, &source, &mut node, tell)?;
     let mut training = Training::new(run, source, saving);
-    let epochs = training.epochs(&mut node, tell)?;
+    let epochs = match training.epochs(&mut node, tell) {
+        Ok(epochs) => epochs,
+        Err(error) => return Err(training.end(error, tell)),
+    };
     Ok(Trained {
         epochs,
         node,
@@ -457,6 +460,18 @@ impl<'a> Training<'a> {
             self.saving.stop(node, place, counted);
         }
         error.map_or(Ok(None), Err)
+    }
+
+    /// Waits for what is being written, whose failures are told, and gives why the run ends.
+    fn end(self, error: TrainError, tell: &mut dyn FnMut(Event)) -> TrainError {
+        if let Err(more) = self.saving.finish(tell) {
+            let more = more.to_string();
+            // That another process has the folder may be why the run ends.
+            if more != error.to_string() {
+                tell(Event::Warning(more));
+            }
+        }
+        error
     }
 
     /// The test set; nothing where a signal came.

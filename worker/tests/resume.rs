@@ -87,6 +87,15 @@ fn manifests(folder: &Path) -> Vec<String> {
     names
 }
 
+/// The file of a checkpoint's weights.
+fn part_of(folder: &Path, manifest: &str) -> String {
+    let parts = fs::read_dir(folder.join("checkpoints")).expect(OWN);
+    let mut names = parts.map(|part| part.expect(OWN).file_name().into_string().expect(OWN));
+    let start = format!("{}-", &manifest[..12]);
+    let is_it = |name: &String| name.starts_with(&start) && name.contains("weights");
+    names.find(is_it).expect(OWN)
+}
+
 fn newest(folder: &Path) -> u64 {
     let names = manifests(folder);
     let number = names.last().and_then(|name| manifest_number(name));
@@ -258,17 +267,23 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
     refused(&["--resume", &nowhere], "there is no checkpoint in");
     assert_eq!(manifests(&folder), all, "a refusal changes nothing");
 
+    // What cannot be read now may be whole: nothing older is used, and nothing is put aside.
+    #[cfg(unix)]
+    for name in [&all[2], &part_of(&folder, &all[2])] {
+        let (path, whole) = (folder.join("checkpoints").join(name), scratch.path("whole"));
+        fs::rename(&path, &whole).expect(OWN);
+        std::os::unix::fs::symlink(&path, &path).expect(OWN);
+        refused(&[], "cannot be read now");
+        fs::remove_file(&path).expect(OWN);
+        fs::rename(&whole, &path).expect(OWN);
+        assert_eq!(manifests(&folder), all);
+    }
+
     // The newest manifest is cut off, a part of the one before is altered.
     let newest = folder.join("checkpoints").join(&all[2]);
     let manifest = fs::read(&newest).expect(OWN);
     fs::write(&newest, &manifest[..manifest.len() / 2]).expect(OWN);
-    let parts = fs::read_dir(folder.join("checkpoints")).expect(OWN);
-    let names = parts.map(|part| part.expect(OWN).file_name().into_string().expect(OWN));
-    let start = format!("{}-", &all[1][..12]);
-    let part = names
-        .into_iter()
-        .find(|n| n.starts_with(&start) && n.contains("weights"));
-    let part = folder.join("checkpoints").join(part.expect(OWN));
+    let part = folder.join("checkpoints").join(part_of(&folder, &all[1]));
     let mut bytes = fs::read(&part).expect(OWN);
     *bytes.last_mut().expect(OWN) ^= 1;
     fs::write(&part, bytes).expect(OWN);
@@ -286,6 +301,54 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
         fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
     }
     refused(&[], "none of the 3 checkpoints");
+}
+
+#[test]
+fn an_older_checkpoint_is_resumed_in_another_folder_alone() {
+    let scratch = Scratch::new("older");
+    let (folder, other) = (scratch.path("run"), scratch.path("other"));
+    finished(train(&folder, 6, &[]));
+    let all = manifests(&folder);
+    let at = |name: &String| {
+        let manifest = folder.join("checkpoints").join(name);
+        manifest.display().to_string()
+    };
+    let metrics = || fs::read_to_string(folder.join("metrics.jsonl")).expect(OWN);
+    let before = metrics();
+    let refused = train(&folder, 8, &["--resume", &at(&all[1])]).output();
+    let refused = refused.expect(OWN);
+    let error = text(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    for part in [
+        &*all[1],
+        "is older than",
+        &all[2],
+        "give another run.folder",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert_eq!((manifests(&folder), metrics()), (all.clone(), before));
+    let newest = text(&finished(train(&folder, 7, &["--resume", &at(&all[2])])));
+    assert!(newest.contains(&all[2]), "{newest}");
+    let older = text(&finished(train(&other, 8, &["--resume", &at(&all[1])])));
+    assert!(older.contains(&all[1]), "{older}");
+
+    // Where all of the own folder is damaged, a checkpoint elsewhere is a way out.
+    for name in manifests(&folder) {
+        fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
+    }
+    let from = other.display().to_string();
+    let output = text(&finished(train(&folder, 9, &["--resume", &from])));
+    assert!(output.contains(&format!("resumed from {from}")), "{output}");
+    assert_eq!(newest_and_aside(&folder), (9, 3));
+}
+
+/// The newest checkpoint, and how many damaged ones were put aside.
+fn newest_and_aside(folder: &Path) -> (u64, usize) {
+    let entries = fs::read_dir(folder.join("checkpoints")).expect(OWN);
+    let names = entries.map(|entry| entry.expect(OWN).file_name().into_string().expect(OWN));
+    let aside = names.filter(|name| name.ends_with(".json.damaged")).count();
+    (newest(folder), aside)
 }
 
 #[test]

@@ -74,19 +74,36 @@ pub(super) fn shown(url: &str) -> String {
     }
 }
 
+/// A text that may hold a URL, without what may be credentials there, also where those are written
+/// so that the URL cannot be read; other texts as they are.
+pub(crate) fn without_credentials(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.into();
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or("");
+    // A password may have any letter in it, also those that end a host.
+    let rest = match rest.rsplit_once('@') {
+        Some((_, after)) if host.contains(['@', ':']) => after,
+        _ => rest,
+    };
+    let rest = rest.split(['?', '#']).next().unwrap_or("");
+    format!("{scheme}://{rest}")
+}
+
 /// What `url` means; one that carries credentials is refused.
 pub(super) fn parse(url: &str) -> Result<Location, StorageError> {
     if !url.contains("://") {
         return Ok(Location::Folder(url.into()));
     }
     let refused = |reason: &str| StorageError::Url {
-        url: shown(url),
+        url: without_credentials(url),
         reason: reason.into(),
     };
     let parsed = Url::parse(url).map_err(|error| refused(&error.to_string()))?;
-    if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
-        let reason = "credentials and queries do not belong in a URL: set the variables of the \
-                      service, such as AWS_ACCESS_KEY_ID, in the environment";
+    let has_user = !parsed.username().is_empty() || parsed.password().is_some();
+    if has_user || parsed.query().is_some() || parsed.fragment().is_some() {
+        let reason = "credentials, queries and fragments do not belong in a URL: set the variables \
+                      of the service, such as AWS_ACCESS_KEY_ID, in the environment";
         return Err(refused(reason));
     }
     match parsed.scheme() {
@@ -175,6 +192,31 @@ fn objects(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_cut_out_of_texts() {
+        for (text, shown) in [
+            ("a@b?c#d", "a@b?c#d"),
+            ("s3://bucket/a@b", "s3://bucket/a@b"),
+            ("s3://key:secret@bucket/run", "s3://bucket/run"),
+            (
+                "run.folder=s3://key:se/c?r#et@bucket/run",
+                "run.folder=s3://bucket/run",
+            ),
+            ("http://host:80/a?sig=secret#secret", "http://host:80/a"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
+        for url in [
+            "s3://k:se/cret@b/r",
+            "s3://b/r?secret",
+            "s3://b/r#secret",
+            "ftp://k:secret@b",
+        ] {
+            let error = parse(url).err().map(|error| error.to_string()).unwrap();
+            assert!(!error.contains("cret"), "{error}");
+        }
+    }
 
     #[test]
     fn seconds_are_whole_and_have_a_limit() {

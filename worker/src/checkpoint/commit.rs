@@ -1,18 +1,22 @@
 //! How a checkpoint is written: parts first, manifest last; and what is deleted then.
 
-use super::error::stored;
+use super::error::{is_lost, stored, unread};
 use super::lock::Lock;
 use super::state::Snapshot;
 use super::store::Store;
 use super::{CHECKPOINTS, CheckpointError, Identity};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use synfire_shared::checkpoint::{
     Digest, FORMAT, Hits, MAX_MANIFEST_BYTES, Manifest, Part, VERSION, manifest_name,
     manifest_number, part_name, part_number, superseded,
 };
 use synfire_shared::run;
+
+/// The end of the name of a damaged checkpoint's manifest.
+const ASIDE: &str = ".damaged";
 
 /// A run folder that this process may write to.
 #[derive(Debug)]
@@ -69,13 +73,13 @@ impl Target {
         };
         let bytes = manifest.sealed().to_bytes();
         total += bytes.len() as u64;
-        let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-        self.put(&name, bytes.into())?;
+        self.put(&key_of(number), bytes.into())?;
         Ok(total)
     }
 
     /// Deletes checkpoints whose place newer ones took, never the one that was just written; and
-    /// parts that no manifest names.
+    /// parts that no manifest names. Nothing where a manifest cannot be read now: its checkpoint may
+    /// be the best one.
     pub(super) fn prune(
         &self,
         kept: Option<(run::Checkpoint, u64)>,
@@ -84,8 +88,14 @@ impl Target {
         let names = names.map_err(|e| stored("list", &self.name(CHECKPOINTS), e))?;
         let mut manifests = BTreeMap::new();
         for number in names.iter().filter_map(|name| manifest_number(name)) {
-            manifests.insert(number, readable_manifest(&*self.store, number));
+            match manifest_of(&*self.store, number) {
+                Ok(manifest) => manifests.insert(number, manifest),
+                Err(e) => return Err(unread(&self.name(&key_of(number)), e)),
+            };
         }
+        // A damaged checkpoint that was put aside may still be mended by hand.
+        let aside = names.iter().filter_map(|name| name.strip_suffix(ASIDE));
+        let aside: BTreeSet<u64> = aside.filter_map(manifest_number).collect();
         // What another process has put since then may have no manifest yet.
         self.lock.check()?;
         if let Some((keep, newest)) = kept {
@@ -102,7 +112,7 @@ impl Target {
             }
         }
         for name in &names {
-            let Some(number) = part_number(name) else {
+            let Some(number) = part_number(name).filter(|number| !aside.contains(number)) else {
                 continue;
             };
             let is_named = match manifests.get(&number) {
@@ -129,9 +139,33 @@ impl Target {
     }
 }
 
-/// A manifest that can be read, whatever is wrong where it cannot.
-pub(super) fn readable_manifest(store: &dyn Store, number: u64) -> Option<Manifest> {
-    let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-    let bytes = store.get(&name, MAX_MANIFEST_BYTES).ok()?;
-    Manifest::parse(&bytes).ok()
+/// A checkpoint's manifest; nothing where it is damaged or gone.
+///
+/// # Errors
+/// If it cannot be read now.
+pub(super) fn manifest_of(store: &dyn Store, number: u64) -> io::Result<Option<Manifest>> {
+    match store.get(&key_of(number), MAX_MANIFEST_BYTES) {
+        Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
+        Err(error) if is_lost(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts a damaged checkpoint's manifest aside, under a name that is none.
+pub(super) fn set_aside(store: &dyn Store, number: u64) -> Result<(), CheckpointError> {
+    let key = key_of(number);
+    let bytes = match store.get(&key, MAX_MANIFEST_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // No manifest is so large; the empty name still keeps the parts.
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Vec::new(),
+        Err(error) => return Err(stored("put aside", &key, error)),
+    };
+    let copied = store.put(&format!("{key}{ASIDE}"), bytes.into());
+    copied.map_err(|e| stored("put aside", &key, e))?;
+    store.delete(&key).map_err(|e| stored("delete", &key, e))
+}
+
+fn key_of(number: u64) -> String {
+    format!("{CHECKPOINTS}/{}", manifest_name(number))
 }

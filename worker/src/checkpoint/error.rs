@@ -2,6 +2,7 @@
 
 use crate::trace::TraceError;
 use crate::weights::WeightsError;
+use std::error::Error;
 use std::io;
 use synfire_shared::checkpoint::{Digest, ManifestError};
 use synfire_shared::storage::StorageError;
@@ -46,6 +47,18 @@ pub enum CheckpointError {
         /// What it should do.
         what: &'static str,
         /// With what.
+        name: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// What says nothing about a checkpoint: it may be whole.
+    #[error(
+        "{name} cannot be read now: {source}; that does not mean that it is damaged: try again when \
+         it can be read"
+    )]
+    NotNow {
+        /// The manifest or part.
         name: String,
         /// What the system says.
         #[source]
@@ -127,6 +140,18 @@ pub enum CheckpointError {
         /// What is wrong with the newest.
         newest: String,
     },
+    /// A checkpoint that lies behind what the run's own folder has.
+    #[error(
+        "checkpoint {name} is older than {newest}, the newest in the run's own folder, whose later \
+         metrics would be lost: give another run.folder, or resume from the newest with \
+         --resume auto"
+    )]
+    Older {
+        /// The checkpoint.
+        name: String,
+        /// The newest good one in the folder.
+        newest: String,
+    },
     /// A new run in the folder of another.
     #[error(
         "{folder} has the checkpoints of a run: resume it with --resume auto, or give another \
@@ -156,19 +181,23 @@ impl CheckpointError {
     /// Whether an older checkpoint may be whole where this one is not.
     pub(super) fn is_damage(&self) -> bool {
         match self {
-            Self::Store { .. } | Self::Part { .. } => true,
+            Self::Part { .. } => true,
+            // A manifest that is gone or is none; everything else of a disk may pass.
+            Self::Store { source, .. } => is_lost(source),
             Self::Storage(error) => !is_out_of_reach(error),
             Self::Manifest { source, .. } => matches!(source, ManifestError::Damaged { .. }),
             Self::Nowhere
             | Self::Location { .. }
             | Self::InUse { .. }
             | Self::TakenOver { .. }
+            | Self::NotNow { .. }
             | Self::Settings { .. }
             | Self::Data { .. }
             | Self::Tensors { .. }
             | Self::Progress { .. }
             | Self::Encode(_)
             | Self::NoneGood { .. }
+            | Self::Older { .. }
             | Self::Occupied { .. }
             | Self::Nothing { .. }
             | Self::LastNotWritten { .. } => false,
@@ -185,6 +214,28 @@ pub(super) fn stored(what: &'static str, name: &str, source: io::Error) -> Check
             CheckpointError::Store { what, name, source }
         }
     }
+}
+
+/// An error while a part of a checkpoint or its manifest is read.
+pub(super) fn unread(name: &str, source: io::Error) -> CheckpointError {
+    let inner = source.get_ref();
+    let tells_all = inner.is_some_and(<dyn Error + Send + Sync>::is::<StorageError>);
+    if tells_all || is_lost(&source) {
+        return stored("read", name, source);
+    }
+    let name = name.to_owned();
+    CheckpointError::NotNow { name, source }
+}
+
+/// Whether it is certain that what was written is not there, of what a read came upon.
+pub(super) fn is_lost(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::FileTooLarge
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidData
+    )
 }
 
 /// Whether the store could not be asked, which says nothing about what it has.

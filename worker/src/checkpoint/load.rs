@@ -1,11 +1,10 @@
 //! A checkpoint read and checked, older ones where newer are damaged.
 
-use super::error::{is_out_of_reach, stored};
+use super::error::{is_lost, unread};
 use super::state::{self, Loaded};
 use super::{CHECKPOINTS, CheckpointError, Identity, RunFolder};
 use crate::trace::file;
 use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, Manifest, manifest_name};
-use synfire_shared::storage::StorageError;
 
 impl RunFolder {
     /// Reads one checkpoint and checks every byte of it; given an identity, that it is its own.
@@ -20,7 +19,7 @@ impl RunFolder {
         let name = format!("{}/{CHECKPOINTS}/{}", self.shown, manifest_name(number));
         let key = format!("{CHECKPOINTS}/{}", manifest_name(number));
         let bytes = self.store().get(&key, MAX_MANIFEST_BYTES);
-        let bytes = bytes.map_err(|e| stored("read", &name, e))?;
+        let bytes = bytes.map_err(|e| unread(&name, e))?;
         let manifest = Manifest::parse(&bytes).map_err(|source| CheckpointError::Manifest {
             name: name.clone(),
             source,
@@ -52,13 +51,14 @@ impl RunFolder {
         };
         let part = manifest.parts.get(kind);
         let part = part.ok_or_else(|| refused(kind, "is not in the manifest".into()))?;
-        let bytes = self
-            .store()
-            .get(&format!("{CHECKPOINTS}/{}", part.name), part.bytes);
-        let bytes = bytes.map_err(|error| match error.downcast::<StorageError>() {
-            Ok(error) if is_out_of_reach(&error) => error.into(),
-            Ok(error) => refused(&part.name, format!("cannot be read: {error}")),
-            Err(error) => refused(&part.name, format!("cannot be read: {error}")),
+        let key = format!("{CHECKPOINTS}/{}", part.name);
+        let bytes = self.store().get(&key, part.bytes);
+        let bytes = bytes.map_err(|error| {
+            if is_lost(&error) {
+                refused(&part.name, format!("cannot be read: {error}"))
+            } else {
+                unread(&format!("{}/{key}", self.shown), error)
+            }
         })?;
         if bytes.len() as u64 != part.bytes {
             let (got, want) = (bytes.len(), part.bytes);

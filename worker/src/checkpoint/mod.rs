@@ -25,7 +25,7 @@ pub mod state;
 pub mod store;
 mod writer;
 
-use commit::Target;
+use commit::{Target, set_aside};
 pub use error::CheckpointError;
 use error::stored;
 use lock::Lock;
@@ -35,7 +35,7 @@ use std::io;
 use std::sync::Arc;
 use store::{LocalStore, Store};
 use synfire_shared::Run;
-use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, manifest_name, manifest_number};
+use synfire_shared::checkpoint::{Digest, manifest_number};
 use synfire_shared::storage;
 pub use writer::{Attempt, Written};
 
@@ -247,18 +247,6 @@ impl Writable {
             (metrics, bad_samples),
         ))
     }
-}
-
-/// Puts a damaged checkpoint's manifest aside, under a name that is none.
-fn set_aside(store: &dyn Store, number: u64) -> Result<(), CheckpointError> {
-    let name = format!("{CHECKPOINTS}/{}", manifest_name(number));
-    let aside = || {
-        let bytes = store.get(&name, MAX_MANIFEST_BYTES)?;
-        store.put(&format!("{name}.damaged"), bytes.into())
-    };
-    // Where it cannot even be read, taking it away is what remains.
-    let _ = aside();
-    store.delete(&name).map_err(|e| stored("delete", &name, e))
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Reads.
     ///
     /// # Errors
-    /// What the system says; `FileTooLarge` where it has more than `limit` bytes.
+    /// What the system says; `FileTooLarge` where it has more than `limit` bytes, `IsADirectory` or
+    /// `InvalidData` where it is something else than a file.
     fn get(&self, name: &str, limit: u64) -> io::Result<Vec<u8>>;
 
     /// The names inside a folder, not below it, in order; none where there is no such folder.
@@ -137,8 +138,14 @@ impl Store for LocalStore {
     fn get(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         let path = self.path(name);
         // A pipe would wait for its writer, a device would never end.
-        if !fs::metadata(&path)?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
+        let kind = fs::metadata(&path)?;
+        if !kind.is_file() {
+            let kind = if kind.is_dir() {
+                io::ErrorKind::IsADirectory
+            } else {
+                io::ErrorKind::InvalidData
+            };
+            return Err(io::Error::new(kind, "it is not a regular file"));
         }
         let mut bytes = Vec::new();
         let most = limit.saturating_add(1);
@@ -183,19 +190,26 @@ pub(super) mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
 
     /// A disk of so many bytes, in memory.
     #[derive(Debug, Default)]
     pub(crate) struct SmallDisk {
         pub(crate) files: Mutex<BTreeMap<String, Vec<u8>>>,
         pub(crate) capacity: AtomicU64,
+        /// Whether no byte can be read, as from a disk that has gone away for a while.
+        pub(crate) is_unreadable: AtomicBool,
     }
 
     impl SmallDisk {
         pub(crate) fn new(capacity: u64) -> Self {
             let files = Mutex::default();
             let capacity = AtomicU64::new(capacity);
-            Self { files, capacity }
+            Self {
+                files,
+                capacity,
+                is_unreadable: AtomicBool::new(false),
+            }
         }
     }
 
@@ -212,6 +226,9 @@ pub(super) mod tests {
         }
 
         fn get(&self, name: &str, _: u64) -> io::Result<Vec<u8>> {
+            if self.is_unreadable.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::StaleNetworkFileHandle.into());
+            }
             let files = self.files.lock().unwrap();
             files
                 .get(name)

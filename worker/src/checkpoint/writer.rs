@@ -7,6 +7,7 @@ use bytes::Bytes;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
+use synfire_shared::checkpoint::Hits;
 use synfire_shared::run;
 
 /// Warnings that are kept until somebody asks.
@@ -21,6 +22,8 @@ pub struct Attempt {
     pub seconds: f64,
     /// Its bytes; nothing where it failed.
     pub bytes: Option<u64>,
+    /// The test set, where it was evaluated there.
+    pub test: Option<Hits>,
 }
 
 /// What has been written.
@@ -265,6 +268,7 @@ fn checkpoint(
     let attempt = Attempt {
         seconds: begin.elapsed().as_secs_f64(),
         bytes: result.as_ref().ok().copied(),
+        test: snapshot.test,
     };
     // Room is made after a failure too: its parts belong to nothing.
     let kept = result.as_ref().ok().map(|_| (keep, number));
@@ -310,7 +314,7 @@ fn shown(error: &CheckpointError) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::CHECKPOINTS;
-    use super::super::commit::readable_manifest;
+    use super::super::commit::{manifest_of, set_aside};
     use super::super::lease::{Lease, OWNER};
     use super::super::lock::Lock;
     use super::super::store::Store;
@@ -319,7 +323,7 @@ mod tests {
     use crate::trace::file::{TraceFile, TraceTensor};
     use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
-    use synfire_shared::checkpoint::{Digest, Hits, Position, manifest_name, manifest_number};
+    use synfire_shared::checkpoint::{Digest, Position, manifest_name, manifest_number};
     use synfire_shared::storage;
 
     fn snapshot(number: u64, correct: Option<u64>) -> Snapshot {
@@ -380,7 +384,7 @@ mod tests {
     fn assert_whole(store: &dyn Store) {
         let mut named = Vec::new();
         for number in manifests(store) {
-            let manifest = readable_manifest(store, number).unwrap();
+            let manifest = manifest_of(store, number).unwrap().unwrap();
             named.push(manifest_name(number));
             for part in manifest.parts.values() {
                 let name = format!("{CHECKPOINTS}/{}", part.name);
@@ -497,5 +501,66 @@ mod tests {
         assert_eq!(second.finish().newest, Some(5));
         assert_eq!(manifests(&*store), [5, 9]);
         assert_whole(&*store);
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_is_not_deleted() {
+        let store = Arc::new(SmallDisk::new(1 << 20));
+        let first = writer(&store, 1);
+        for (number, accuracy) in [(1, Some(9)), (2, Some(5))] {
+            first.save(snapshot(number, accuracy));
+        }
+        drop(first);
+        assert_eq!(manifests(&*store), [1, 2]);
+        store.is_unreadable.store(true, Ordering::Relaxed);
+        let second = writer(&store, 1);
+        second.save(snapshot(3, None));
+        let written = second.finish();
+        assert_eq!((written.newest, written.failures), (Some(3), 0));
+        let [warning] = &written.warnings[..] else {
+            panic!("{:?}", written.warnings);
+        };
+        assert!(warning.contains("cannot be read now"), "{warning}");
+        store.is_unreadable.store(false, Ordering::Relaxed);
+        // The best is still there, and is kept when all can be read.
+        assert_eq!(manifests(&*store), [1, 2, 3]);
+        assert_whole(&*store);
+        let third = writer(&store, 1);
+        third.save(snapshot(4, None));
+        drop(third);
+        assert_eq!(manifests(&*store), [1, 4]);
+        assert_whole(&*store);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_put_aside_whole_or_not_at_all() {
+        let store = Arc::new(SmallDisk::new(1 << 20));
+        let first = writer(&store, 1);
+        first.save(snapshot(1, None));
+        drop(first);
+        let files = || store.files.lock().unwrap().clone();
+        let (before, name) = (files(), format!("{CHECKPOINTS}/{}", manifest_name(1)));
+        let used: usize = before.values().map(Vec::len).sum();
+        store.capacity.store(used as u64, Ordering::Relaxed);
+        let full = set_aside(&*store, 1).unwrap_err().to_string();
+        assert!(full.contains("cannot put aside"), "{full}");
+        store.capacity.store(1 << 20, Ordering::Relaxed);
+        store.is_unreadable.store(true, Ordering::Relaxed);
+        assert!(set_aside(&*store, 1).is_err());
+        store.is_unreadable.store(false, Ordering::Relaxed);
+        assert_eq!(files(), before);
+
+        set_aside(&*store, 1).unwrap();
+        set_aside(&*store, 1).unwrap();
+        let second = writer(&store, 1);
+        second.save(snapshot(2, None));
+        drop(second);
+        // Its parts stay, so that it can be mended.
+        let after = files();
+        assert_eq!(after[&format!("{name}.damaged")], before[&name]);
+        assert!(!after.contains_key(&name));
+        for (part, bytes) in before.iter().filter(|(part, _)| **part != name) {
+            assert!(after.get(part) == Some(bytes), "{part}");
+        }
     }
 }

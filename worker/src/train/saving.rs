@@ -67,7 +67,10 @@ pub(super) struct Saving {
     /// Where training starts.
     pub(super) position: Position,
     counted: Option<Counted>,
+    /// The best test accuracy of a checkpoint that is written.
     best: Option<Hits>,
+    /// What has become of checkpoints, to be told.
+    attempts: Vec<Attempt>,
     last: (Instant, u64),
     stalls: Vec<f64>,
     /// Stalls that have been told.
@@ -95,6 +98,7 @@ impl Saving {
             position: Position::default(),
             counted: None,
             best: None,
+            attempts: Vec::new(),
             last: (Instant::now(), 0),
             stalls: Vec::new(),
             stalls_told: 0,
@@ -200,6 +204,17 @@ impl Saving {
         (by_batches || minutes >= self.policy.every_minutes) && recording.has_room()
     }
 
+    /// Learns what has become of checkpoints.
+    fn settle(&mut self) {
+        let attempts = self.recording.as_ref().map(Recording::take_attempts);
+        for attempt in attempts.into_iter().flatten() {
+            if attempt.bytes.is_some() {
+                self.best = better(self.best, attempt.test);
+            }
+            self.attempts.push(attempt);
+        }
+    }
+
     /// Copies the node and hands the copy over.
     pub(super) fn save(
         &mut self,
@@ -208,11 +223,13 @@ impl Saving {
         mut counted: Counted,
         test: Option<Hits>,
     ) {
+        self.settle();
         let Some(recording) = &mut self.recording else {
             return;
         };
         let begin = Instant::now();
-        counted.best = self.best;
+        // Of what is still being written nobody knows whether it will be there.
+        counted.best = better(self.best, test);
         let position = Position {
             epoch,
             batch: batch as u64,
@@ -235,6 +252,7 @@ impl Saving {
         (epoch, batch, batches_done): (u32, usize, u64),
         is_last: bool,
     ) {
+        self.settle();
         let names = &node.learner.network.plan().neurons;
         let Some(recording) = &mut self.recording else {
             return;
@@ -242,10 +260,7 @@ impl Saving {
         let names = names.iter().map(|(name, counter)| (name, *counter));
         recording.add_line(&EpochLine::new(record, names).text());
         let test = record.test.as_ref().and_then(hits);
-        let share = |hits: Option<Hits>| hits.map(Hits::share);
-        let is_better = share(test) > share(self.best);
-        let is_best = self.policy.keep_best && is_better;
-        self.best = if is_better { test } else { self.best };
+        let is_best = self.policy.keep_best && better(self.best, test) != self.best;
         let is_last = is_last || self.stopped().is_some();
         if is_last || is_best || self.is_due(batches_done) {
             // A run that ends inside an epoch goes on there, with what it has counted.
@@ -297,10 +312,12 @@ impl Saving {
             tell(Event::CheckpointCopied { stall_seconds });
         }
         self.stalls_told = self.stalls.len();
+        self.settle();
+        let attempts = std::mem::take(&mut self.attempts);
         let Some(recording) = &self.recording else {
             return Ok(());
         };
-        tell_written(recording.take_attempts(), recording.take_warnings(), tell);
+        tell_written(attempts, recording.take_warnings(), tell);
         recording.check()
     }
 
@@ -336,7 +353,7 @@ impl Saving {
 }
 
 fn tell_written(attempts: Vec<Attempt>, warnings: Vec<String>, tell: &mut dyn FnMut(Event)) {
-    for Attempt { seconds, bytes } in attempts {
+    for Attempt { seconds, bytes, .. } in attempts {
         tell(Event::CheckpointEnded { seconds, bytes });
     }
     for warning in warnings {
@@ -363,19 +380,34 @@ fn find(
         }),
         (Resume::Auto | Resume::Never, None) => Ok(None),
         (Resume::From(location), folder) => {
-            // What is in the run's own folder must be of the same run.
-            if let Some(folder) = folder {
-                newest(folder, warn)?;
-            }
+            // What is in the run's own folder must be of the same run; that all of it is damaged may
+            // be why another place is named.
+            let own = match folder.map(|folder| newest(folder, warn)).transpose() {
+                Err(CheckpointError::NoneGood { .. }) => None,
+                own => own?.flatten(),
+            };
             let (from, number) = RunFolder::of_checkpoint(location)?;
             let loaded = match number {
                 Some(number) => Some(from.load(number, Some(identity))?),
                 None => from.newest_good(Some(identity), &mut |_, text| warn(None, text))?,
             };
             let folder = location.clone();
-            loaded.map(Some).ok_or(CheckpointError::Nothing { folder })
+            let loaded = loaded.ok_or(CheckpointError::Nothing { folder })?;
+            match own {
+                Some(own) if loaded.position.batches_done < own.position.batches_done => {
+                    let (name, newest) = (loaded.name, own.name);
+                    Err(CheckpointError::Older { name, newest })
+                }
+                _ => Ok(Some(loaded)),
+            }
         }
     }
+}
+
+/// The better of two; of equals the first.
+fn better(first: Option<Hits>, second: Option<Hits>) -> Option<Hits> {
+    let is_better = second.map(Hits::share) > first.map(Hits::share);
+    if is_better { second } else { first }
 }
 
 /// What is right of a test set after the last time step, if it has samples.
@@ -403,3 +435,6 @@ pub(super) mod bits {
         Ok(bits.into_iter().map(f64::from_bits).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;
