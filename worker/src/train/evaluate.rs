@@ -1,0 +1,63 @@
+//! The test set, once through.
+
+use super::Tally;
+use crate::data::batches::NO_LABEL;
+use crate::data::{BadSample, DataError, Next, Source};
+use crate::learn::{Batch, Fault, Input, Masks};
+use crate::node::Node;
+
+/// Why a network cannot be judged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// A test sample cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A loss or a membrane potential is not finite.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// The test set, every sample once, with running statistics; `tell` is given those left out. Nothing
+/// where it is to stop before the end.
+///
+/// # Errors
+/// If a sample cannot be read, or a loss or a membrane potential is not finite.
+pub fn evaluate(
+    node: &mut Node,
+    source: &Source,
+    num_time_steps: usize,
+    stops: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(Vec<BadSample>),
+) -> Result<Option<Tally>, EvaluateError> {
+    let (mut tally, mut prefetch) = (Tally::default(), source.test());
+    loop {
+        let data = match prefetch.next_unless(stops)? {
+            Next::Batch(data) if !stops() => data,
+            Next::Batch(_) | Next::Stopped => return Ok(None),
+            Next::End => break,
+        };
+        if !data.bad.is_empty() {
+            tell(data.bad.clone());
+        }
+        if data.labels.iter().all(|&label| label == NO_LABEL) {
+            continue;
+        }
+        let batch = Batch {
+            index: data.place.batch_index as u64,
+            input: Input::Static(&data.x_nhwc),
+            labels: &data.labels,
+            num_time_steps,
+            masks: Masks::Keyed,
+        };
+        let learner = &mut node.learner;
+        let mut result = Ok(());
+        node.kernels.run(&mut |kernels| {
+            learner.evaluate(kernels, &batch);
+            result = learner.check(kernels);
+        });
+        result?;
+        tally.add(&node.kernels.take_report());
+    }
+    Ok(Some(tally))
+}
