@@ -8,7 +8,7 @@ use crate::shape::Shape;
 use crate::weights::{self, Readout};
 use crate::{node, train};
 use anyhow::{Context, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use synfire_shared::Run;
 use synfire_shared::dataset::INDEX_NAME;
@@ -79,8 +79,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn configuration(arguments: &Arguments, folder: Option<&RunFolder>) -> anyhow::Result<Run> {
     let mut set = arguments.set.clone();
     if let Some(data) = &arguments.data {
-        // A set with an index is a packed one, whatever the run was trained on.
-        if Store::open(data)?.head(INDEX_NAME)?.is_some() {
+        // A set with an index is a packed one, whatever the run was trained on. A file has none.
+        let is_file = Path::new(data).is_file();
+        if !is_file && Store::open(data)?.head(INDEX_NAME)?.is_some() {
             set.push("data.source=packed".into());
         }
         set.push(format!("data.path={data}"));
