@@ -87,7 +87,17 @@ pub(crate) fn without_credentials(text: &str) -> String {
         _ => rest,
     };
     let rest = rest.split(['?', '#']).next().unwrap_or("");
-    format!("{scheme}://{rest}")
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    // What stands where a port would, and is none, may be a password. Brackets hold an IPv6 address.
+    let host = match host.split_once(':') {
+        Some((name, port))
+            if !host.starts_with('[') && !port.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            name
+        }
+        _ => host,
+    };
+    format!("{scheme}://{host}{path}")
 }
 
 /// What `url` means; one that carries credentials is refused.
@@ -204,6 +214,8 @@ mod tests {
                 "run.folder=s3://bucket/run",
             ),
             ("http://host:80/a?sig=secret#secret", "http://host:80/a"),
+            ("s3://key:secret/run", "s3://key/run"),
+            ("http://[::1]:80/a", "http://[::1]:80/a"),
         ] {
             assert_eq!(without_credentials(text), shown);
         }
@@ -212,6 +224,7 @@ mod tests {
             "s3://b/r?secret",
             "s3://b/r#secret",
             "ftp://k:secret@b",
+            "s3://key:secret/run",
         ] {
             let error = parse(url).err().map(|error| error.to_string()).unwrap();
             assert!(!error.contains("cret"), "{error}");
