@@ -410,16 +410,13 @@ mod tests {
         go.send(()).expect("the thread waits");
         let next = prefetch.next_unless(&|| false).expect("nothing failed");
         assert!(matches!(next, Next::Batch(_)), "{next:?}");
-        assert!(next_batch_is_none(&mut prefetch));
+        let end = prefetch.next_batch().expect("nothing failed");
+        assert!(end.is_none());
         // A thread that still waits is not waited for.
         let (_never, wait) = sync_channel::<()>(0);
         drop(Prefetch::start((1, 1), true, move |_| {
             let _ = wait.recv();
         }));
-    }
-
-    fn next_batch_is_none(prefetch: &mut Prefetch) -> bool {
-        next(prefetch).is_none()
     }
 
     #[test]
