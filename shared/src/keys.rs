@@ -8,7 +8,7 @@ use std::ops::Bound::{self, Excluded, Included};
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{Augment, Engine, OnBadSample, Shuffle, SourceName};
+use crate::run::{Augment, Engine, OnBadSample, Shuffle, SourceName, Wire};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.
@@ -319,6 +319,18 @@ pub(crate) const KEYS: &[Key] = &[
         "Newest checkpoints that are kept"),
     Key::new("checkpoint.keep_best", Kind::Bool, Fallback::Bool(true),
         "Keep the checkpoint with the best test accuracy too"),
+
+    Key::new("ranks.wire", choice(Wire::NAMES), Fallback::Text("f32"),
+        "How gradients travel between ranks: \"bf16\" halves their bytes and rounds them; sums are \
+         formed in f32"),
+    Key::new("ranks.bucket_mib", Kind::Real(Included(0.0), Included(1024.0)), Fallback::Real(0.0),
+        "Gradients that are averaged at once, in MiB; 0: chosen by a short measurement at the start \
+         and kept in run.folder"),
+    Key::new("ranks.overlap", Kind::Bool, Fallback::Bool(true),
+        "Average gradients while earlier layers still compute theirs; false is for measuring"),
+    Key::new("ranks.deadline_seconds", Kind::Real(Excluded(0.0), LARGE), Fallback::Absent,
+        "Longest wait for another rank; absent: 60 s, or 10 times the slowest time step so far if \
+         that is more"),
 ];
 
 #[cfg(test)]

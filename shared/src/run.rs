@@ -57,6 +57,8 @@ pub struct Run {
     pub schedule: Schedule,
     /// When checkpoints are written, and which are kept.
     pub checkpoint: Checkpoint,
+    /// How several ranks work together.
+    pub ranks: Ranks,
 }
 
 impl Run {
@@ -108,6 +110,7 @@ impl Run {
             optimiser: Optimiser::from_values(values),
             schedule: Schedule::from_values(values),
             checkpoint: Checkpoint::from_values(values),
+            ranks: Ranks::from_values(values),
         }
     }
 }
@@ -254,6 +257,40 @@ impl Checkpoint {
             every_batches: values.optional_integer("checkpoint.every_batches"),
             keep_last: values.count("checkpoint.keep_last"),
             keep_best: values.bool("checkpoint.keep_best"),
+        }
+    }
+}
+
+named! {
+    /// How gradients travel between ranks.
+    pub enum Wire {
+        /// As they are.
+        F32 = "f32",
+        /// Rounded to 8 significant bits; sums are formed in f32.
+        Bf16 = "bf16",
+    }
+}
+
+/// How several ranks work together.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Ranks {
+    /// How gradients travel.
+    pub wire: Wire,
+    /// Gradients that are averaged at once, in MiB; 0: chosen by a measurement.
+    pub bucket_mib: f64,
+    /// Whether gradients are averaged while earlier layers compute theirs.
+    pub overlap: bool,
+    /// The longest wait for another rank; absent: by the slowest time step.
+    pub deadline_seconds: Option<f64>,
+}
+
+impl Ranks {
+    fn from_values(values: &Values) -> Self {
+        Self {
+            wire: Wire::from_name(&values.text("ranks.wire")),
+            bucket_mib: values.real("ranks.bucket_mib"),
+            overlap: values.bool("ranks.overlap"),
+            deadline_seconds: values.optional_real("ranks.deadline_seconds"),
         }
     }
 }

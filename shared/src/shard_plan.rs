@@ -76,9 +76,11 @@ pub enum ShareError {
     },
     /// More ranks than lanes: some would have nothing to do.
     #[error(
-        "{} ranks cannot share {num_lanes} lanes of a global batch of {batch}: use at most \
-         {num_lanes} ranks, or a batch with a larger divisor up to {MAX_LANES}",
-        world.0
+        "{} ranks cannot share a global batch of {batch}, which has {}: use at most {}{}",
+        world.0,
+        counted(*num_lanes, "lane"),
+        counted(*num_lanes, "rank"),
+        fitting(*world, *batch)
     )]
     TooManyRanks {
         /// The number of ranks.
@@ -88,6 +90,27 @@ pub enum ShareError {
         /// B, the samples of a global batch.
         batch: u32,
     },
+}
+
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// The batch sizes nearest to `batch` that so many ranks can share, in words.
+fn fitting(world: World, batch: u32) -> String {
+    if world.0 > MAX_LANES {
+        return format!("; no batch has more than {MAX_LANES} lanes");
+    }
+    let fits = |batch: &u32| num_lanes(*batch) >= world.0;
+    let below = (world.0..batch).rev().find(fits);
+    // A multiple of `world` always fits, and one is near.
+    let above = (batch..=batch.saturating_add(world.0)).find(fits);
+    let sizes = below.into_iter().chain(above);
+    let sizes: Vec<String> = sizes.map(|size| size.to_string()).collect();
+    match sizes.is_empty() {
+        true => String::new(),
+        false => format!(", or a batch of {}", sizes.join(" or ")),
+    }
 }
 
 /// The order of a run's training samples in every epoch.

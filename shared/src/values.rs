@@ -58,6 +58,10 @@ impl Values {
         }
     }
 
+    pub(crate) fn optional_real(&self, name: &str) -> Option<f64> {
+        self.is_written(name).then(|| self.real(name))
+    }
+
     pub(crate) fn text(&self, name: &str) -> String {
         match self.get(name) {
             Some(Scalar::Text(value)) => value,

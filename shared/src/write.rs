@@ -50,7 +50,13 @@ const NO_SETTINGS: &[&str] = &[
     "data.cache_gib",
     "init.from",
     "init.skip_readout",
+    "ranks.bucket_mib",
+    "ranks.overlap",
+    "ranks.deadline_seconds",
 ];
+
+/// Settings that older versions did not have: told where they are not what those did.
+const NEWER: &[(&str, &str)] = &[("ranks.wire", "\"f32\"")];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
     let matters = |name: &str| !NO_SETTINGS.contains(&name) && !name.starts_with("checkpoint.");
@@ -58,6 +64,7 @@ pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
         .iter()
         .filter(|(name, _)| matters(name))
         .map(|(&name, value)| (name.to_owned(), toml_value(value)))
+        .filter(|(name, value)| !NEWER.contains(&(name.as_str(), value.as_str())))
         .collect()
 }
 
@@ -119,6 +126,7 @@ fn entries(run: &Run) -> Entries {
     learning(run, &mut entries);
     schedule(run, &mut entries);
     checkpoint(run, &mut entries);
+    ranks(run, &mut entries);
     entries
 }
 
@@ -263,6 +271,16 @@ fn checkpoint(run: &Run, entries: &mut Entries) {
     }
     entries.insert("checkpoint.keep_last", count(checkpoint.keep_last));
     entries.insert("checkpoint.keep_best", Scalar::Bool(checkpoint.keep_best));
+}
+
+fn ranks(run: &Run, entries: &mut Entries) {
+    let ranks = run.ranks;
+    entries.insert("ranks.wire", text(ranks.wire.name()));
+    entries.insert("ranks.bucket_mib", Scalar::Real(ranks.bucket_mib));
+    entries.insert("ranks.overlap", Scalar::Bool(ranks.overlap));
+    if let Some(seconds) = ranks.deadline_seconds {
+        entries.insert("ranks.deadline_seconds", Scalar::Real(seconds));
+    }
 }
 
 fn integer(value: u32) -> Scalar {

@@ -226,3 +226,27 @@ proptest! {
         prop_assert_eq!(end, len);
     }
 }
+
+#[test]
+fn a_world_that_is_too_large_is_told_which_batches_fit() {
+    let refused = |batch, world| {
+        let plan = ShardPlan::new(1, [0; 32], Shuffle::Full, [1000], batch).unwrap();
+        let share = plan.share(Rank(0), World(world));
+        share.unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(97, 4),
+        "4 ranks cannot share a global batch of 97, which has 1 lane: use at most 1 rank, or a \
+         batch of 96 or 98"
+    );
+    assert!(refused(6, 7).ends_with("at most 6 ranks, or a batch of 7"));
+    assert!(refused(64, 65).ends_with("at most 64 ranks; no batch has more than 64 lanes"));
+    for (batch, world) in [(97, 4), (101, 64), (202, 17)] {
+        let text = refused(batch, world);
+        let sizes = text.split("or a batch of ").nth(1).unwrap();
+        for size in sizes.split(" or ") {
+            let plan = ShardPlan::new(1, [0; 32], Shuffle::Full, [1000], size.parse().unwrap());
+            assert!(plan.unwrap().share(Rank(0), World(world)).is_ok(), "{text}");
+        }
+    }
+}

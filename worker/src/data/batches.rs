@@ -1,10 +1,11 @@
 //! Batches of a data set in memory: the order of samples, and samples to normalised batches.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use synfire_shared::checkpoint::Digest;
-use synfire_shared::ids::Epoch;
-use synfire_shared::shard_plan::{EpochOrder, ShardPlan, Shuffle};
+use synfire_shared::ids::{Epoch, Rank, World};
+use synfire_shared::shard_plan::{EpochOrder, ShardPlan, Share, ShareError, Shuffle, test_share};
 
 use super::augment::{Augment, Draws};
 use super::dataset::{Dataset, Shape};
@@ -12,12 +13,12 @@ use super::dataset::{Dataset, Shape};
 /// The label of a place in a test batch that holds no sample.
 pub const NO_LABEL: u32 = u32::MAX;
 
-/// The samples of each training batch of one epoch.
+/// The samples of each training batch of one epoch: those of one rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     epoch: Epoch,
     /// Nothing where there is no whole batch.
-    samples: Option<EpochOrder>,
+    samples: Option<(EpochOrder, Share)>,
 }
 
 impl Order {
@@ -26,14 +27,15 @@ impl Order {
         self.epoch
     }
 
-    /// The samples of a batch, lane by lane.
+    /// The rank's samples of a batch, lane by lane.
     ///
     /// # Panics
     ///
     /// When there is no such batch.
     pub fn batch(&self, batch_index: usize) -> impl Iterator<Item = u32> {
-        let samples = self.samples.as_ref().expect("an epoch with whole batches");
-        samples.batch(u32::try_from(batch_index).expect("batches are numbered in 32 bits"))
+        let (samples, share) = self.samples.as_ref().expect("an epoch with whole batches");
+        let batch_index = u32::try_from(batch_index).expect("batches are numbered in 32 bits");
+        samples.share(batch_index, share)
     }
 }
 
@@ -45,14 +47,18 @@ pub struct Loader {
     dataset: Arc<Dataset>,
     augment: Augment,
     seed: u64,
+    /// The rank's samples of a batch.
     batch: usize,
     fingerprint: Digest,
-    plan: Option<Arc<ShardPlan>>,
+    /// Nothing where there is no whole batch.
+    plan: Option<(Arc<ShardPlan>, Share)>,
+    /// The rank's part of the test set.
+    test: Range<usize>,
     tables: Vec<[f32; 256]>,
 }
 
 impl Loader {
-    /// A loader with training batches of `batch` samples.
+    /// A loader with training batches of `batch` samples, for the only rank.
     ///
     /// # Panics
     ///
@@ -70,8 +76,14 @@ impl Loader {
             u32::try_from(batch).expect("a batch has fewer than 2^32 samples"),
         );
         // Without one whole batch there is no plan, and no order is asked for.
-        let plan = plan.ok().map(Arc::new);
+        let plan = plan.ok().map(|plan| {
+            let all = plan
+                .share(Rank(0), World(1))
+                .expect("one rank shares with nobody");
+            (Arc::new(plan), all)
+        });
         Self {
+            test: 0..dataset.test.len(),
             dataset,
             augment,
             seed,
@@ -80,6 +92,26 @@ impl Loader {
             plan,
             tables,
         }
+    }
+
+    /// The same for one of several ranks: its lanes of each batch, its part of the test set.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError`] when the rank is not of this world, or there are more ranks than lanes.
+    pub fn of_rank(mut self, rank: Rank, world: World) -> Result<Self, ShareError> {
+        self.test = test_range(self.dataset.test.len(), rank, world)?;
+        if let Some((plan, share)) = &mut self.plan {
+            *share = plan.share(rank, world)?;
+            self.batch = share.num_samples() as usize;
+        }
+        Ok(self)
+    }
+
+    /// The place in the global batch of the rank's first sample.
+    pub fn first_place(&self) -> usize {
+        let share = self.plan.as_ref().map(|(_, share)| share);
+        share.map_or(0, |share| share.places().start as usize)
     }
 
     /// The set the batches are of.
@@ -92,7 +124,7 @@ impl Loader {
         self.fingerprint
     }
 
-    /// N, the samples of a training batch.
+    /// N, the rank's samples of a training batch.
     pub fn batch(&self) -> usize {
         self.batch
     }
@@ -106,24 +138,32 @@ impl Loader {
     pub fn train_batches(&self) -> usize {
         self.plan
             .as_ref()
-            .map_or(0, |plan| plan.num_batches() as usize)
+            .map_or(0, |(plan, _)| plan.num_batches() as usize)
     }
 
-    /// The test batches of `test_batch` samples, the last of them perhaps partly filled.
+    /// The rank's test batches of `test_batch` samples, the last of them perhaps partly filled.
     ///
     /// # Panics
     ///
     /// When `test_batch` is 0.
     pub fn test_batches(&self, test_batch: usize) -> usize {
         assert!(test_batch > 0, "a batch holds at least one sample");
-        self.dataset.test.len().div_ceil(test_batch)
+        self.test.len().div_ceil(test_batch)
+    }
+
+    /// The number in the test set of the first sample of a test batch of [`Loader::batch`] samples.
+    pub(super) fn first_test_sample(&self, batch_index: usize) -> usize {
+        self.test.start + batch_index * self.batch
     }
 
     /// The order of the training samples in `epoch`.
     pub fn order(&self, epoch: Epoch) -> Order {
         Order {
             epoch,
-            samples: self.plan.as_ref().map(|plan| plan.order(epoch)),
+            samples: self
+                .plan
+                .as_ref()
+                .map(|(plan, share)| (plan.order(epoch), share.clone())),
         }
     }
 
@@ -179,10 +219,10 @@ impl Loader {
             batch_index < self.test_batches(test_batch),
             "batch {batch_index} of the test set"
         );
-        let samples = batch_index * test_batch..(batch_index + 1) * test_batch;
-        let valid = samples.len().min(split.len() - samples.start);
-        for ((out_hwc, label), sample) in self.images(out_nhwc, labels).zip(samples) {
-            if sample < split.len() {
+        let start = self.test.start + batch_index * test_batch;
+        let valid = test_batch.min(self.test.end - start);
+        for ((out_hwc, label), sample) in self.images(out_nhwc, labels).zip(start..) {
+            if sample < start + valid {
                 self.write(Draws::default(), split.image(sample), out_hwc);
                 *label = split.labels[sample];
             } else {
@@ -215,6 +255,17 @@ impl Loader {
         let value = |channel: usize, byte: u8| self.tables[channel][usize::from(byte)];
         draws.apply(self.shape(), image_hwc, out_hwc, value);
     }
+}
+
+/// The test samples of one rank.
+///
+/// # Errors
+///
+/// [`ShareError::NoSuchRank`] when the rank is not of this world.
+pub(super) fn test_range(len: usize, rank: Rank, world: World) -> Result<Range<usize>, ShareError> {
+    let range = test_share(len as u64, rank, world)?;
+    let place = |sample: u64| usize::try_from(sample).expect("at most the samples of the set");
+    Ok(place(range.start)..place(range.end))
 }
 
 #[cfg(test)]

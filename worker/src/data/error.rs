@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use synfire_shared::dataset::IndexError;
-use synfire_shared::shard_plan::PlanError;
+use synfire_shared::shard_plan::{PlanError, ShareError};
 use synfire_shared::storage::StorageError;
 
 use super::picture::PictureError;
@@ -72,6 +72,9 @@ pub enum DataError {
         /// The number of classes, at least 1.
         classes: usize,
     },
+    /// The ranks cannot share the batches.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The data set inside the program does not decode.
     #[error("the built-in data set is damaged ({reason}): install synfire again")]
     BuiltIn {

@@ -64,6 +64,8 @@ pub struct Batch {
     ///
     /// `[N]`
     pub labels: Vec<u32>,
+    /// The numbers of its samples in their set, in order; only those that there are.
+    pub samples: Vec<u64>,
     /// Samples of it that could not be used.
     pub bad: Vec<BadSample>,
 }
@@ -139,6 +141,7 @@ impl Prefetch {
                 },
                 x_nhwc: vec![0.0; batch_len],
                 labels: vec![0; batch],
+                samples: Vec::with_capacity(batch),
                 bad: Vec::new(),
             };
             spent
@@ -272,6 +275,10 @@ fn prepare(loader: &Loader, first: Place, end: Epoch, ports: &Ports) {
                 return;
             };
             batch.place = Place { epoch, batch_index };
+            batch.samples.clear();
+            batch
+                .samples
+                .extend(order.batch(batch_index).map(u64::from));
             loader.fill_train(&order, batch_index, &mut batch.x_nhwc, &mut batch.labels);
             if ports.filled.send(Ok(batch)).is_err() {
                 return;
@@ -287,7 +294,10 @@ fn prepare_test(loader: &Loader, ports: &Ports) {
             return;
         };
         batch.place.batch_index = batch_index;
-        loader.fill_test(batch_index, &mut batch.x_nhwc, &mut batch.labels);
+        let valid = loader.fill_test(batch_index, &mut batch.x_nhwc, &mut batch.labels);
+        let first = loader.first_test_sample(batch_index) as u64;
+        batch.samples.clear();
+        batch.samples.extend(first..first + valid as u64);
         if ports.filled.send(Ok(batch)).is_err() {
             return;
         }
@@ -302,6 +312,7 @@ mod tests {
     use super::super::augment::Augment;
     use super::super::batches::tests::made;
     use super::*;
+    use synfire_shared::ids::{Rank, World};
 
     const START: Place = Place {
         epoch: Epoch(0),
@@ -314,6 +325,57 @@ mod tests {
 
     fn next(prefetch: &mut Prefetch) -> Option<&Batch> {
         prefetch.next_batch().expect("memory is always read")
+    }
+
+    /// The numbers, bits and labels of a rank's batches, one after another.
+    fn all(mut prefetch: Prefetch) -> Vec<(Vec<u64>, Vec<u32>, Vec<u32>)> {
+        let mut all = Vec::new();
+        while let Some(batch) = next(&mut prefetch) {
+            let valid = batch.samples.len();
+            let bits = bits(&batch.x_nhwc[..valid * 4]);
+            all.push((batch.samples.clone(), bits, batch.labels[..valid].to_vec()));
+        }
+        all
+    }
+
+    #[test]
+    fn the_batches_of_all_ranks_together_are_those_of_one() {
+        // 12 lanes of one sample: four ranks have three each, five have 2, 2, 3, 2 and 3.
+        let loader = Loader::new(made(45, 23), Augment::Fashion, 3, 12);
+        let whole = all(Prefetch::train(loader.clone(), START, Epoch(2)));
+        assert_eq!(whole.len(), 6);
+        let tested = all(Prefetch::test(loader.clone()));
+        for world in 1..=5 {
+            let mut joined = vec![(Vec::new(), Vec::new(), Vec::new()); whole.len()];
+            let mut test_samples = Vec::new();
+            for rank in 0..world {
+                let part = loader.clone().of_rank(Rank(rank), World(world)).unwrap();
+                assert_eq!(part.first_place(), joined[0].0.len());
+                for (all, part) in
+                    joined
+                        .iter_mut()
+                        .zip(all(Prefetch::train(part.clone(), START, Epoch(2))))
+                {
+                    all.0.extend(part.0);
+                    all.1.extend(part.1);
+                    all.2.extend(part.2);
+                }
+                test_samples.extend(all(Prefetch::test(part)));
+            }
+            assert_eq!(joined, whole, "{world} ranks");
+            let join = |batches: &[(Vec<u64>, Vec<u32>, Vec<u32>)]| {
+                let ids: Vec<u64> = batches.iter().flat_map(|batch| batch.0.clone()).collect();
+                let bits: Vec<u32> = batches.iter().flat_map(|batch| batch.1.clone()).collect();
+                let labels: Vec<u32> = batches.iter().flat_map(|batch| batch.2.clone()).collect();
+                (ids, bits, labels)
+            };
+            assert_eq!(join(&test_samples), join(&tested), "{world} ranks");
+        }
+        let error = loader.of_rank(Rank(0), World(13)).unwrap_err().to_string();
+        assert!(
+            error.contains("at most 12 ranks, or a batch of 13"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Where a run's batches come from: a set in memory, or shards.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use synfire_shared::checkpoint::Digest;
-use synfire_shared::ids::Epoch;
+use synfire_shared::ids::{Epoch, Rank, World};
 use synfire_shared::run;
 
 use super::augment::Augment;
@@ -89,6 +90,29 @@ impl Source {
         }
     }
 
+    /// The same for one of several ranks: its lanes of each batch, its part of the test set.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Share`] when the rank is not of this world, or there are more ranks than lanes.
+    pub fn of_rank(self, rank: Rank, world: World) -> Result<Self, DataError> {
+        let kind = match self.kind {
+            Kind::Memory(loader) => Kind::Memory(loader.of_rank(rank, world)?),
+            Kind::Packed(loader) => Kind::Packed(loader.of_rank(rank, world)?),
+        };
+        Ok(Self { kind, ..self })
+    }
+
+    /// The samples of a training batch that are the rank's, and the place of the first of them in
+    /// the global batch.
+    pub fn share(&self) -> Range<usize> {
+        let (first, len) = match &self.kind {
+            Kind::Memory(loader) => (loader.first_place(), loader.batch()),
+            Kind::Packed(loader) => (loader.first_place(), loader.batch()),
+        };
+        first..first + len
+    }
+
     /// What the set is.
     pub fn info(&self) -> &Info {
         &self.info
@@ -114,7 +138,7 @@ impl Source {
         }
     }
 
-    /// The test set, every sample once; the last batch is filled up with
+    /// The rank's part of the test set, every sample once; the last batch is filled up with
     /// [`NO_LABEL`](super::batches::NO_LABEL).
     ///
     /// # Panics

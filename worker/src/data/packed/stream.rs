@@ -4,20 +4,21 @@
 //! queue; a pool decodes each into its place of the batch. A batch depends on the seed, the epoch and
 //! its index alone, not on threads or stores.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::{StreamExt as _, stream};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use synfire_shared::ids::Epoch;
+use synfire_shared::ids::{Epoch, Rank, World};
 use synfire_shared::run;
-use synfire_shared::shard_plan::{PlanError, ShardPlan, Shuffle};
+use synfire_shared::shard_plan::{PlanError, ShardPlan, Share, ShareError, Shuffle};
 use synfire_shared::storage::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::decode::{Decoder, Key};
 use super::shards::Fetched;
 use super::{Packed, Part, RESIDENT_BYTES, SharedSet};
-use crate::data::batches::NO_LABEL;
+use crate::data::batches::{NO_LABEL, test_range};
 use crate::data::error::DataError;
 use crate::data::picture::PictureError;
 use crate::data::prefetch::{BadSample, Batch, Place, Ports, Prefetch, check_start};
@@ -39,15 +40,18 @@ type FetchedResult = Result<(Fetched, OwnedSemaphorePermit), DataError>;
 pub struct PackedLoader {
     set: SharedSet,
     seed: u64,
+    /// The rank's samples of a batch.
     batch: usize,
     /// Nothing where there is no whole batch.
-    plan: Option<Arc<ShardPlan>>,
+    plan: Option<(Arc<ShardPlan>, Share)>,
+    /// The rank's part of the test set.
+    test: Range<usize>,
     replaces: bool,
     pool: Arc<ThreadPool>,
 }
 
 impl PackedLoader {
-    /// A loader with batches of `batch` samples, at least 1.
+    /// A loader with batches of `batch` samples, at least 1, for the only rank.
     ///
     /// # Errors
     ///
@@ -80,7 +84,10 @@ impl PackedLoader {
             u32::try_from(batch).expect("a batch has fewer than 2^32 samples"),
         );
         let plan = match plan {
-            Ok(plan) => Some(Arc::new(plan)),
+            Ok(plan) => {
+                let all = plan.share(Rank(0), World(1))?;
+                Some((Arc::new(plan), all))
+            }
             Err(PlanError::TooFewSamples { .. }) => None,
             Err(error) => return Err(error.into()),
         };
@@ -90,6 +97,7 @@ impl PackedLoader {
             .build()
             .expect("the operating system gives threads");
         Ok(Self {
+            test: 0..set.len(Part::Test),
             set: Arc::new(set),
             seed,
             batch,
@@ -99,16 +107,41 @@ impl PackedLoader {
         })
     }
 
+    /// The same for one of several ranks: its lanes of each batch, its part of the test set.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError`] when the rank is not of this world, or there are more ranks than lanes.
+    pub fn of_rank(mut self, rank: Rank, world: World) -> Result<Self, ShareError> {
+        self.test = test_range(self.set.len(Part::Test), rank, world)?;
+        if let Some((plan, share)) = &mut self.plan {
+            *share = plan.share(rank, world)?;
+            self.batch = share.num_samples() as usize;
+        }
+        Ok(self)
+    }
+
+    /// N, the rank's samples of a training batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The place in the global batch of the rank's first sample.
+    pub fn first_place(&self) -> usize {
+        let share = self.plan.as_ref().map(|(_, share)| share);
+        share.map_or(0, |share| share.places().start as usize)
+    }
+
     /// The whole training batches of an epoch.
     pub fn train_batches(&self) -> usize {
         self.plan
             .as_ref()
-            .map_or(0, |plan| plan.num_batches() as usize)
+            .map_or(0, |(plan, _)| plan.num_batches() as usize)
     }
 
     /// The order of training samples, for tests.
     #[cfg(test)]
-    pub(super) fn plan(&self) -> Option<Arc<ShardPlan>> {
+    pub(super) fn plan(&self) -> Option<(Arc<ShardPlan>, Share)> {
         self.plan.clone()
     }
 
@@ -123,14 +156,14 @@ impl PackedLoader {
         self.start(Part::Train, move || train_jobs(plan.clone(), first, end))
     }
 
-    /// The test batches.
+    /// The rank's test batches.
     ///
     /// # Panics
     ///
     /// When the operating system gives no thread.
     pub fn test(&self) -> Prefetch {
-        let (len, batch) = (self.set.len(Part::Test), self.batch);
-        self.start(Part::Test, move || test_jobs(len, batch))
+        let (test, batch) = (self.test.clone(), self.batch);
+        self.start(Part::Test, move || test_jobs(test.clone(), batch))
     }
 
     /// Starts the thread; `jobs` gives the batches in order, once to fetch and once to decode.
@@ -159,14 +192,14 @@ impl PackedLoader {
 pub(super) type Job = (Place, Vec<usize>);
 
 pub(super) fn train_jobs(
-    plan: Option<Arc<ShardPlan>>,
+    plan: Option<(Arc<ShardPlan>, Share)>,
     first: Place,
     end: Epoch,
 ) -> impl Iterator<Item = Job> + Send {
     // Without a whole batch there are no epochs.
-    plan.into_iter().flat_map(move |plan| {
+    plan.into_iter().flat_map(move |(plan, share)| {
         (first.epoch.0..end.0).flat_map(move |epoch| {
-            let order = plan.order(Epoch(epoch));
+            let (order, share) = (plan.order(Epoch(epoch)), share.clone());
             let skipped = if epoch == first.epoch.0 {
                 u32::try_from(first.batch_index).expect("it was checked to be in an epoch")
             } else {
@@ -177,23 +210,21 @@ pub(super) fn train_jobs(
                     epoch: Epoch(epoch),
                     batch_index: batch as usize,
                 };
-                (
-                    place,
-                    order.batch(batch).map(|sample| sample as usize).collect(),
-                )
+                let samples = order.share(batch, &share);
+                (place, samples.map(|sample| sample as usize).collect())
             })
         })
     })
 }
 
-fn test_jobs(len: usize, batch: usize) -> impl Iterator<Item = Job> + Send {
-    (0..len.div_ceil(batch)).map(move |batch_index| {
+fn test_jobs(test: Range<usize>, batch: usize) -> impl Iterator<Item = Job> + Send {
+    (0..test.len().div_ceil(batch)).map(move |batch_index| {
         let place = Place {
             epoch: Epoch(0),
             batch_index,
         };
-        let start = batch_index * batch;
-        (place, (start..len.min(start + batch)).collect())
+        let start = test.start + batch_index * batch;
+        (place, (start..test.end.min(start + batch)).collect())
     })
 }
 
@@ -273,6 +304,9 @@ impl Maker {
         let image_len = self.set.info.shape.image_len();
         let used = samples.len();
         batch.bad.clear();
+        batch.samples.clear();
+        let numbers = samples.iter().map(|&sample| sample as u64);
+        batch.samples.extend(numbers);
         batch.labels[used..].fill(NO_LABEL);
         batch.x_nhwc[used * image_len..].fill(0.0);
         let places = batch.x_nhwc.chunks_exact_mut(image_len);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use synfire_shared::Run;
-use synfire_shared::ids::Epoch;
+use synfire_shared::ids::{Epoch, Rank, World};
 
 use super::*;
 use crate::data::batches::NO_LABEL;
@@ -176,6 +176,44 @@ fn a_run_goes_on_at_any_batch() {
         batch_index: 5,
     };
     assert!(all(loader.train(end, Epoch(2))).unwrap() == want[5..]);
+}
+
+#[test]
+fn the_batches_of_all_ranks_together_are_those_of_one() {
+    let folder = Folder::new("ranks");
+    let loader = open(&config(&folder.pictures(23, 10), &[]), 0).unwrap();
+    let whole = all(loader.train(FIRST, Epoch(2))).unwrap();
+    let labels = |loader: &PackedLoader| -> Vec<u32> {
+        let batches = all(loader.test()).unwrap();
+        let labels = batches.into_iter().flat_map(|(_, _, labels, _)| labels);
+        labels.filter(|&label| label != NO_LABEL).collect()
+    };
+    let tested = labels(&loader);
+    for world in 1..=4 {
+        let of_rank = |rank| loader.clone().of_rank(Rank(rank), World(world)).unwrap();
+        let ranks: Vec<PackedLoader> = (0..world).map(of_rank).collect();
+        let mut parts: Vec<_> = ranks
+            .iter()
+            .map(|rank| all(rank.train(FIRST, Epoch(2))).unwrap().into_iter())
+            .collect();
+        for (place, bits, labels, _) in &whole {
+            let (mut joined_bits, mut joined_labels) = (Vec::new(), Vec::new());
+            for part in &mut parts {
+                let (part_place, bits, labels, _) = part.next().unwrap();
+                assert_eq!(part_place, *place);
+                joined_bits.extend(bits);
+                joined_labels.extend(labels);
+            }
+            assert!(
+                joined_bits == *bits && joined_labels == *labels,
+                "{place:?}"
+            );
+        }
+        assert!(parts.iter_mut().all(|part| part.next().is_none()));
+        let parts: Vec<u32> = ranks.iter().flat_map(labels).collect();
+        assert_eq!(parts, tested, "{world} ranks");
+    }
+    assert!(loader.of_rank(Rank(0), World(5)).is_err());
 }
 
 #[test]
