@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("shape", &[]),
     ("pickle", &[]),
+    ("collective", &[]),
     ("data", &["pickle"]),
     ("graph", &["shape"]),
     ("kernel", &["shape"]),

@@ -15,6 +15,7 @@
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
 //! - [`weights`]: weights in files, our own and PyTorch's.
 //! - [`checkpoint`]: a run folder and its checkpoints.
+//! - [`collective`]: groups of ranks that average their numbers.
 //! - [`train`]: the training loop.
 //! - [`observe`]: what a run tells while it goes, for Prometheus.
 //! - [`report`]: what a run has told, as a page of HTML.
@@ -22,6 +23,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod collective;
 pub mod data;
 pub mod engine;
 pub mod graph;
