@@ -130,11 +130,7 @@ impl Training {
             momentum,
             weight_decay,
         });
-        let learner = Learner {
-            network,
-            loss,
-            optimiser,
-        };
+        let learner = Learner::new(network, loss, optimiser);
         Self { kernels, learner }
     }
 
@@ -207,7 +203,7 @@ impl Training {
         self.kernels.run(&mut |kernels| {
             result = algorithm.learn(learner, kernels, &batch, observer);
         });
-        result
+        result.map_err(LearnError::alone)
     }
 
     /// All parameters as they are.

@@ -161,16 +161,12 @@ impl Bench {
                 network.set(&mut *kernels, &name, &values)?;
             }
         }
-        let learner = Learner {
-            network,
-            loss: Loss {
+        let learner = Learner::new(network, Loss {
                 samples: settings.samples,
                 classes: options.classes,
                 ce: 1.0,
                 mse: 0.0,
-            },
-            optimiser,
-        };
+            }, optimiser);
         Ok(Self {
             kernels,
             learner,

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use synfire_shared::ids::Epoch;
 
 use super::batches::Loader;
@@ -37,7 +38,7 @@ pub struct Place {
 }
 
 /// A sample that could not be used, and what was done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadSample {
     /// The shard and the sample in it.
     pub name: String,

@@ -191,6 +191,24 @@ pub struct Report {
     pub observed: Vec<u64>,
 }
 
+impl Report {
+    /// Adds what was summed elsewhere or later.
+    pub fn add(&mut self, more: &Self) {
+        fn sum<T: Copy + Default + std::ops::AddAssign>(all: &mut Vec<T>, more: &[T]) {
+            all.resize(all.len().max(more.len()), T::default());
+            all.iter_mut().zip(more).for_each(|(a, &m)| *a += m);
+        }
+        sum(&mut self.loss, &more.loss);
+        sum(&mut self.correct, &more.correct);
+        sum(&mut self.samples, &more.samples);
+        sum(&mut self.batches, &more.batches);
+        sum(&mut self.spikes, &more.spikes);
+        sum(&mut self.neurons, &more.neurons);
+        sum(&mut self.silent, &more.silent);
+        sum(&mut self.observed, &more.observed);
+    }
+}
+
 /// The operations of one time step. Several implementations, one test suite; `reference` is the
 /// definition.
 ///

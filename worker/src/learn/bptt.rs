@@ -1,7 +1,6 @@
 //! Backpropagation through time: the gradient of the sum of all time steps' losses, one update.
 
-use super::{Algorithm, Batch, Fault, Learner, Observer};
-use crate::engine::Network;
+use super::{Algorithm, Batch, LearnError, Learner, Observer};
 use crate::kernel::{Kernels, Phase, Window};
 
 /// BPTT. Memory grows in proportion to T.
@@ -23,11 +22,14 @@ impl Algorithm for Bptt {
         kernels: &mut dyn Kernels,
         batch: &Batch<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), LearnError> {
         kernels.write_labels(batch.labels);
         for t in 0..batch.num_time_steps {
             learner.feed(kernels, batch, t);
-            learner.network.forward(kernels, t, Phase::Train);
+            learner.forward(kernels, t);
+            if let Some(exchange) = &mut learner.exchange {
+                exchange.moments_now(kernels, &learner.network)?;
+            }
             learner
                 .network
                 .loss(kernels, &learner.loss, t, Phase::Train);
@@ -38,12 +40,7 @@ impl Algorithm for Bptt {
             newest: batch.num_time_steps - 1,
             len: batch.num_time_steps,
         };
-        let step = learner.optimiser.next();
-        learner
-            .network
-            .backward(kernels, all, all, &mut |kernels, profile, span| {
-                Network::update(kernels, profile, span, step);
-            });
+        learner.backward_and_update(kernels, (all, all), true)?;
         observer.after_update(&learner.network, kernels);
         Ok(())
     }

@@ -9,14 +9,19 @@
 //! - [`stol`]: Algorithm 1: an update at every time step, the error reaches k steps back.
 //! - [`bptt`]: the whole history, one update per batch.
 //! - [`optimiser`]: the rule of an update.
+//! - [`exchange`]: gradients averaged over all ranks.
 
 pub mod bptt;
+pub mod exchange;
 pub mod optimiser;
 pub mod stol;
 
+use crate::collective::CollectiveError;
 use crate::engine::Network;
-use crate::kernel::{Kernels, Loss, Phase};
+use crate::kernel::{Kernels, Loss, Phase, Window};
+use exchange::Exchange;
 use optimiser::Optimiser;
+use std::cell::RefCell;
 
 /// The pictures or frames of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +78,31 @@ pub struct Fault {
     pub place: String,
 }
 
+/// Why learning stopped.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LearnError {
+    /// A number that is not finite.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The other ranks are gone, or this one is.
+    #[error(transparent)]
+    Ranks(#[from] CollectiveError),
+}
+
+impl LearnError {
+    /// The fault of a learner that is the only rank.
+    ///
+    /// # Panics
+    /// If it is no fault: a rank alone loses nobody.
+    pub fn alone(self) -> Fault {
+        match self {
+            Self::Fault(fault) => fault,
+            Self::Ranks(error) => unreachable!("a rank alone loses nobody: {error}"),
+        }
+    }
+}
+
 /// Sees a run from inside, for traces.
 pub trait Observer: Send {
     /// After forward and loss of time step t.
@@ -100,9 +130,68 @@ pub struct Learner {
     pub loss: Loss,
     /// The rule of an update.
     pub optimiser: Optimiser,
+    /// The averages over ranks; nothing where there is one rank.
+    pub exchange: Option<Exchange>,
 }
 
 impl Learner {
+    /// A learner that is the only rank.
+    pub fn new(network: Network, loss: Loss, optimiser: Optimiser) -> Self {
+        Self {
+            network,
+            loss,
+            optimiser,
+            exchange: None,
+        }
+    }
+
+    /// Algorithm 1, lines 1 to 9, in training.
+    pub(crate) fn forward(&mut self, kernels: &mut dyn Kernels, t: usize) {
+        match &mut self.exchange {
+            None => self.network.forward(kernels, t, Phase::Train),
+            Some(exchange) => {
+                let pool = &mut |numbers: &mut [f32]| exchange.pool(numbers);
+                self.network.forward_across(kernels, t, Phase::Train, pool);
+            }
+        }
+    }
+
+    /// Algorithm 1, lines 12 to 21: the errors of `seeded` go down through the window; each range of
+    /// the weights is updated as soon as its gradient, or its mean over ranks, is final: no later line
+    /// reads them. `ends_batch` says that no update of this batch follows.
+    ///
+    /// # Errors
+    /// If the other ranks are lost; the network must not be used further then.
+    pub(crate) fn backward_and_update(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        (window, seeded): (Window, Window),
+        ends_batch: bool,
+    ) -> Result<(), CollectiveError> {
+        let (network, step) = (&mut self.network, self.optimiser.next());
+        let Some(exchange) = &mut self.exchange else {
+            network.backward(kernels, window, seeded, &mut |kernels, profile, span| {
+                Network::update(kernels, profile, span, step);
+            });
+            return Ok(());
+        };
+        // Both calls may come at any layer, one after the other.
+        let shared = RefCell::new(exchange);
+        network.backward_across(
+            kernels,
+            window,
+            seeded,
+            &mut |numbers| shared.borrow_mut().pool(numbers),
+            &mut |kernels, _, span| {
+                shared.borrow_mut().ready(kernels, span.offset + span.len);
+            },
+        );
+        let exchange = shared.into_inner();
+        exchange.finish(kernels, network, ends_batch, &mut |kernels, span| {
+            kernels.update(span, step);
+        })
+    }
+
     /// Copies what time step t needs: input and dropout masks.
     pub(crate) fn feed(&self, kernels: &mut dyn Kernels, batch: &Batch<'_>, t: usize) {
         match batch.input {
@@ -165,12 +254,12 @@ pub trait Algorithm: Send {
     ///
     /// # Errors
     /// If the loss or a membrane potential stops being finite; nothing has been updated after that
-    /// time step's loss.
+    /// time step's loss. If other ranks are lost.
     fn learn(
         &mut self,
         learner: &mut Learner,
         kernels: &mut dyn Kernels,
         batch: &Batch<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<(), Fault>;
+    ) -> Result<(), LearnError>;
 }

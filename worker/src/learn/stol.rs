@@ -1,7 +1,6 @@
 //! Spatio-temporal online learning: Algorithm 1 of Xue, Liu, Wang, Qu.
 
-use super::{Algorithm, Batch, Fault, Learner, Observer};
-use crate::engine::Network;
+use super::{Algorithm, Batch, LearnError, Learner, Observer};
 use crate::kernel::{Kernels, Phase, Window};
 
 /// STOL with a window of `window` time steps; the paper's is 2, Figure 3 has the others.
@@ -26,11 +25,11 @@ impl Algorithm for Stol {
         kernels: &mut dyn Kernels,
         batch: &Batch<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), LearnError> {
         kernels.write_labels(batch.labels);
         for t in 0..batch.num_time_steps {
             learner.feed(kernels, batch, t);
-            learner.network.forward(kernels, t, Phase::Train); // lines 1-9
+            learner.forward(kernels, t); // lines 1-9
             learner
                 .network
                 .loss(kernels, &learner.loss, t, Phase::Train); // line 11, Eq. (11)
@@ -42,13 +41,9 @@ impl Algorithm for Stol {
             };
             // Line 15: the older steps of the window get no error from the loss.
             let seeded = window.newest_only();
-            let step = learner.optimiser.next();
-            // Lines 12-20; line 21 as soon as a layer's gradient is final: no later line reads it.
-            learner
-                .network
-                .backward(kernels, window, seeded, &mut |kernels, profile, span| {
-                    Network::update(kernels, profile, span, step);
-                });
+            let ends_batch = t + 1 == batch.num_time_steps;
+            // Lines 12-21.
+            learner.backward_and_update(kernels, (window, seeded), ends_batch)?;
             observer.after_update(&learner.network, kernels);
         }
         Ok(())

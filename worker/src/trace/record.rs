@@ -6,7 +6,7 @@ use super::samples::nchw;
 use crate::engine::Network;
 use crate::graph::{Graph, Op};
 use crate::kernel::{Arena, Kernels, Neuron, Reset};
-use crate::learn::{Algorithm, Batch, Fault, Input, Learner, Masks, Observer};
+use crate::learn::{Algorithm, Batch, Fault, Input, LearnError, Learner, Masks, Observer};
 use crate::shape::Shape;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ pub fn record(
         kernels.run(&mut |kernels| {
             result = algorithm.learn(learner, kernels, &batch, &mut seen);
         });
-        result?;
+        result.map_err(LearnError::alone)?;
     }
     samples(&mut common, graph, run.time_steps, batches);
     let settings = &learner.network.plan().settings;

@@ -96,9 +96,9 @@ pub fn replay(
         kernels.run(&mut |kernels| {
             result = algorithm.learn(&mut learner, kernels, &batch, &mut seen);
         });
-        result.map_err(|fault| ReplayError::Fault {
+        result.map_err(|error| ReplayError::Fault {
             file: trace.name.clone(),
-            fault,
+            fault: error.alone(),
         })?;
     }
     Ok(seen.comparison)
@@ -130,20 +130,16 @@ fn learner(common: &CommonTrace, settings: &Settings, kernels: &mut dyn Kernels)
         set.expect("the loader checked every statistic against the graph");
     }
     let (ce, mse) = common.loss.weights();
-    Learner {
-        network,
-        loss: Loss {
+    Learner::new(network, Loss {
             samples: common.num_samples,
             classes: common.num_classes,
             ce,
             mse,
-        },
-        optimiser: Optimiser::new(run::Optimiser::Sgd {
+        }, Optimiser::new(run::Optimiser::Sgd {
             lr: f64::from(common.sgd.lr),
             momentum: f64::from(common.sgd.momentum),
             weight_decay: f64::from(common.sgd.weight_decay),
-        }),
-    }
+        }))
 }
 
 /// Compares as the run goes.

@@ -5,6 +5,7 @@ use crate::checkpoint::Page;
 use crate::data::BadSample;
 use crate::weights::Taken;
 use synfire_shared::checkpoint::Position;
+use synfire_shared::ids::{Rank, World};
 
 /// Where a run is.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Timing {
     pub data_wait_seconds: f64,
     /// Updates that it made.
     pub updates: u64,
+    /// Seconds in which averages over ranks were waited for: communication that no computation hid.
+    pub exchange_wait_seconds: f64,
 }
 
 /// A finished epoch.
@@ -57,6 +60,10 @@ pub struct EpochRecord {
     pub images_per_second: f64,
     /// Of these, seconds in which the next batch was waited for.
     pub data_wait_seconds: f64,
+    /// Of these, seconds in which averages over ranks were waited for.
+    pub exchange_wait_seconds: f64,
+    /// Updates made in them by this process.
+    pub updates: u64,
 }
 
 impl EpochRecord {
@@ -86,6 +93,17 @@ pub enum Event {
         window_bytes: u64,
         /// Bytes that the back end holds of the network.
         device_bytes: u64,
+    },
+    /// There are several ranks, and they have found each other.
+    Grouped {
+        /// This process's rank.
+        rank: Rank,
+        /// How many there are.
+        world: World,
+        /// How they average.
+        collective: String,
+        /// Numbers of a bucket of gradients, and how many buckets there are.
+        buckets: (usize, usize),
     },
     /// Weights were taken to start from.
     Initialised {

@@ -40,6 +40,9 @@ pub struct EpochLine {
     pub train_seconds: f64,
     /// Of these, seconds in which data were waited for.
     pub data_wait_seconds: f64,
+    /// Of these, seconds in which averages over ranks were waited for.
+    #[serde(default)]
+    pub exchange_wait_seconds: f64,
     /// The process's resident memory at its end.
     pub resident_mib: Option<f64>,
     /// The most that it was until then.
@@ -77,6 +80,7 @@ impl EpochLine {
             images_per_second: record.images_per_second,
             train_seconds: record.train_seconds,
             data_wait_seconds: record.data_wait_seconds,
+            exchange_wait_seconds: record.exchange_wait_seconds,
             resident_mib: resident_bytes().map(|b| b as f64 / f64::from(1 << 20)),
             peak_resident_mib: peak_resident_mib(),
         }
@@ -123,6 +127,8 @@ mod tests {
             train_seconds: 2.5,
             images_per_second: 3.6,
             data_wait_seconds: 0.25,
+            exchange_wait_seconds: 0.125,
+            updates: 8,
         };
         let names = ["a".to_owned(), "b".to_owned(), "twin".to_owned()];
         let line = EpochLine::new(&record, names.iter().zip([0, 1, 1]));

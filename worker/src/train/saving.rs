@@ -56,6 +56,8 @@ pub(super) struct Counted {
     pub(super) tally: Tally,
     pub(super) seconds: f64,
     pub(super) data_wait_seconds: f64,
+    #[serde(default)]
+    pub(super) exchange_wait_seconds: f64,
     pub(super) best: Option<Hits>,
 }
 
@@ -82,16 +84,9 @@ pub(super) struct Saving {
 }
 
 impl Saving {
-    /// Opens the run's folder, if it has one, and brings the node to where training starts: to its
-    /// checkpoint, or to the weights that it starts from.
-    pub(super) fn begin(
-        run: &Run,
-        options: &Options,
-        source: &Source,
-        node: &mut Node,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Self, TrainError> {
-        let mut saving = Self {
+    /// For a rank that writes nothing and starts where rank 0 does.
+    pub(super) fn follow(run: &Run, options: &Options) -> Self {
+        Self {
             recording: None,
             policy: run.checkpoint,
             stop: Arc::clone(&options.stop),
@@ -104,7 +99,32 @@ impl Saving {
             stalls_told: 0,
             handed_over: None,
             awaited: None,
-        };
+        }
+    }
+
+    /// Where training starts, and what was counted of that epoch: to be told to other ranks.
+    pub(super) fn start(&self) -> (Position, Option<Counted>) {
+        (self.position, self.counted.clone())
+    }
+
+    /// Starts where rank 0 does.
+    pub(super) fn start_at(&mut self, (position, counted): (Position, Option<Counted>)) {
+        self.position = position;
+        self.best = counted.as_ref().and_then(|counted| counted.best);
+        self.counted = counted;
+        self.last = (Instant::now(), position.batches_done);
+    }
+
+    /// Opens the run's folder, if it has one, and brings the node to where training starts: to its
+    /// checkpoint, or to the weights that it starts from.
+    pub(super) fn begin(
+        run: &Run,
+        options: &Options,
+        source: &Source,
+        node: &mut Node,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self, TrainError> {
+        let mut saving = Self::follow(run, options);
         let folder = run.folder.as_deref().map(RunFolder::at).transpose()?;
         if folder.is_none() && !matches!(options.resume, Resume::From(_)) {
             init::initialise(&run.init, node, tell)?;
@@ -271,6 +291,7 @@ impl Saving {
                     tally: record.train.clone(),
                     seconds: record.train_seconds,
                     data_wait_seconds: record.data_wait_seconds,
+                    exchange_wait_seconds: record.exchange_wait_seconds,
                     best: None,
                 }
             };

@@ -45,6 +45,20 @@ impl Tally {
         sum(&mut self.observed, &report.observed);
     }
 
+    /// Adds what another rank has summed of batches of its own.
+    pub fn join(&mut self, other: &Self) {
+        self.add(&Report {
+            loss: other.loss.clone(),
+            correct: other.correct.clone(),
+            samples: other.samples.clone(),
+            batches: other.batches.clone(),
+            spikes: other.spikes.clone(),
+            neurons: other.neurons.clone(),
+            silent: other.silent.clone(),
+            observed: other.observed.clone(),
+        });
+    }
+
     /// The mean loss over time steps and batches.
     pub fn mean_loss(&self) -> f64 {
         self.loss.iter().sum::<f64>() / self.batches.iter().sum::<u64>().max(1) as f64

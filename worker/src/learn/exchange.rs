@@ -1,0 +1,336 @@
+//! The gradients of an update, averaged over all ranks while earlier layers still compute theirs.
+//!
+//! # Layout
+//!
+//! - `buckets`: how the gradients are cut, and how large the pieces should be.
+//! - `words`: what rides behind the last bucket of a batch: its sums, and whether to stop.
+//! - this file: [`Exchange`].
+//!
+//! # What is averaged
+//!
+//! A rank's loss is the mean over its own `n_r` samples. Its gradients, and everything else that it
+//! gives, are scaled by `n_r` W / B before the mean over W ranks: the result is that of the whole
+//! batch of B. Where shares are equal the factor is 1 and nothing is touched.
+
+mod buckets;
+mod words;
+
+use crate::collective::{Collective, CollectiveError, Pending, Wire};
+use crate::engine::Network;
+use crate::kernel::{Arena, Kernels, Report, Span};
+pub use buckets::measured;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use words::Words;
+
+/// How a rank takes part.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The rank's places in the global batch.
+    pub places: Range<usize>,
+    /// B, the samples of the global batch.
+    pub batch: usize,
+    /// How gradients travel.
+    pub wire: Wire,
+    /// Numbers in a bucket at most.
+    pub bucket: usize,
+    /// Whether buckets start while earlier layers compute.
+    pub overlaps: bool,
+    /// The signal that this process was given; 0 for none.
+    pub stop: Arc<AtomicUsize>,
+}
+
+/// A bucket: a range of the gradients, and the memory in which it travels.
+#[derive(Debug)]
+struct Bucket {
+    range: Range<usize>,
+    /// Nothing while it is under way.
+    numbers: Option<Vec<f32>>,
+}
+
+/// The averages of one update after another.
+pub struct Exchange {
+    collective: Box<dyn Collective>,
+    part: Part,
+    /// `n_r` W / B.
+    scale: f32,
+    buckets: Vec<Bucket>,
+    /// Numbers of the gradients, and of moments behind them in the last bucket.
+    lens: (usize, usize),
+    words: Words,
+    under_way: VecDeque<Pending>,
+    /// What failed; every later call is in vain.
+    failure: Option<CollectiveError>,
+    waited: Duration,
+    report: Report,
+    stopped: Option<usize>,
+    /// Whether running statistics have moved already.
+    moments_are_done: bool,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange")
+            .field("collective", &self.collective.name())
+            .field("part", &self.part)
+            .field("buckets", &self.buckets.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// The averages of a network that learns from so many time steps.
+    ///
+    /// # Panics
+    /// If the rank has no place in the batch.
+    #[expect(clippy::cast_possible_truncation, reason = "a ratio near 1")]
+    pub fn new(
+        collective: Box<dyn Collective>,
+        part: Part,
+        network: &Network,
+        time_steps: usize,
+    ) -> Self {
+        assert!(!part.places.is_empty(), "a rank has a part of the batch");
+        let world = collective.world().0 as usize;
+        let scale = (part.places.len() * world) as f64 / part.batch as f64;
+        let counters = network.plan().neurons.iter().map(|(_, counter)| counter + 1);
+        let words = Words {
+            time_steps,
+            layers: counters.max().unwrap_or(0),
+            world,
+        };
+        let lens = (network.plan().layout.len(), network.moments_len());
+        let mut ranges = buckets::cut(lens.0, part.bucket);
+        let last = ranges.pop().unwrap_or(0..0);
+        let bucket = |range: Range<usize>, more| Bucket {
+            numbers: Some(Vec::with_capacity(range.len() + more)),
+            range,
+        };
+        let mut buckets: Vec<Bucket> = ranges.into_iter().map(|range| bucket(range, 0)).collect();
+        buckets.push(bucket(last, lens.1 + words.len()));
+        Self {
+            under_way: VecDeque::with_capacity(buckets.len()),
+            collective,
+            scale: scale as f32,
+            part,
+            buckets,
+            lens,
+            words,
+            failure: None,
+            waited: Duration::ZERO,
+            report: Report::default(),
+            stopped: None,
+            moments_are_done: false,
+        }
+    }
+
+    /// The group, between two batches.
+    pub fn collective(&mut self) -> &mut dyn Collective {
+        &mut *self.collective
+    }
+
+    /// How this rank takes part.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// What one rank gives of all that is averaged: its samples W / B.
+    pub fn share(&self) -> f64 {
+        f64::from(self.scale)
+    }
+
+    /// The ranges of the gradients that travel at once, in the order of their start.
+    pub fn buckets(&self) -> impl Iterator<Item = Range<usize>> {
+        self.buckets.iter().map(|bucket| bucket.range.clone())
+    }
+
+    /// Starts every bucket whose last gradient is written: those that end at or before `end`. The
+    /// last bucket waits for [`Exchange::finish`], because more rides with it.
+    pub(crate) fn ready(&mut self, kernels: &mut dyn Kernels, end: usize) {
+        if self.part.overlaps {
+            let all_but_last = self.buckets.len() - 1;
+            while self.under_way.len() < all_but_last
+                && self.buckets[self.under_way.len()].range.end <= end
+            {
+                self.start(kernels);
+            }
+        }
+    }
+
+    /// Starts the next bucket.
+    fn start(&mut self, kernels: &mut dyn Kernels) {
+        if self.failure.is_some() {
+            return;
+        }
+        let is_last = self.under_way.len() + 1 == self.buckets.len();
+        let bucket = &mut self.buckets[self.under_way.len()];
+        let mut numbers = bucket.numbers.take().unwrap_or_default();
+        let len = bucket.range.len();
+        // What rides with the last bucket was put behind its gradients before.
+        if !is_last {
+            numbers.resize(len, 0.0);
+        }
+        let gradients = &mut numbers[..len];
+        kernels.read_arena(Arena::Gradients, bucket.range.start, gradients);
+        scale(gradients, self.scale);
+        // Counts do not survive being rounded.
+        let wire = if is_last { Wire::F32 } else { self.part.wire };
+        match self.collective.start_mean(numbers, wire) {
+            Ok(pending) => self.under_way.push_back(pending),
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    /// Starts what is left, waits for one bucket after the other, and gives each range to `update`
+    /// once its gradients are the means. `ends_batch` says that no update of this batch follows.
+    ///
+    /// # Errors
+    /// If the group fails. Some ranges may have been updated then, and the network must not be used
+    /// further.
+    pub(crate) fn finish(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        network: &Network,
+        ends_batch: bool,
+        update: &mut dyn FnMut(&mut dyn Kernels, Span),
+    ) -> Result<(), CollectiveError> {
+        while self.failure.is_none() && self.under_way.len() + 1 < self.buckets.len() {
+            self.start(kernels);
+        }
+        self.load_last(kernels, network, ends_batch);
+        self.start(kernels);
+        if let Some(failure) = &self.failure {
+            // What is under way ends by itself.
+            return Err(failure.clone());
+        }
+        for index in 0..self.buckets.len() {
+            let pending = self.under_way.pop_front();
+            let begin = Instant::now();
+            let mean = pending.expect("every bucket was started").wait();
+            self.waited += begin.elapsed();
+            let numbers = mean.map_err(|error| self.fail(error))?;
+            let bucket = &mut self.buckets[index];
+            let range = bucket.range.clone();
+            let len = range.len();
+            kernels.write_arena(Arena::Gradients, range.start, &numbers[..len]);
+            let span = Span {
+                offset: range.start,
+                len,
+            };
+            update(kernels, span);
+            bucket.numbers = Some(numbers);
+        }
+        self.unload_last(kernels, network, ends_batch);
+        Ok(())
+    }
+
+    fn fail(&mut self, error: CollectiveError) -> CollectiveError {
+        self.failure = Some(error.clone());
+        error
+    }
+
+    /// Puts moments and words behind the place of the last bucket's gradients.
+    fn load_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
+        let Some(bucket) = self.buckets.last_mut() else {
+            return;
+        };
+        let Some(numbers) = &mut bucket.numbers else {
+            return;
+        };
+        let (len, moments_len) = (bucket.range.len(), self.lens.1);
+        numbers.resize(len + moments_len + self.words.len(), 0.0);
+        let (moments, words) = numbers[len..].split_at_mut(moments_len);
+        network.read_moments(kernels, moments);
+        scale(moments, self.scale);
+        words.fill(0.0);
+        if ends_batch {
+            let stop = self.part.stop.load(Ordering::Relaxed);
+            let report = kernels.take_report();
+            self.words.write(&report, f64::from(self.scale), stop, words);
+        }
+    }
+
+    fn unload_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
+        let Some(bucket) = self.buckets.last() else {
+            return;
+        };
+        let Some(numbers) = &bucket.numbers else {
+            return;
+        };
+        let (moments, words) = numbers[bucket.range.len()..].split_at(self.lens.1);
+        if !std::mem::take(&mut self.moments_are_done) {
+            network.write_moments(kernels, moments);
+            network.apply_moments(kernels, self.part.batch);
+        }
+        if ends_batch {
+            let (report, stop) = self.words.read(words);
+            self.report.add(&report);
+            self.stopped = self.stopped.or(stop);
+        }
+    }
+
+    /// Moves running statistics by the moments of one forward at once: for algorithms that make more
+    /// than one forward per update.
+    ///
+    /// # Errors
+    /// If the group fails.
+    pub(crate) fn moments_now(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        network: &Network,
+    ) -> Result<(), CollectiveError> {
+        self.moments_are_done = true;
+        let mut moments = vec![0.0; self.lens.1];
+        network.read_moments(kernels, &mut moments);
+        self.pool(&mut moments);
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        network.write_moments(kernels, &moments);
+        network.apply_moments(kernels, self.part.batch);
+        Ok(())
+    }
+
+    /// Puts the mean over ranks, each weighted by its share of the samples, in the place of numbers;
+    /// leaves them where the group has failed, which the next [`Exchange::finish`] tells.
+    pub(crate) fn pool(&mut self, numbers: &mut [f32]) {
+        if self.failure.is_some() || numbers.is_empty() {
+            return;
+        }
+        let mut travelling = numbers.to_vec();
+        scale(&mut travelling, self.scale);
+        let begin = Instant::now();
+        let pending = self.collective.start_mean(travelling, Wire::F32);
+        match pending.and_then(Pending::wait) {
+            Ok(mean) => numbers.copy_from_slice(&mean),
+            Err(error) => self.failure = Some(error),
+        }
+        self.waited += begin.elapsed();
+    }
+
+    /// The sums of the batches of all ranks since this was last asked.
+    pub fn take_report(&mut self) -> Report {
+        std::mem::take(&mut self.report)
+    }
+
+    /// How long training waited for averages since this was last asked: communication that no
+    /// computation hid.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
+    /// The signal that some rank was given before the end of an earlier batch: the same on all ranks
+    /// after the same batch.
+    pub fn stopped(&self) -> Option<usize> {
+        self.stopped
+    }
+}
+
+fn scale(numbers: &mut [f32], factor: f32) {
+    if factor.to_bits() != 1.0_f32.to_bits() {
+        numbers.iter_mut().for_each(|number| *number *= factor);
+    }
+}

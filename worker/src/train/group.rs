@@ -1,0 +1,196 @@
+//! What ranks tell each other between batches: that they do the same, where they start, what they
+//! counted of the test set.
+
+use super::saving::Counted;
+use super::{Tally, TrainError};
+use crate::collective::{Collective, CollectiveError};
+use crate::data::{BadSample, Source};
+use crate::kernel::Arena;
+use crate::node::Node;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use synfire_shared::checkpoint::Position;
+use synfire_shared::ids::Rank;
+use synfire_shared::run::{self, Run};
+
+/// The longest wait for another rank until training begins: it may have a set to read, and rank 0 a
+/// checkpoint to look for.
+pub(super) const STARTUP: Duration = Duration::from_secs(600);
+/// The longest wait for another rank in training, unless time steps are slow.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Slowest time steps that are waited for.
+const SLOW: f64 = 10.0;
+
+/// The longest wait for another rank in training.
+pub(super) fn deadline(run: &Run, slowest_step_seconds: f64) -> Duration {
+    let seconds = run.ranks.deadline_seconds;
+    let by_step = || (SLOW * slowest_step_seconds).max(DEADLINE.as_secs_f64());
+    Duration::from_secs_f64(seconds.unwrap_or_else(by_step))
+}
+
+/// Gives every rank what every rank says, by rank.
+fn exchanged<T: Serialize + DeserializeOwned>(
+    collective: &mut dyn Collective,
+    mine: &T,
+) -> Result<Vec<T>, TrainError> {
+    let bytes = serde_json::to_vec(mine).expect("numbers, texts and lists are JSON");
+    let all = collective.gather(&bytes)?;
+    let read = |(rank, bytes): (usize, &Vec<u8>)| {
+        serde_json::from_slice(bytes).map_err(|error| {
+            let rank = Rank(u32::try_from(rank).unwrap_or(u32::MAX));
+            TrainError::Disagree {
+                rank,
+                what: format!("sent what this rank cannot read ({error}): do they run the same version?"),
+            }
+        })
+    };
+    all.iter().enumerate().map(read).collect()
+}
+
+/// What must be the same on all ranks.
+fn identity(run: &Run, source: &Source) -> BTreeMap<String, String> {
+    let mut identity = run.settings();
+    let batches = run.max_batches.map_or("none".to_owned(), |most| most.to_string());
+    // Where a set lies may differ from rank to rank; what is done about a bad sample may not.
+    let on_bad = match &run.data.source {
+        run::Source::Packed(packed) => packed.on_bad_sample.name(),
+        run::Source::FashionMnistSubset | run::Source::Cifar10 { .. } => "stop",
+    };
+    let more = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("the training set", source.info().fingerprint.to_string()),
+        ("run.max_batches", batches),
+        ("run.evaluate_every", run.evaluate_every.to_string()),
+        ("data.on_bad_sample", on_bad.to_owned()),
+        ("ranks.bucket_mib", run.ranks.bucket_mib.to_string()),
+    ];
+    identity.extend(more.map(|(key, value)| (key.to_owned(), value)));
+    identity
+}
+
+/// Refuses a group whose ranks would not do the same.
+pub(super) fn agree(
+    collective: &mut dyn Collective,
+    run: &Run,
+    source: &Source,
+) -> Result<(), TrainError> {
+    let mine = identity(run, source);
+    let all: Vec<BTreeMap<String, String>> = exchanged(collective, &mine)?;
+    let first = &all[0];
+    for (rank, theirs) in all.iter().enumerate() {
+        let keys = first.keys().chain(theirs.keys());
+        let Some(key) = keys.into_iter().find(|key| first.get(*key) != theirs.get(*key)) else {
+            continue;
+        };
+        let shown = |map: &BTreeMap<String, String>| {
+            map.get(key).map_or("nothing".to_owned(), Clone::clone)
+        };
+        return Err(TrainError::Disagree {
+            rank: Rank(u32::try_from(rank).unwrap_or(u32::MAX)),
+            what: format!(
+                "has {} where rank 0 has {} for {key}: give all ranks the same configuration, data \
+                 and version",
+                shown(theirs),
+                shown(first)
+            ),
+        });
+    }
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Start {
+    position: Position,
+    counted: Option<Counted>,
+}
+
+/// Brings every rank to where rank 0 is: weights, running statistics, optimiser, place.
+pub(super) fn share_start(
+    collective: &mut dyn Collective,
+    node: &mut Node,
+    (position, counted): (Position, Option<Counted>),
+) -> Result<(Position, Option<Counted>), TrainError> {
+    let mine = Start { position, counted };
+    let mut all: Vec<Start> = exchanged(collective, &mine)?;
+    let start = all.swap_remove(0);
+    let learner = &mut node.learner;
+    let layout = &learner.network.plan().layout;
+    let states = learner.optimiser.num_states();
+    for (arena, len) in [
+        (Arena::Weights, layout.len()),
+        (Arena::Statistics, layout.statistics_len()),
+        (Arena::State, if states > 0 { layout.len() } else { 0 }),
+        (Arena::SecondState, if states > 1 { layout.len() } else { 0 }),
+    ] {
+        let mut numbers = vec![0.0; len];
+        node.kernels.read_arena(arena, 0, &mut numbers);
+        if len > 0 {
+            collective.broadcast(Rank(0), &mut numbers)?;
+            node.kernels.write_arena(arena, 0, &numbers);
+        }
+    }
+    learner.optimiser.set_updates(start.position.update);
+    Ok((start.position, start.counted))
+}
+
+/// What a rank has of the test set.
+#[derive(Serialize, Deserialize)]
+struct Tested {
+    /// Nothing where it was told to stop.
+    tally: Option<Tally>,
+    stopped: usize,
+    bad: Vec<BadSample>,
+}
+
+/// The test set of all ranks: their sums, unless one was told to stop; and the samples that any of
+/// them left out.
+pub(super) fn join_tests(
+    collective: &mut dyn Collective,
+    tally: Option<Tally>,
+    stopped: usize,
+    bad: Vec<BadSample>,
+) -> Result<(Option<Tally>, Vec<BadSample>, Option<usize>), TrainError> {
+    let mine = Tested {
+        tally,
+        stopped,
+        bad,
+    };
+    let all: Vec<Tested> = exchanged(collective, &mine)?;
+    let stopped = all.iter().map(|tested| tested.stopped).max();
+    let stopped = stopped.filter(|&signal| signal != 0);
+    let mut bad = Vec::new();
+    let mut sum = Some(Tally::default());
+    for tested in all {
+        bad.extend(tested.bad);
+        match (&mut sum, tested.tally) {
+            (Some(sum), Some(tally)) => sum.join(&tally),
+            _ => sum = None,
+        }
+    }
+    Ok((sum, bad, stopped))
+}
+
+/// The samples that could not be used, of all ranks.
+pub(super) fn join_bad(
+    collective: &mut dyn Collective,
+    bad: &[BadSample],
+) -> Result<Vec<BadSample>, TrainError> {
+    let all: Vec<Vec<BadSample>> = exchanged(collective, &bad.to_vec())?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Whether the end of a run is that of its group: then nobody need be told.
+pub(super) fn is_known(error: &TrainError) -> bool {
+    matches!(
+        error,
+        TrainError::Ranks(
+            CollectiveError::Lost { .. }
+                | CollectiveError::Deadline { .. }
+                | CollectiveError::Unequal { .. }
+                | CollectiveError::OutOfStep { .. }
+                | CollectiveError::Left { .. }
+        )
+    )
+}
