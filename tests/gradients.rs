@@ -59,6 +59,11 @@ macro_rules! suite {
             }
 
             #[test]
+            fn norms_of_several_ranks_match_autodiff_where_there_is_one() {
+                hold_to(&rows::across(false), MAKE, NormLifCase::autodiff);
+            }
+
+            #[test]
             fn pools_and_flatten_match_autodiff() {
                 hold_to(&pool::all(), MAKE, PoolCase::autodiff);
             }

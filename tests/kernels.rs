@@ -53,6 +53,11 @@ macro_rules! suite {
             }
 
             #[test]
+            fn norms_of_several_ranks() {
+                hold_to_reference(&rows::across(true), MAKE);
+            }
+
+            #[test]
             fn pools_and_flatten() {
                 hold_to_reference(&pool::all(), MAKE);
             }
@@ -118,6 +123,7 @@ fn bits_on_the_cpu_do_not_depend_on_the_number_of_threads() {
     hold_to_same_bits(&conv::random(60), one, three);
     hold_to_same_bits(&rows::norms(), one, three);
     hold_to_same_bits(&rows::parts(), one, three);
+    hold_to_same_bits(&rows::across(true), one, three);
     hold_to_same_bits(&pool::all(), one, three);
     hold_to_same_bits(&loss::all(), one, three);
 }
@@ -162,6 +168,7 @@ fn numbers_that_are_not_finite_are_found(make: Make) {
     kernels.allocate_arenas(synfire::kernel::ArenaSizes {
         parameters: 100,
         statistics: 10,
+        moments: 0,
         states: 1,
     });
     let all = Span {

@@ -32,6 +32,7 @@ fn reference_norms_and_neurons_match_loops() {
         rows::norms(),
         parts,
         sizes,
+        rows::across(false),
         rows::evaluations(),
     ] {
         hold_to_loops(&cases, NormLifCase::loops);

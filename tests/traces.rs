@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use synfire::engine::plan::{Plan, Settings};
 use synfire::kernel::cpu::CpuKernels;
-use synfire::kernel::{Arena, Kernels};
+use synfire::kernel::{Arena, Kernels, Norms};
 use synfire::trace::algorithm::{AlgorithmTrace, TracedAlgorithm};
 use synfire::trace::common::CommonTrace;
 use synfire::trace::compare::{Comparison, Quantity};
@@ -239,6 +239,8 @@ fn bits_after(net: &str, trace: &AlgorithmTrace, threads: usize) -> Vec<u32> {
         bn_momentum: common.bn_momentum,
         dropout_rescale: false,
         seed: 0,
+        norms: Norms::Own,
+        first_sample: 0,
     };
     let layout = Plan::new(&common.graph, &settings).layout;
     let mut bits = Vec::new();

@@ -127,6 +127,7 @@ impl<'a> Rig<'a> {
         self.kernels.allocate_arenas(ArenaSizes {
             parameters: self.parameters,
             statistics: self.statistics,
+            moments: self.statistics,
             states: 2,
         });
         let mut random = Random::new(77);

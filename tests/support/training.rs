@@ -10,7 +10,7 @@ use synfire::graph::models::{self, ModelOptions};
 use synfire::kernel::cpu::CpuKernels;
 use synfire::kernel::cpu::simd::Isa;
 use synfire::kernel::reference::ReferenceKernels;
-use synfire::kernel::{Arena, Kernels, Loss, Neuron, Reset};
+use synfire::kernel::{Arena, Kernels, Loss, Neuron, Norms, Reset};
 use synfire::learn::optimiser::Optimiser;
 use synfire::learn::{Algorithm, Batch, Fault, Input, Learner, Masks, Observer, Unobserved};
 use synfire_shared::run;
@@ -65,6 +65,10 @@ pub struct Setup {
     pub dropout_rescale: bool,
     /// The seed of dropout.
     pub seed: u64,
+    /// Over whose samples batch norms take their statistics.
+    pub norms: Norms,
+    /// The place of the first sample in the batch of all ranks.
+    pub first_sample: usize,
 }
 
 impl Setup {
@@ -78,6 +82,8 @@ impl Setup {
             sgd: [0.0; 3],
             dropout_rescale: true,
             seed: 0,
+            norms: Norms::Own,
+            first_sample: 0,
         }
     }
 
@@ -91,6 +97,8 @@ impl Setup {
             bn_momentum: 0.1,
             dropout_rescale: self.dropout_rescale,
             seed: self.seed,
+            norms: self.norms,
+            first_sample: self.first_sample,
         }
     }
 }

@@ -11,7 +11,7 @@
 use std::error::Error;
 use synfire::engine::{Network, plan::Settings};
 use synfire::graph::{Graph, Op};
-use synfire::kernel::{Arena, Kernels, Loss, Neuron, Reset, cpu::CpuKernels};
+use synfire::kernel::{Arena, Kernels, Loss, Neuron, Norms, Reset, cpu::CpuKernels};
 use synfire::learn::{Algorithm, Batch, Input, Learner, Masks, Observer};
 use synfire::learn::{optimiser::Optimiser, stol::Stol};
 use synfire::shape::Shape;
@@ -133,6 +133,8 @@ fn by_engine() -> Result<Numbers, Box<dyn Error>> {
         bn_momentum: 0.1,
         dropout_rescale: true,
         seed: 0,
+        norms: Norms::Own,
+        first_sample: 0,
     };
     let mut kernels = CpuKernels::new(1, None)?;
     let network = Network::new(&graph.finish(y)?, &settings, 1, &mut kernels);

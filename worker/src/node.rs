@@ -6,7 +6,7 @@ use crate::graph::models::{self, ModelError, ModelName, ModelOptions, Stem};
 use crate::graph::{Graph, init};
 use crate::kernel::cpu::{CpuError, CpuKernels};
 use crate::kernel::reference::ReferenceKernels;
-use crate::kernel::{Kernels, Loss, Neuron, Reset};
+use crate::kernel::{Kernels, Loss, Neuron, Norms, Reset};
 use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
 use crate::learn::stol::Stol;
@@ -93,6 +93,8 @@ pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError>
         bn_momentum: 0.1,
         dropout_rescale: true,
         seed: run.seed,
+        norms: Norms::Own,
+        first_sample: 0,
     };
     let optimiser = Optimiser::new(run.optimiser);
     check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;

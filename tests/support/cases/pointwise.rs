@@ -124,6 +124,7 @@ impl PointwiseCase {
             mask: rig.plain(samples, shape, Content::Real, self.window),
             p,
             scale,
+            first_sample: 0,
         };
         let x = rig.plain(samples, shape, self.contents[0], 1);
         let y = rig.operand(samples, shape, Content::Real, [self.window, 1]);

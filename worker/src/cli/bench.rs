@@ -9,7 +9,7 @@ use crate::engine::plan::{Role, Settings};
 use crate::engine::profile::Work;
 use crate::graph::models::{ModelName, ModelOptions, build};
 use crate::graph::{Graph, init};
-use crate::kernel::{Kernels, Loss, Neuron};
+use crate::kernel::{Kernels, Loss, Neuron, Norms};
 use crate::learn::optimiser::Optimiser;
 use crate::learn::{Algorithm, Batch, Input, Learner, Masks, Unobserved};
 use crate::memory::peak_resident_mib;
@@ -145,6 +145,8 @@ impl Bench {
             bn_momentum: 0.1,
             dropout_rescale: true,
             seed: arguments.seed,
+            norms: Norms::Own,
+            first_sample: 0,
         };
         let optimiser = Optimiser::new(run::Optimiser::Sgd {
             lr: arguments.lr,

@@ -7,7 +7,7 @@ use crate::engine::plan::{Plan, PlannedBuffer, Role, Settings};
 use crate::graph::models::{ModelName, build};
 use crate::graph::{Graph, Op};
 use crate::kernel::cpu::CpuKernels;
-use crate::kernel::{BufferSpec, Neuron};
+use crate::kernel::{BufferSpec, Neuron, Norms};
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Subcommand)]
@@ -43,6 +43,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         bn_momentum: 0.1,
         dropout_rescale: true,
         seed: 0,
+        norms: Norms::Own,
+        first_sample: 0,
     };
     let plan = Plan::new(&graph, &settings);
     say!(

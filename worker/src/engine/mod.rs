@@ -7,19 +7,21 @@
 //! - `fuse`: which nodes become one stage.
 //! - [`arena`]: where parameters lie.
 //! - [`profile`]: seconds by stage and phase.
+//! - `norms`: batch norms whose statistics are those of several ranks.
 //! - this file: [`Network`]: `forward(t)`, `backward(window)`.
 //!
 //! The engine knows no ranks and no data; it calls [`Kernels`] and nothing else.
 
 pub mod arena;
 mod fuse;
+mod norms;
 pub mod plan;
 pub mod profile;
 
 use crate::graph::{Graph, ValueId};
 use crate::kernel::{
-    Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Phase,
-    Span, Step, Window,
+    Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Norms,
+    Phase, Span, Step, Window,
 };
 use crate::shape::Shape;
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
@@ -55,6 +57,8 @@ pub struct Network {
     arrived: Vec<Option<Window>>,
     dropouts: Vec<(String, Dropout)>,
     arenas: ArenaSizes,
+    /// Numbers of a norm on their way to the other ranks.
+    travelling: Vec<f32>,
 }
 
 impl Network {
@@ -76,6 +80,10 @@ impl Network {
         let arenas = ArenaSizes {
             parameters: plan.layout.len(),
             statistics: plan.layout.statistics_len(),
+            moments: match settings.norms {
+                Norms::Own => 0,
+                Norms::Pooled | Norms::Synchronised => plan.layout.statistics_len(),
+            },
             states: optimiser_states,
         };
         kernels.allocate_arenas(arenas);
@@ -103,6 +111,7 @@ impl Network {
             handles,
             plan,
             arenas,
+            travelling: Vec::new(),
         }
     }
 
@@ -171,7 +180,7 @@ impl Network {
     ) -> Result<Vec<f32>, EngineError> {
         let layout = &self.plan.layout;
         let span = match arena {
-            Arena::Statistics => layout.statistic(name),
+            Arena::Statistics | Arena::Moments => layout.statistic(name),
             Arena::Weights | Arena::Gradients | Arena::State | Arena::SecondState => {
                 layout.parameter(name)
             }
@@ -253,7 +262,24 @@ impl Network {
 
     /// Algorithm 1, lines 1 to 9: every layer at time step t. At t = 0 states are u = s = 0
     /// (section 3.3).
+    ///
+    /// Norms take their statistics over what this rank has; see [`Network::forward_across`].
     pub fn forward(&mut self, kernels: &mut dyn Kernels, t: usize, phase: Phase) {
+        self.forward_across(kernels, t, phase, &mut |_| {});
+    }
+
+    /// [`Network::forward`] of one of several ranks.
+    ///
+    /// `pool` puts in the place of numbers their mean over ranks, each weighted by its share of the
+    /// samples. It is called in training for each synchronised norm, in the same order and with as
+    /// many numbers on every rank; never for others. Whoever passes it keeps its errors.
+    pub fn forward_across(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        t: usize,
+        phase: Phase,
+        pool: &mut dyn FnMut(&mut [f32]),
+    ) {
         for (index, stage) in self.plan.stages.iter().enumerate() {
             let work = match stage {
                 Stage::NormLif { .. } | Stage::Residual { .. } => Work::NormAndNeuron,
@@ -263,6 +289,11 @@ impl Network {
                 | Stage::Dropout { .. } => Work::Forward,
             };
             let buffer = |value: &ValueId| self.plan.buffer(*value);
+            if let (Some(layer), Phase::Train) = (norms::synchronised(stage), phase) {
+                self.profile
+                    .timed(index, work, || kernels.norm_moments(layer, t));
+                norms::pool_moments(layer, kernels, &mut self.travelling, pool);
+            }
             self.profile.timed(index, work, || match stage {
                 Stage::Conv { conv, x, y } => kernels.conv_forward(conv, t, buffer(x), buffer(y)),
                 Stage::NormLif { layer, .. } => kernels.norm_lif_forward(layer, t, phase),
@@ -308,10 +339,23 @@ impl Network {
         seeded: Window,
         ready: &mut dyn FnMut(&mut dyn Kernels, &mut Profile, Span),
     ) {
+        self.backward_across(kernels, window, seeded, &mut |_| {}, ready);
+    }
+
+    /// [`Network::backward`] of one of several ranks; `pool` as in [`Network::forward_across`]. The
+    /// gradients are of this rank's share, those of synchronised norms too.
+    pub fn backward_across(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        window: Window,
+        seeded: Window,
+        pool: &mut dyn FnMut(&mut [f32]),
+        ready: &mut dyn FnMut(&mut dyn Kernels, &mut Profile, Span),
+    ) {
         self.arrived.fill(None);
         self.arrived[self.plan.output.0] = Some(seeded);
         for index in (0..self.plan.stages.len()).rev() {
-            self.stage_backward(kernels, index, window);
+            self.stage_backward(kernels, index, window, pool);
             if let Some(span) = self.trained(index) {
                 ready(kernels, &mut self.profile, span);
             }
@@ -334,7 +378,13 @@ impl Network {
         }
     }
 
-    fn stage_backward(&mut self, kernels: &mut dyn Kernels, index: usize, window: Window) {
+    fn stage_backward(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        index: usize,
+        window: Window,
+        pool: &mut dyn FnMut(&mut [f32]),
+    ) {
         // The stage is copied out (it is a few words) so that bookkeeping may borrow `self`.
         let stage = self.plan.stages[index];
         match &stage {
@@ -374,6 +424,12 @@ impl Network {
                 self.profile.timed(index, Work::NormAndNeuron, || {
                     kernels.norm_lif_backward(layer, window, &errors);
                 });
+                if let (Some(layer), Some(dz)) = (norms::synchronised(&stage), errors.z) {
+                    norms::pool_sums(layer, steps, kernels, &mut self.travelling, pool);
+                    self.profile.timed(index, Work::NormAndNeuron, || {
+                        kernels.norm_backward(layer, steps, dz);
+                    });
+                }
             }
             Stage::Residual { residual, a, b, y } => {
                 let Some(dy) = self.errors(*y) else { return };
@@ -512,7 +568,10 @@ fn rename(plan: &mut Plan, handles: &[Buffer]) {
                     &mut layer.out,
                 ];
                 optional.into_iter().flatten().for_each(of);
-                layer.norm.iter_mut().for_each(|n| of(&mut n.moments));
+                if let Some(norm) = &mut layer.norm {
+                    of(&mut norm.moments);
+                    norm.sums.iter_mut().for_each(of);
+                }
                 layer.lif.iter_mut().for_each(|l| of(&mut l.u));
             }
             Stage::Pool { pool, .. } => {

@@ -78,6 +78,22 @@ pub enum Reset {
     None,
 }
 
+/// Over whose samples a batch norm takes its statistics in training.
+///
+/// Where there are several ranks, [`Arena::Moments`](super::Arena::Moments) carries the moments of
+/// a time step, and the running statistics move once those of all ranks are known
+/// ([`Kernels::apply_moments`](super::Kernels::apply_moments)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Norms {
+    /// There is one rank: those of its batch.
+    #[default]
+    Own,
+    /// It normalises with those of its own share; the running ones follow those of all shares.
+    Pooled,
+    /// It normalises with those of all shares, as one rank with all samples would.
+    Synchronised,
+}
+
 /// A batch norm's parameters and running statistics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
@@ -95,6 +111,18 @@ pub struct Norm {
     pub momentum: f32,
     /// Mean and 1/std of each time step of the window: plain, 1 sample of 1 x 2 x C (means first).
     pub moments: Buffer,
+    /// Over whose samples statistics are taken.
+    pub across: Norms,
+    /// Where norms are synchronised, the sums of g and of g xhat of each time step of the window on
+    /// their way to the other ranks: as `moments`, sums of g first.
+    pub sums: Option<Buffer>,
+}
+
+impl Norm {
+    /// Where the running mean and the running variance of a channel lie.
+    pub(super) fn channel(&self, channel: usize) -> [usize; 2] {
+        [self.running_mean, self.running_var].map(|span| span.offset + channel)
+    }
 }
 
 /// A layer of neurons.
@@ -199,6 +227,16 @@ pub struct Dropout {
     pub p: f32,
     /// What kept inputs are multiplied by: 1/(1-p), or 1 as the released code has it.
     pub scale: f32,
+    /// The place of its first sample in the batch of all ranks: masks are drawn by place, so that
+    /// those of several ranks together are those of one.
+    pub first_sample: usize,
+}
+
+impl Dropout {
+    /// The number of its first element in a slot of the batch of all ranks.
+    pub fn first_element(&self) -> u64 {
+        self.first_sample as u64 * self.shape.elements() as u64
+    }
 }
 
 /// A branch joined with its shortcut where [`NormLif`] does not do it: `y = join(a, b)`.

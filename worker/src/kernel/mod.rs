@@ -22,7 +22,7 @@ pub mod reference;
 
 use crate::shape::{Content, Shape};
 pub use layers::{
-    Conv, Dropout, Lif, Loss, Neuron, Norm, NormLif, NormLifErrors, Pool, PoolKind, Reset,
+    Conv, Dropout, Lif, Loss, Neuron, Norm, NormLif, NormLifErrors, Norms, Pool, PoolKind, Reset,
     Residual, Step,
 };
 
@@ -96,6 +96,14 @@ pub enum Arena {
     SecondState,
     /// Running means and variances of batch norms.
     Statistics,
+    /// Where there are several ranks, the moments of a time step, in the layout of
+    /// [`Arena::Statistics`]. With the running mean m0, which is the same on all ranks: where that
+    /// lies, d = E\[x\] - m0; where the running variance lies, q = Var\[x\] + d^2 = E\[(x - m0)^2\].
+    ///
+    /// Both are means over samples, so those of all ranks are the mean of the shares', each weighted
+    /// by its number of samples. Taken about m0 and not about 0, because q - d^2 has the rounding of
+    /// q: it is lost where the batch's mean is some hundred deviations away.
+    Moments,
 }
 
 /// How large the arenas are.
@@ -105,6 +113,8 @@ pub struct ArenaSizes {
     pub parameters: usize,
     /// Numbers in [`Arena::Statistics`].
     pub statistics: usize,
+    /// Numbers in [`Arena::Moments`]: as many, or 0 where there is one rank.
+    pub moments: usize,
     /// Optimiser states: 1 for SGD, 2 for `AdamW`, 0 for a network that only evaluates.
     pub states: usize,
 }
@@ -113,14 +123,16 @@ impl ArenaSizes {
     /// Bytes of all arenas: there are gradients where there is a state.
     pub fn bytes(&self) -> u64 {
         let copies = 1 + self.states + usize::from(self.states > 0);
-        (size_of::<f32>() * (self.parameters * copies + self.statistics)) as u64
+        let channels = self.statistics + self.moments;
+        (size_of::<f32>() * (self.parameters * copies + channels)) as u64
     }
 }
 
 /// Whether batch norm uses the batch's statistics and moves the running ones, or uses those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Batch statistics; running statistics move; dropout on.
+    /// Batch statistics; running statistics move (of several ranks' networks: later, by
+    /// [`Kernels::apply_moments`]); dropout on.
     Train,
     /// Running statistics; nothing moves; dropout off.
     Evaluate,
@@ -257,15 +269,53 @@ pub trait Kernels: Send {
     /// (Algorithm 1, line 18).
     fn conv_weight_gradient(&mut self, conv: &Conv, x: Buffer, dy: Errors);
 
+    /// The moments of this share at time step t, from z to [`Arena::Moments`]: what comes before
+    /// [`Kernels::norm_lif_forward`] in training where norms are synchronised.
+    ///
+    /// # Panics
+    /// If the layer has no norm.
+    fn norm_moments(&mut self, layer: &NormLif, t: usize);
+
     /// Norm, neurons and sums at time step t; at t = 0 the state before is u = s = 0.
+    ///
+    /// In training, by [`Norm::across`]: with one rank, running statistics move; pooled, the moments
+    /// of this share go to [`Arena::Moments`] instead; synchronised, those that lie there, of all
+    /// ranks, are what it normalises with.
     fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase);
 
+    /// Moves the running statistics of a norm by the moments of all ranks in [`Arena::Moments`];
+    /// `count` is the number of values per channel that they are of, samples times pixels. Once per
+    /// time step.
+    fn apply_moments(&mut self, norm: &Norm, count: u64);
+
     /// Their backward over the window (Algorithm 1, line 17) and, from each step's saved moments,
-    /// through batch norm; writes the gradients of gamma and beta.
+    /// through batch norm; writes the gradients of gamma and beta, of this rank's share.
     ///
     /// Errors go to all steps of the window if there are neurons and something arrived at `out`;
     /// else to the steps of `errors.y`.
+    ///
+    /// Where norms are synchronised it stops before the error of z: it leaves its sums of each step
+    /// in [`Norm::sums`], and g inside the back end for [`Kernels::norm_backward`], which must be
+    /// the next call but for reading and writing those sums.
     fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors);
+
+    /// The rest of a synchronised norm's backward, for the steps for which it has errors: the error
+    /// of z, from what [`Norm::sums`] holds now.
+    ///
+    /// What it has to hold: the sums of all ranks, each weighted by its share of the samples. With
+    /// n_r of B samples on rank r and P pixels, a rank's loss is the mean over its own samples, so
+    /// that its g is B/n_r times the error G of the loss over all samples, `g = (B/n_r) G`, and the
+    /// loss over all samples is the weighted mean of the ranks' losses. One rank would compute
+    /// `gamma inv (G - mean(G) - xhat mean(G xhat))`, means over B P values. This rank's error is
+    /// B/n_r times that, and `(B/n_r) mean(G) = (B/n_r) (1/(B P)) sum_r (n_r/B) S_r`, where S_r is
+    /// the sum of g on rank r: 1/(n_r P) times the weighted mean of the sums. So with sums that are
+    /// pooled, each rank divides by the number of its own values, as one rank does. The gradients of
+    /// gamma and beta stay sums over the share: like all gradients they become those of one rank
+    /// when they are averaged with the same weights.
+    ///
+    /// # Panics
+    /// If the layer has no synchronised norm.
+    fn norm_backward(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut);
 
     /// y = pool(x) at time step t.
     fn pool_forward(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer);
@@ -279,7 +329,8 @@ pub trait Kernels: Send {
     /// The way back.
     fn flatten_backward(&mut self, samples: usize, input: Shape, dy: Errors, dx: ErrorsOut);
 
-    /// Draws the mask of time step t: element i is kept if [`dropout_keeps`]`(key, i, p)`.
+    /// Draws the mask of time step t: element i is kept if [`dropout_keeps`]`(key, first + i, p)`,
+    /// `first` being [`Dropout::first_element`].
     fn dropout_mask(&mut self, dropout: &Dropout, t: usize, key: u64);
 
     /// y = x mask in training, y = x in evaluation.

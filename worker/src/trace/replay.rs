@@ -5,7 +5,7 @@ use super::common::CommonTrace;
 use super::compare::{Comparison, Quantity, Tolerance};
 use crate::engine::Network;
 use crate::engine::plan::Settings;
-use crate::kernel::{Arena, Kernels, Loss};
+use crate::kernel::{Arena, Kernels, Loss, Norms};
 use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
 use crate::learn::stol::Stol;
@@ -115,6 +115,8 @@ pub fn settings(common: &CommonTrace, trace: &AlgorithmTrace) -> Settings {
         bn_momentum: common.bn_momentum,
         dropout_rescale: false,
         seed: 0,
+        norms: Norms::Own,
+        first_sample: 0,
     }
 }
 

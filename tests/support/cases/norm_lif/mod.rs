@@ -13,7 +13,7 @@ mod loops;
 pub mod rows;
 mod run;
 
-use synfire::kernel::{Neuron, Phase, Window};
+use synfire::kernel::{Neuron, Norms, Phase, Window};
 use synfire::shape::{Content, Shape};
 
 use crate::random::{Random, Series};
@@ -55,6 +55,10 @@ pub struct NormLifCase {
     pub want_z: bool,
     /// Whether errors are added to what is there.
     pub accumulate: bool,
+    /// Over whose samples the norm takes its statistics.
+    pub across: Norms,
+    /// Whether other ranks' numbers are mixed in where they travel; if not, there is one rank.
+    pub others: bool,
     /// Whether numbers are quarters, so that many membrane potentials are at the threshold.
     pub quarters: bool,
     /// Which numbers.

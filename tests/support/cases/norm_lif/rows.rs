@@ -1,6 +1,6 @@
 //! The cases that tests go through.
 
-use synfire::kernel::{Neuron, Phase, Reset};
+use synfire::kernel::{Neuron, Norms, Phase, Reset};
 use synfire::shape::{Content, Shape};
 
 use super::NormLifCase;
@@ -44,6 +44,8 @@ pub fn norm_and_neurons(num_steps: usize, window: usize) -> NormLifCase {
         y_arrived: None,
         want_z: true,
         accumulate: false,
+        across: Norms::Own,
+        others: false,
         quarters: false,
         seed: 1,
     }
@@ -163,6 +165,8 @@ pub fn parts() -> Vec<NormLifCase> {
             y_arrived,
             want_z: bit(4) || !bit(5),
             accumulate: bit(5),
+            across: Norms::Own,
+            others: false,
             quarters: false,
             seed: index,
             phase: Phase::Train,
@@ -170,6 +174,22 @@ pub fn parts() -> Vec<NormLifCase> {
         cases.push(case.clear_of_threshold());
     }
     cases
+}
+
+/// Training of several ranks, as one of them sees it: alone, or with what the others have.
+pub fn across(others: bool) -> Vec<NormLifCase> {
+    let cases = parts().into_iter().chain(norms()).chain(sizes());
+    // The deviation of one number is 0, and 1/std makes much of how its mean is rounded.
+    let spread = |case: &NormLifCase| case.samples * case.shape.pixels() > 1;
+    let with_norm = cases.filter(|case| case.norm && spread(case));
+    let both = with_norm.flat_map(|case| {
+        [Norms::Pooled, Norms::Synchronised].map(|across| NormLifCase {
+            across,
+            others,
+            ..case.clone()
+        })
+    });
+    both.collect()
 }
 
 /// Evaluation: running statistics, nothing moves, no backward.

@@ -1,13 +1,13 @@
 //! The case on a back end.
 
 use synfire::kernel::{
-    Arena, Buffer, Errors, ErrorsOut, Lif, Norm, NormLif, NormLifErrors, Phase, Span,
+    Arena, Buffer, Errors, ErrorsOut, Lif, Norm, NormLif, NormLifErrors, Norms, Phase, Span,
 };
 use synfire::shape::{Content, Shape};
 
 use super::{EPS, MOMENTUM, NormLifCase, NormLifData};
 use crate::outcome::Tolerance;
-use crate::rig::{Case, Rig};
+use crate::rig::{Case, Rig, at};
 
 impl Case for NormLifCase {
     fn name(&self) -> String {
@@ -90,6 +90,9 @@ impl NormLifCase {
             eps: EPS,
             momentum: MOMENTUM,
             moments: rig.plain(1, moments, Content::Real, self.window),
+            across: self.across,
+            sums: (self.across == Norms::Synchronised)
+                .then(|| rig.plain(1, moments, Content::Real, self.window)),
         }
     }
 
@@ -101,7 +104,25 @@ impl NormLifCase {
                 rig.kernels.write(buffer, t, &series[t]);
             }
         }
+        let trained = layer.norm.filter(|_| self.phase == Phase::Train);
+        if let Some(norm) = &trained
+            && self.across == Norms::Synchronised
+        {
+            rig.kernels.norm_moments(layer, t);
+            self.exchange_moments(rig, norm, t);
+        }
         rig.kernels.norm_lif_forward(layer, t, self.phase);
+        if let Some(norm) = &trained
+            && self.across != Norms::Own
+        {
+            if self.across == Norms::Pooled {
+                self.exchange_moments(rig, norm, t);
+            }
+            // As many values again on another rank.
+            let ranks = if self.others { 2 } else { 1 };
+            let count = ranks * self.samples * self.shape.pixels();
+            rig.kernels.apply_moments(norm, count as u64);
+        }
         let mut note = |name, tolerance, buffer: Option<Buffer>, len| {
             if let Some(buffer) = buffer {
                 rig.note(name, tolerance, buffer, t, len);
@@ -126,6 +147,46 @@ impl NormLifCase {
         }
     }
 
+    /// Notes the moments of this rank and, if there are others, puts in their place the mean with
+    /// those of a rank whose values are spread about another mean.
+    fn exchange_moments(&self, rig: &mut Rig, norm: &Norm, t: usize) {
+        let spans = [norm.running_mean, norm.running_var];
+        for (name, span) in ["d", "q"].into_iter().zip(spans) {
+            rig.note_arena(&at(name, t), Tolerance::Forward, Arena::Moments, span);
+        }
+        if !self.others {
+            return;
+        }
+        let [mut d, mut q] = spans.map(|span| vec![0.0; span.len]);
+        rig.kernels
+            .read_arena(Arena::Moments, spans[0].offset, &mut d);
+        rig.kernels
+            .read_arena(Arena::Moments, spans[1].offset, &mut q);
+        for (channel, (d, q)) in d.iter_mut().zip(&mut q).enumerate() {
+            let other = 0.3 - channel as f32 * 0.01;
+            *d = 0.75 * *d + 0.25 * other;
+            *q = 0.75 * *q + 0.25 * (3.0 + other * other);
+        }
+        rig.kernels.write_arena(Arena::Moments, spans[0].offset, &d);
+        rig.kernels.write_arena(Arena::Moments, spans[1].offset, &q);
+    }
+
+    /// The same for the sums of the backward.
+    fn exchange_sums(&self, rig: &mut Rig, sums: Buffer) {
+        let len = 2 * self.shape.channels;
+        for t in self.handed_down().newest_first() {
+            rig.note("sums", Tolerance::Gradient, sums, t, len);
+            if self.others {
+                let mut values = vec![0.0; len];
+                rig.kernels.read(sums, t, &mut values);
+                let mixed = values.iter().enumerate();
+                let mixed = mixed.map(|(i, sum)| 0.75 * sum + 0.25 * (i as f32 - 2.0));
+                let mixed: Vec<f32> = mixed.collect();
+                rig.kernels.write(sums, t, &mixed);
+            }
+        }
+    }
+
     fn backward(&self, rig: &mut Rig, layer: &NormLif, data: &NormLifData) {
         let (samples, shape, window) = (self.samples, self.shape, self.steps());
         let errors = |rig: &mut Rig, arrived: Option<usize>, values| {
@@ -144,6 +205,11 @@ impl NormLifCase {
             after: place(rig, self.after.is_some() && out.is_some()),
         };
         rig.kernels.norm_lif_backward(layer, window, &errors);
+        let sums = layer.norm.and_then(|norm| norm.sums);
+        if let (Some(sums), Some(dz)) = (sums, errors.z) {
+            self.exchange_sums(rig, sums);
+            rig.kernels.norm_backward(layer, self.handed_down(), dz);
+        }
 
         let elements = self.elements();
         let mut note = |name, to: Option<ErrorsOut>, steps| {

@@ -5,7 +5,7 @@ use super::super::fuse::{Chain, Fused};
 use super::{ChainValues, PlannedBuffer, Role, Settings, Stage};
 use crate::graph::{Graph, Op, ValueId};
 use crate::kernel::{
-    Buffer, BufferSpec, Conv, Dropout, Lif, Norm, NormLif, Pool, PoolKind, Residual,
+    Buffer, BufferSpec, Conv, Dropout, Lif, Norm, NormLif, Norms, Pool, PoolKind, Residual,
 };
 use crate::shape::Shape;
 
@@ -209,6 +209,7 @@ impl Builder<'_> {
             mask: self.kept(samples, shape, format!("{node}: mask")),
             p,
             scale,
+            first_sample: self.settings.first_sample,
         }
     }
 
@@ -260,6 +261,7 @@ impl Builder<'_> {
         let (gamma, beta) = (parameter("weight"), parameter("bias"));
         let (running_mean, running_var) = (statistic("running_mean"), statistic("running_var"));
         let shape = Shape::new(1, 2, shape.channels);
+        let across = self.settings.norms;
         Norm {
             gamma,
             beta,
@@ -268,6 +270,9 @@ impl Builder<'_> {
             eps: self.settings.bn_eps,
             momentum: self.settings.bn_momentum,
             moments: self.kept(1, shape, format!("{name}: mean, 1/std")),
+            across,
+            sums: (across == Norms::Synchronised)
+                .then(|| self.kept(1, shape, format!("{name}: sums"))),
         }
     }
 

@@ -15,7 +15,7 @@ mod errors;
 use super::arena::Layout;
 use super::fuse::{self, Chain, Fused};
 use crate::graph::{Graph, ValueId};
-use crate::kernel::{Buffer, BufferSpec, Conv, Dropout, Neuron, NormLif, Pool, Residual};
+use crate::kernel::{Buffer, BufferSpec, Conv, Dropout, Neuron, NormLif, Norms, Pool, Residual};
 use crate::shape::Shape;
 use build::Builder;
 use errors::plan_errors;
@@ -37,6 +37,10 @@ pub struct Settings {
     pub dropout_rescale: bool,
     /// The seed of dropout's masks.
     pub seed: u64,
+    /// Over whose samples batch norms take their statistics.
+    pub norms: Norms,
+    /// The place of this rank's first sample in the batch of all ranks; 0 where there is one rank.
+    pub first_sample: usize,
 }
 
 /// Why a buffer is there.
@@ -297,6 +301,8 @@ mod tests {
             bn_momentum: 0.1,
             dropout_rescale: true,
             seed: 1,
+            norms: Norms::Own,
+            first_sample: 0,
         }
     }
 

@@ -28,7 +28,7 @@ pub mod simd;
 
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss,
-    NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
+    Norm, NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 use alive::Alive;
@@ -49,6 +49,7 @@ pub struct CpuKernels {
     state: Vec<f32>,
     second_state: Vec<f32>,
     statistics: Vec<f32>,
+    moments: Vec<f32>,
     convs: Vec<Option<PackedConv>>,
     scratch: Scratch,
     labels: Vec<u32>,
@@ -117,6 +118,7 @@ impl CpuKernels {
             state: Vec::new(),
             second_state: Vec::new(),
             statistics: Vec::new(),
+            moments: Vec::new(),
             convs: Vec::new(),
             scratch: Scratch::default(),
             labels: Vec::new(),
@@ -193,6 +195,7 @@ impl CpuKernels {
             Arena::State => &mut self.state,
             Arena::SecondState => &mut self.second_state,
             Arena::Statistics => &mut self.statistics,
+            Arena::Moments => &mut self.moments,
         }
     }
 
@@ -288,6 +291,7 @@ impl Kernels for CpuKernels {
         self.state = vec![0.0; state(sizes.states > 0)];
         self.second_state = vec![0.0; state(sizes.states > 1)];
         self.statistics = vec![0.0; sizes.statistics];
+        self.moments = vec![0.0; sizes.moments];
     }
 
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
@@ -330,12 +334,24 @@ impl Kernels for CpuKernels {
         self.on_pool(|k| k.conv_weight_gradient_now(conv, x, dy));
     }
 
+    fn norm_moments(&mut self, layer: &NormLif, t: usize) {
+        self.on_pool(|k| k.norm_moments_now(layer, t));
+    }
+
     fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase) {
         self.on_pool(|k| k.norm_lif_forward_now(layer, t, phase));
     }
 
+    fn apply_moments(&mut self, norm: &Norm, count: u64) {
+        self.apply_moments_now(norm, count);
+    }
+
     fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors) {
         self.on_pool(|k| k.norm_lif_backward_now(layer, window, errors));
+    }
+
+    fn norm_backward(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut) {
+        self.on_pool(|k| k.norm_backward_now(layer, steps, dz));
     }
 
     fn pool_forward(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer) {

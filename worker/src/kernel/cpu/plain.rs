@@ -214,10 +214,10 @@ impl CpuKernels {
 
     pub(super) fn dropout_mask_now(&mut self, dropout: &Dropout, t: usize, key: u64) {
         let len = dropout.samples * dropout.shape.elements();
-        let (p, scale) = (dropout.p, dropout.scale);
+        let (p, scale, first) = (dropout.p, dropout.scale, dropout.first_element());
         let mask = self.rings[dropout.mask.0 as usize].plain_mut(t, len);
         mask.par_iter_mut().enumerate().for_each(|(i, m)| {
-            *m = if dropout_keeps(key, i as u64, p) {
+            *m = if dropout_keeps(key, first + i as u64, p) {
                 scale
             } else {
                 0.0

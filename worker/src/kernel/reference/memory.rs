@@ -1,4 +1,4 @@
-//! Where values and arenas lie: rings of tensors and five flat tensors.
+//! Where values and arenas lie: rings of tensors and six flat tensors.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -19,7 +19,7 @@ pub(super) struct Memory {
     device: Device,
     rings: Vec<Ring>,
     /// In the order of [`Arena`].
-    arenas: Option<[Tensor<1>; 5]>,
+    arenas: Option<[Tensor<1>; 6]>,
 }
 
 impl Memory {
@@ -64,6 +64,7 @@ impl Memory {
             state(1),
             state(2),
             sizes.statistics,
+            sizes.moments,
         ];
         self.arenas = Some(lengths.map(|length| Tensor::zeros([length], &self.device)));
     }

@@ -36,7 +36,7 @@ use self::optimiser::AdamW;
 use self::pool::Tiling;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss,
-    NormLif, NormLifErrors, Phase, Pool, PoolKind, Report, Residual, Span, Step, Window,
+    Norm, NormLif, NormLifErrors, Phase, Pool, PoolKind, Report, Residual, Span, Step, Window,
     dropout_keeps,
 };
 use crate::shape::{Join, Shape};
@@ -49,6 +49,8 @@ pub struct ReferenceKernels {
     logits_so_far: Option<Tensor<2>>,
     fault: Option<usize>,
     counts: Counts,
+    /// g of the newest time steps, newest first, that waits for the sums of other ranks.
+    waiting: Vec<Value>,
 }
 
 impl std::fmt::Debug for ReferenceKernels {
@@ -79,6 +81,7 @@ impl ReferenceKernels {
             logits_so_far: None,
             fault: None,
             counts: Counts::default(),
+            waiting: Vec::new(),
         }
     }
 
@@ -202,14 +205,33 @@ impl Kernels for ReferenceKernels {
         }
     }
 
+    fn norm_moments(&mut self, layer: &NormLif, t: usize) {
+        let norm = layer.norm.as_ref().expect("only a norm has moments");
+        let z = self.memory.load(layer.z, t);
+        let (mean, variance) = norm::statistics(&z);
+        norm_lif::share(&mut self.memory, norm, mean, variance);
+    }
+
     fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase) {
         if !norm_lif::forward(&mut self.memory, &mut self.counts, layer, t, phase) {
             self.fault.get_or_insert(t);
         }
     }
 
+    fn apply_moments(&mut self, norm: &Norm, count: u64) {
+        norm_lif::apply(&mut self.memory, norm, count);
+    }
+
     fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors) {
-        norm_lif::backward(&mut self.memory, layer, window, errors);
+        self.waiting = norm_lif::backward(&mut self.memory, layer, window, errors);
+    }
+
+    fn norm_backward(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut) {
+        let waiting = std::mem::take(&mut self.waiting);
+        assert_eq!(waiting.len(), steps.len, "norm_lif_backward comes before");
+        for (t, g) in steps.newest_first().zip(waiting) {
+            norm_lif::finish(&mut self.memory, layer, &g, t, dz);
+        }
     }
 
     fn pool_forward(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer) {
@@ -252,7 +274,8 @@ impl Kernels for ReferenceKernels {
 
     fn dropout_mask(&mut self, dropout: &Dropout, t: usize, key: u64) {
         let elements = dropout.samples * dropout.shape.elements();
-        let keeps = |index| dropout_keeps(key, index as u64, dropout.p);
+        let first = dropout.first_element();
+        let keeps = |index| dropout_keeps(key, first + index as u64, dropout.p);
         let factor = |index| if keeps(index) { dropout.scale } else { 0.0 };
         let mask: Vec<f32> = (0..elements).map(factor).collect();
         self.memory.write(dropout.mask, t, &mask);

@@ -2,7 +2,7 @@
 
 use super::Make;
 use super::case::{Case, NOW, Picture, Rig, norm_lif, only, spans, to};
-use crate::kernel::{Arena, Buffer, BufferSpec, Norm, NormLif, NormLifErrors, Phase, Span};
+use crate::kernel::{Arena, Buffer, BufferSpec, Norm, NormLif, NormLifErrors, Norms, Phase, Span};
 use crate::shape::{Content, Shape};
 use crate::trace::TraceError;
 use crate::trace::compare::{Comparison, Quantity};
@@ -117,6 +117,8 @@ impl<'a> Run<'a> {
             eps: 1e-5,
             momentum: 0.1,
             moments: kernels.allocate(&moments),
+            across: Norms::Own,
+            sums: None,
         };
         let z = rig.store(&self.x, &self.x.spec());
         let out = rig.room(&self.y);

@@ -207,6 +207,7 @@ impl Rig {
         kernels.allocate_arenas(ArenaSizes {
             parameters: parameters.max(1),
             statistics,
+            moments: 0,
             // A network without states has no gradients either.
             states: 1,
         });

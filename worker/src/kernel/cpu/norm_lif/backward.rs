@@ -3,7 +3,7 @@
 use super::super::simd::rows::{Block, Body, Rows, Written, for_row_blocks};
 use super::super::{CpuKernels, Scratch};
 use super::{STRIP, grow, rows_per_block, tile, tiled};
-use crate::kernel::{Errors, ErrorsOut, Neuron, NormLif, NormLifErrors, Reset, Window};
+use crate::kernel::{Errors, ErrorsOut, Neuron, NormLif, NormLifErrors, Norms, Reset, Window};
 
 /// `J_t = du_{t+1}/du_t` at u (ALGORITHMS, section 1), times `tau_m`.
 #[inline(always)]
@@ -33,22 +33,30 @@ impl CpuKernels {
         };
         for (age, t) in steps.newest_first().enumerate() {
             let oldest = age + 1 == steps.len;
-            self.step_backward(layer, t, (age == 0, oldest), errors);
+            let waits = layer.norm.is_some_and(|n| n.across == Norms::Synchronised);
+            // What waits for the sums of other ranks must not lie in each other's place.
+            let place = if waits { age } else { 0 };
+            self.step_backward(layer, t, (age == 0, oldest), errors, place);
             if let Some(norm) = &layer.norm {
                 self.norm_sums(norm, layer, age == 0);
-                self.norm_backward(norm, layer, t, errors.z);
+                if waits {
+                    self.hand_out_sums(norm, layer, t);
+                } else {
+                    self.norm_backward(norm, layer, t, errors.z, place);
+                }
             }
         }
     }
 
     /// Line 17 at one time step: delta from the step after it (in scratch) and from above; g, its
-    /// sum with what arrived at y, to `before` and to the norm.
+    /// sum with what arrived at y, to `before` and to the norm (in scratch: to this place).
     fn step_backward(
         &mut self,
         layer: &NormLif,
         t: usize,
         (newest, oldest): (bool, bool),
         errors: &NormLifErrors,
+        place: usize,
     ) {
         let c = layer.shape.channels;
         let num_rows = layer.samples * layer.shape.pixels();
@@ -72,7 +80,7 @@ impl CpuKernels {
             ..
         } = &mut self.scratch;
         let g_out = if stage {
-            Some(grow(staged, len))
+            Some(&mut grow(staged, (place + 1) * len)[place * len..])
         } else {
             z.as_mut().map(|z| z.plain_mut(t, len))
         };

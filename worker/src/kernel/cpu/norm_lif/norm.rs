@@ -3,7 +3,7 @@
 use super::super::simd::rows::{Block, Body, Rows, Written, for_row_blocks};
 use super::super::{CpuKernels, Scratch};
 use super::{folded, grow, repeat, rows_per_block, single, tile, tiled};
-use crate::kernel::{ErrorsOut, Norm, NormLif, Phase};
+use crate::kernel::{ErrorsOut, Norm, NormLif, Norms, Phase, Window};
 
 /// Moments of a block: the mean by channel, then the sum of squared deviations along a tile.
 struct Moments<'a> {
@@ -41,29 +41,76 @@ impl Body<0> for Moments<'_> {
 }
 
 impl CpuKernels {
-    /// Mean and gamma / std of this time step into scratch; moments and running statistics in
-    /// training.
+    /// Mean and gamma / std of this time step into scratch; in training the moments too, and what
+    /// the running statistics follow.
     pub(super) fn affine(&mut self, norm: &Norm, layer: &NormLif, t: usize, phase: Phase) {
         let c = layer.shape.channels;
+        let width = tile(c);
+        if phase == Phase::Evaluate {
+            self.running_affine(norm, c);
+        } else {
+            if norm.across != Norms::Synchronised {
+                self.block_moments(layer, t);
+            }
+            self.batch_affine(norm, layer, t);
+        }
+        repeat(&mut self.scratch.mean[..width], c);
+        repeat(&mut self.scratch.scale[..width], c);
+    }
+
+    /// From the running statistics.
+    fn running_affine(&mut self, norm: &Norm, c: usize) {
+        let Scratch { mean, scale, .. } = &mut self.scratch;
+        let (mean, scale) = (grow(mean, tile(c)), grow(scale, tile(c)));
+        mean[..c].copy_from_slice(&self.statistics[norm.running_mean.range()]);
+        let gamma = &self.weights[norm.gamma.range()];
+        let var = &self.statistics[norm.running_var.range()];
+        for ((scale, &gamma), &var) in scale.iter_mut().zip(gamma).zip(var) {
+            *scale = gamma / (var + norm.eps).sqrt();
+        }
+    }
+
+    /// From the batch: the moments of its blocks, or, synchronised, those of all ranks.
+    fn batch_affine(&mut self, norm: &Norm, layer: &NormLif, t: usize) {
+        let c = layer.shape.channels;
         let num_rows = layer.samples * layer.shape.pixels();
+        let block = rows_per_block(c);
         let Scratch {
             mean, scale, sums, ..
         } = &mut self.scratch;
-        let width = tile(c);
-        let (mean, scale) = (grow(mean, width), grow(scale, width));
+        let (mean, scale) = (grow(mean, tile(c)), grow(scale, tile(c)));
+        let sums = grow(sums, num_rows.div_ceil(block) * 2 * tile(c));
         let gamma = &self.weights[norm.gamma.range()];
-        if phase == Phase::Evaluate {
-            mean[..c].copy_from_slice(&self.statistics[norm.running_mean.range()]);
-            let var = &self.statistics[norm.running_var.range()];
-            for ((scale, &gamma), &var) in scale.iter_mut().zip(gamma).zip(var) {
-                *scale = gamma / (var + norm.eps).sqrt();
-            }
-            repeat(mean, c);
-            repeat(scale, c);
-            return;
+        let moments = self.rings[norm.moments.0 as usize].plain_mut(t, 2 * c);
+        for channel in 0..c {
+            let at = norm.channel(channel);
+            let (m, v) = match norm.across {
+                Norms::Own => {
+                    let own = combine(sums, c, channel, num_rows, block);
+                    follow(&mut self.statistics, norm, at, own, num_rows as f64);
+                    own
+                }
+                Norms::Pooled => {
+                    let own = combine(sums, c, channel, num_rows, block);
+                    shift(&mut self.moments, &self.statistics, at, own);
+                    own
+                }
+                Norms::Synchronised => unshift(&self.moments, &self.statistics, at),
+            };
+            let inv = 1.0 / (v + f64::from(norm.eps)).sqrt();
+            (mean[channel], moments[channel]) = (single(m), single(m));
+            moments[c + channel] = single(inv);
+            scale[channel] = gamma[channel] * single(inv);
         }
-        let block = rows_per_block(c);
-        let sums = grow(sums, num_rows.div_ceil(block) * 2 * width);
+    }
+
+    /// The moments of every block of z at this time step into scratch.
+    fn block_moments(&mut self, layer: &NormLif, t: usize) {
+        let c = layer.shape.channels;
+        let num_rows = layer.samples * layer.shape.pixels();
+        let (block, width) = (rows_per_block(c), tile(c));
+        let len = num_rows.div_ceil(block) * 2 * width;
+        let sums = grow(&mut self.scratch.sums, len);
         let z = self.rings[layer.z.0 as usize].plain(t, num_rows * c);
         for_row_blocks(
             self.isa,
@@ -75,25 +122,32 @@ impl CpuKernels {
             },
             &Moments { z, channels: c },
         );
-        let moments = self.rings[norm.moments.0 as usize].plain_mut(t, 2 * c);
-        let n = num_rows as f64;
-        let unbias = n / (n - 1.0).max(1.0);
+    }
+
+    pub(in crate::kernel::cpu) fn norm_moments_now(&mut self, layer: &NormLif, t: usize) {
+        let norm = layer.norm.expect("only a norm has moments");
+        self.block_moments(layer, t);
+        let c = layer.shape.channels;
+        let num_rows = layer.samples * layer.shape.pixels();
+        let block = rows_per_block(c);
+        let sums = &self.scratch.sums[..num_rows.div_ceil(block) * 2 * tile(c)];
         for channel in 0..c {
-            let (m, v) = combine(sums, c, channel, num_rows, block);
-            let inv = 1.0 / (v + f64::from(norm.eps)).sqrt();
-            (mean[channel], moments[channel]) = (single(m), single(m));
-            moments[c + channel] = single(inv);
-            scale[channel] = gamma[channel] * single(inv);
-            let running = &mut self.statistics;
-            let mut step = |at: usize, now: f64| {
-                let old = f64::from(running[at]);
-                running[at] = single(old + f64::from(norm.momentum) * (now - old));
-            };
-            step(norm.running_mean.offset + channel, m);
-            step(norm.running_var.offset + channel, v * unbias);
+            let own = combine(sums, c, channel, num_rows, block);
+            shift(
+                &mut self.moments,
+                &self.statistics,
+                norm.channel(channel),
+                own,
+            );
         }
-        repeat(mean, c);
-        repeat(scale, c);
+    }
+
+    pub(in crate::kernel::cpu) fn apply_moments_now(&mut self, norm: &Norm, count: u64) {
+        for channel in 0..norm.gamma.len {
+            let at = norm.channel(channel);
+            let pooled = unshift(&self.moments, &self.statistics, at);
+            follow(&mut self.statistics, norm, at, pooled, count as f64);
+        }
     }
 
     /// Joins the blocks' sums of g and g xhat: this step's for its own backward, and the gradients.
@@ -125,13 +179,45 @@ impl CpuKernels {
         }
     }
 
-    /// dx = gamma inv (g - dbeta/n - xhat dgamma/n) of one time step, in place or from scratch.
+    /// Hands this step's sums out, for those of all ranks to take their place.
+    pub(super) fn hand_out_sums(&mut self, norm: &Norm, layer: &NormLif, t: usize) {
+        let c = layer.shape.channels;
+        let sums = norm.sums.expect("synchronised norms have sums");
+        let (g, g_xhat) = self.rings[sums.0 as usize]
+            .plain_mut(t, 2 * c)
+            .split_at_mut(c);
+        g.copy_from_slice(&self.scratch.mean[..c]);
+        g_xhat.copy_from_slice(&self.scratch.scale[..c]);
+    }
+
+    /// The rest of the backward with the sums that came back.
+    pub(in crate::kernel::cpu) fn norm_backward_now(
+        &mut self,
+        layer: &NormLif,
+        steps: Window,
+        to: ErrorsOut,
+    ) {
+        let norm = layer.norm.expect("only a norm waits");
+        let sums = norm.sums.expect("only a synchronised norm waits");
+        let c = layer.shape.channels;
+        for (age, t) in steps.newest_first().enumerate() {
+            let (g, g_xhat) = self.rings[sums.0 as usize].plain(t, 2 * c).split_at(c);
+            let Scratch { mean, scale, .. } = &mut self.scratch;
+            grow(mean, c).copy_from_slice(g);
+            grow(scale, c).copy_from_slice(g_xhat);
+            self.norm_backward(&norm, layer, t, Some(to), age);
+        }
+    }
+
+    /// dx = gamma inv (g - dbeta/n - xhat dgamma/n) of one time step, in place or from this place
+    /// of scratch.
     pub(super) fn norm_backward(
         &mut self,
         norm: &Norm,
         layer: &NormLif,
         t: usize,
         to: Option<ErrorsOut>,
+        place: usize,
     ) {
         let Some(to) = to else { return };
         let c = layer.shape.channels;
@@ -164,7 +250,9 @@ impl CpuKernels {
         let body = NormBackward {
             channels: c,
             z: self.rings[layer.z.0 as usize].plain(t, len),
-            staged: to.accumulate.then(|| &stage[..len]),
+            staged: to
+                .accumulate
+                .then(|| &stage[place * len..(place + 1) * len]),
             mean: tiled(tiled_mean, mean),
             gain,
             dbeta,
@@ -175,6 +263,28 @@ impl CpuKernels {
         for_row_blocks(self.isa, num_rows, rows_per_block(c), written, &body);
         self.put(to.buffer, Some(dz));
     }
+}
+
+/// Moves a channel's running statistics towards mean and biased variance of `count` values.
+fn follow(running: &mut [f32], norm: &Norm, at: [usize; 2], (m, v): (f64, f64), count: f64) {
+    let unbias = count / (count - 1.0).max(1.0);
+    for (at, now) in at.into_iter().zip([m, v * unbias]) {
+        let old = f64::from(running[at]);
+        running[at] = single(old + f64::from(norm.momentum) * (now - old));
+    }
+}
+
+/// Writes a channel's mean and biased variance about the running mean.
+fn shift(moments: &mut [f32], running: &[f32], at: [usize; 2], (m, v): (f64, f64)) {
+    let d = single(m - f64::from(running[at[0]]));
+    // d as it is rounded: then the variance has no error from that.
+    (moments[at[0]], moments[at[1]]) = (d, single(v + f64::from(d) * f64::from(d)));
+}
+
+/// The way back: a channel's mean and biased variance.
+fn unshift(moments: &[f32], running: &[f32], at: [usize; 2]) -> (f64, f64) {
+    let [d, q] = at.map(|at| f64::from(moments[at]));
+    (f64::from(running[at[0]]) + d, (q - d * d).max(0.0))
 }
 
 /// The second pass of batch norm's backward.
