@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("graph", &["shape"]),
     ("kernel", &["shape"]),
     ("engine", &["graph", "kernel", "shape"]),
-    ("learn", &["engine", "kernel"]),
+    ("learn", &["collective", "engine", "kernel"]),
     ("trace", &["engine", "graph", "kernel", "learn", "shape"]),
     ("weights", &["engine", "kernel", "pickle", "trace"]),
     (
@@ -31,6 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "train",
         &[
+            "collective",
             "engine",
             "checkpoint",
             "data",

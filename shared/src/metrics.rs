@@ -5,6 +5,9 @@
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts};
 use prometheus::{Registry, TextEncoder};
+use std::collections::HashMap;
+
+use crate::ids::Rank;
 
 /// The type of the text that [`Metrics::text`] gives, as HTTP names it.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -66,6 +69,11 @@ pub struct Metrics {
     pub batch_seconds: Histogram,
     /// Seconds in which each training batch's data were waited for.
     pub data_wait_seconds: Histogram,
+    /// Seconds in which each training batch waited for averages over ranks: communication that no
+    /// computation hid.
+    pub exchange_wait_seconds: Histogram,
+    /// The same, per update, of the newest batch.
+    pub exchange_wait_per_update: Gauge,
     /// The training loss of the epoch so far.
     pub loss: Gauge,
     /// The learning rate.
@@ -93,7 +101,20 @@ impl Metrics {
         reason = "a registry of its own is no default of anything"
     )]
     pub fn new() -> Self {
-        let registry = Registry::new();
+        Self::labelled(Registry::new())
+    }
+
+    /// The metrics of one of several ranks: each value has the label `rank`.
+    ///
+    /// # Panics
+    /// Never: the label's name is a constant of the right form.
+    pub fn of_rank(rank: Rank) -> Self {
+        let labels = HashMap::from([("rank".to_owned(), rank.0.to_string())]);
+        let registry = Registry::new_custom(None, Some(labels));
+        Self::labelled(registry.expect("the label's name is of the right form"))
+    }
+
+    fn labelled(registry: Registry) -> Self {
         let put = &registry;
         let loss = "Mean training loss over time steps and batches of the epoch so far.";
         let accuracy = "Share of samples that are right after the last time step: of the epoch so \
@@ -121,6 +142,18 @@ impl Metrics {
             // 1 ms to 65 s, and 10 us to 5 s.
             batch_seconds: histogram(put, "synfire_batch_seconds", batch, (1e-3, 2.0, 17)),
             data_wait_seconds: histogram(put, "synfire_data_wait_seconds", wait, (1e-5, 3.0, 13)),
+            exchange_wait_seconds: histogram(
+                put,
+                "synfire_exchange_wait_seconds",
+                "Time in which a training batch waited for averages over ranks: communication that \
+                 no computation hid.",
+                (1e-5, 3.0, 13),
+            ),
+            exchange_wait_per_update: gauge(
+                put,
+                "synfire_exchange_wait_per_update_seconds",
+                "Time in which an update of the newest batch waited for averages over ranks, mean.",
+            ),
             checkpoints: counter(
                 put,
                 "synfire_checkpoints_total",
@@ -239,6 +272,16 @@ mod tests {
         let text = Metrics::new().text();
         assert!(text.contains("# TYPE synfire_images_total counter\nsynfire_images_total 0\n"));
         assert!(text.contains("\nsynfire_batch_seconds_count 0\n"), "{text}");
+    }
+
+    #[test]
+    fn every_value_of_a_rank_has_its_label() {
+        let metrics = Metrics::of_rank(Rank(3));
+        metrics.set_accuracy(Split::Test, 0.5);
+        let text = metrics.text();
+        assert!(text.contains("synfire_images_total{rank=\"3\"} 0\n"));
+        let values = text.lines().filter(|line| !line.starts_with('#'));
+        assert!(values.into_iter().all(|line| line.contains("rank=\"3\"")));
     }
 
     #[test]

@@ -12,7 +12,9 @@ use synfire::kernel::cpu::simd::Isa;
 use synfire::kernel::reference::ReferenceKernels;
 use synfire::kernel::{Arena, Kernels, Loss, Neuron, Norms, Reset};
 use synfire::learn::optimiser::Optimiser;
-use synfire::learn::{Algorithm, Batch, Fault, Input, Learner, Masks, Observer, Unobserved};
+use synfire::learn::{
+    Algorithm, Batch, Fault, Input, LearnError, Learner, Masks, Observer, Unobserved,
+};
 use synfire_shared::run;
 
 /// Numbers by the name of their tensor.

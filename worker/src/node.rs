@@ -13,6 +13,7 @@ use crate::learn::stol::Stol;
 use crate::learn::{Algorithm, Learner};
 use crate::memory;
 use crate::shape::{Join, Shape};
+use std::ops::Range;
 use synfire_shared::run::{self, Run};
 
 /// Why a run cannot start.
@@ -73,28 +74,60 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// Builds a rank's node with freshly drawn weights.
+/// What one rank has of each batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its places in the global batch.
+    pub places: Range<usize>,
+    /// Over whose samples its norms take their statistics.
+    pub norms: Norms,
+}
+
+impl Share {
+    /// Of the only rank.
+    pub fn whole(run: &Run) -> Self {
+        Self {
+            places: 0..run.data.batch,
+            norms: Norms::Own,
+        }
+    }
+}
+
+/// Builds the node of the only rank with freshly drawn weights; see [`build_share`].
+///
+/// # Errors
+/// If the model does not fit the input, or the back end cannot start.
+pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError> {
+    build_share(run, input, classes, &Share::whole(run))
+}
+
+/// Builds a rank's node with freshly drawn weights, the same on all ranks.
 ///
 /// # Errors
 /// If the model does not fit the input, or the back end cannot start.
 ///
 /// # Panics
 /// Never: initial values are drawn for the graph's own parameters.
-pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError> {
+pub fn build_share(
+    run: &Run,
+    input: Shape,
+    classes: usize,
+    share: &Share,
+) -> Result<Node, NodeError> {
     let options = model_options(&run.model, input, classes);
     let graph = models::build(&options)?;
     let mut kernels = kernels(run.engine, run.threads)?;
     let algorithm = algorithm(run.algorithm);
     let settings = Settings {
-        samples: run.data.batch,
+        samples: share.places.len(),
         window: algorithm.window(run.time_steps),
         neuron: neuron(&run.neuron),
         bn_eps: 1e-5,
         bn_momentum: 0.1,
         dropout_rescale: true,
         seed: run.seed,
-        norms: Norms::Own,
-        first_sample: 0,
+        norms: share.norms,
+        first_sample: share.places.start,
     };
     let optimiser = Optimiser::new(run.optimiser);
     check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
@@ -103,11 +136,8 @@ pub fn build(run: &Run, input: Shape, classes: usize) -> Result<Node, NodeError>
         let set = network.set(&mut *kernels, &name, &values);
         set.expect("initial values are drawn for the graph's own parameters");
     }
-    let learner = Learner {
-        loss: loss(run.loss, run.data.batch, classes),
-        network,
-        optimiser,
-    };
+    let loss = loss(run.loss, share.places.len(), classes);
+    let learner = Learner::new(network, loss, optimiser);
     Ok(Node {
         kernels,
         learner,

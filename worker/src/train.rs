@@ -3,32 +3,36 @@
 
 mod evaluate;
 mod event;
+mod group;
 pub mod init;
 mod line;
+mod pulse;
 mod saving;
 mod tally;
+mod training;
 
 use crate::checkpoint::CheckpointError;
-use crate::data::{DataError, Next, Place, Prefetch, Source};
+use crate::collective::{Collective, CollectiveError, Solo, Wire};
+use crate::data::{DataError, Source};
 use crate::engine::plan::Role;
-use crate::learn::{Batch, Fault, Input, Masks, Unobserved};
-use crate::node::{self, Node, NodeError};
+use crate::kernel::Norms;
+use crate::learn::Fault;
+use crate::learn::exchange::{self, Exchange, Part};
+use crate::node::{self, Node, NodeError, Share};
 use crate::shape::Shape;
 use crate::weights::WeightsError;
-pub use evaluate::{EvaluateError, evaluate};
+pub use evaluate::{EvaluateError, Tested, evaluate};
 pub use event::{EpochRecord, Event, Progress, Timing};
 pub use line::EpochLine;
-use saving::{Counted, Saving};
+pub use pulse::{Beat, Phase, Pulse};
+use saving::Saving;
 pub use saving::{Kept, Options, Resume};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Instant;
-use synfire_shared::checkpoint::Position;
-use synfire_shared::ids::Epoch;
-use synfire_shared::run::Run;
+use synfire_shared::ids::Rank;
+use synfire_shared::run::{self, Run};
 pub use tally::Tally;
-
-/// Batches between two readings of the device's sums.
-const REPORT_EVERY: usize = 8;
+use training::Training;
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,17 @@ pub enum TrainError {
     /// The weights to start from cannot be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// Another rank is lost, or this one is cut off.
+    #[error(transparent)]
+    Ranks(#[from] CollectiveError),
+    /// The ranks would not do the same.
+    #[error("{rank} {what}")]
+    Disagree {
+        /// The rank that differs.
+        rank: Rank,
+        /// In what, and the remedy.
+        what: String,
+    },
     /// The training set is smaller than one batch.
     #[error("the training set has {len} images, data.batch is {batch}: make the batch smaller")]
     BatchTooLarge {
@@ -91,7 +106,7 @@ pub struct Trained {
     pub seconds: f64,
 }
 
-/// Trains as the run says.
+/// Trains as the run says, alone.
 ///
 /// # Errors
 /// If the data cannot be read, the network cannot be built, a checkpoint cannot be used or the last
@@ -101,8 +116,76 @@ pub fn train(
     options: &Options,
     tell: &mut dyn FnMut(Event),
 ) -> Result<Trained, TrainError> {
+    train_in(run, options, Box::new(Solo::new()), tell)
+}
+
+/// Trains as the run says, as one of the ranks of a group. Rank 0 alone keeps the run's folder.
+///
+/// # Errors
+/// As [`train`]; or if other ranks do not do the same, or are lost. The others are told of errors of
+/// this rank.
+pub fn train_in(
+    run: &Run,
+    options: &Options,
+    mut collective: Box<dyn Collective>,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Trained, TrainError> {
     let begin = Instant::now();
-    let source = Source::open(&run.data, run.seed)?;
+    collective.set_deadline(group::STARTUP);
+    let prepared = prepare(run, options, &mut *collective, tell);
+    let (source, mut node, saving, bucket) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            group::tell(&error, &mut *collective);
+            return Err(error);
+        }
+    };
+    if collective.world().0 > 1 {
+        collective.set_deadline(group::deadline(run, 0.0));
+        let part = Part {
+            places: source.share(),
+            batch: run.data.batch,
+            wire: wire(run),
+            bucket,
+            overlaps: run.ranks.overlap,
+            stop: Arc::clone(&options.stop),
+        };
+        let network = &node.learner.network;
+        let exchange = Exchange::new(collective, part, network, run.time_steps);
+        tell(grouped(&exchange));
+        node.learner.exchange = Some(exchange);
+    }
+    let mut training = Training::new(run, source, saving, Arc::clone(&options.pulse));
+    let epochs = match training.epochs(&mut node, tell) {
+        Ok(epochs) => epochs,
+        Err(error) => {
+            // What is being written is kept, whatever the others do.
+            let error = training.end(error, tell);
+            if let Some(exchange) = &mut node.learner.exchange {
+                group::tell(&error, exchange.collective());
+            }
+            return Err(error);
+        }
+    };
+    Ok(Trained {
+        epochs,
+        stopped: training.stopped(&node),
+        kept: training.finish(tell)?,
+        node,
+        seconds: begin.elapsed().as_secs_f64(),
+    })
+}
+
+/// Opens the data and the run's folder, builds the network and brings it to where training starts:
+/// on all ranks to where rank 0 does. Also gives the numbers of a bucket.
+fn prepare(
+    run: &Run,
+    options: &Options,
+    collective: &mut dyn Collective,
+    tell: &mut dyn FnMut(Event),
+) -> Result<(Source, Node, Saving, usize), TrainError> {
+    let (rank, world) = (collective.rank(), collective.world());
+    let source = Source::open(&run.data, run.seed)?.of_rank(rank, world)?;
     let info = source.info();
     let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
     if source.train_batches() == 0 {
@@ -111,9 +194,67 @@ pub fn train(
             batch: run.data.batch,
         });
     }
-    let mut node = node::build(run, input, info.classes)?;
-    let parameters = node.graph.parameters();
-    tell(Event::Began {
+    let share = Share {
+        places: source.share(),
+        norms: match world.0 {
+            1 => Norms::Own,
+            _ => Norms::Pooled,
+        },
+    };
+    let mut node = node::build_share(run, input, info.classes, &share)?;
+    tell(began(&node, &source));
+    if world.0 == 1 {
+        let saving = Saving::begin(run, options, &source, &mut node, tell)?;
+        return Ok((source, node, saving, 0));
+    }
+    group::agree(collective, run, &source)?;
+    let mut saving = match rank {
+        Rank(0) => Saving::begin(run, options, &source, &mut node, tell)?,
+        _ => Saving::follow(run, options),
+    };
+    let start = group::share_start(collective, &mut node, saving.start())?;
+    saving.start_at(start);
+    let bucket = bucket(run, collective, &node, &saving)?;
+    Ok((source, node, saving, bucket))
+}
+
+fn wire(run: &Run) -> Wire {
+    match run.ranks.wire {
+        run::Wire::F32 => Wire::F32,
+        run::Wire::Bf16 => Wire::Bf16,
+    }
+}
+
+/// The numbers of a bucket: as configured, as an earlier start of the run has found, or measured.
+fn bucket(
+    run: &Run,
+    collective: &mut dyn Collective,
+    node: &Node,
+    saving: &Saving,
+) -> Result<usize, TrainError> {
+    let len = node.learner.network.plan().layout.len();
+    let mib = run.ranks.bucket_mib;
+    if mib > 0.0 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at most 1024 MiB"
+        )]
+        let numbers = (mib * f64::from(1 << 18)).ceil() as usize;
+        return Ok(numbers);
+    }
+    let key = group::Tuned::key(run, &*collective, len);
+    if let Some(known) = group::known_bucket(collective, saving.tuning().as_deref(), &key)? {
+        return Ok(known);
+    }
+    let bucket = exchange::measured(collective, len, wire(run))?;
+    saving.keep_tuning(&group::Tuned { key, bucket }.text());
+    Ok(bucket)
+}
+
+fn began(node: &Node, source: &Source) -> Event {
+    let (parameters, info) = (node.graph.parameters(), source.info());
+    Event::Began {
         engine: node.kernels.name(),
         algorithm: node.algorithm.name(),
         parameters: parameters
@@ -121,23 +262,23 @@ pub fn train(
             .map(crate::graph::Parameter::elements)
             .sum(),
         images: (info.train_len, info.test_len),
-        layers: layers(&node),
+        layers: layers(node),
         window_bytes: node.learner.network.bytes(&*node.kernels, Role::Kept),
         device_bytes: node.learner.network.device_bytes(&*node.kernels),
-    });
-    let saving = Saving::begin(run, options, &source, &mut node, tell)?;
-    let mut training = Training::new(run, source, saving);
-    let epochs = match training.epochs(&mut node, tell) {
-        Ok(epochs) => epochs,
-        Err(error) => return Err(training.end(error, tell)),
-    };
-    Ok(Trained {
-        epochs,
-        node,
-        stopped: training.stopped(),
-        kept: training.saving.finish(tell)?,
-        seconds: begin.elapsed().as_secs_f64(),
-    })
+    }
+}
+
+fn grouped(exchange: &Exchange) -> Event {
+    let group = exchange.group();
+    let ranges = exchange.buckets();
+    let sizes: Vec<usize> = ranges.map(|range| range.len()).collect();
+    Event::Grouped {
+        rank: group.rank(),
+        world: group.world(),
+        samples: exchange.part().places.len(),
+        collective: group.name(),
+        buckets: (sizes.iter().copied().max().unwrap_or(0), sizes.len()),
+    }
 }
 
 /// The names of the layers of neurons by the number of their counter; twins go by the first's.
@@ -150,288 +291,4 @@ fn layers(node: &Node) -> Vec<String> {
         }
     }
     layers
-}
-
-struct Training<'a> {
-    run: &'a Run,
-    source: Source,
-    prefetch: Prefetch,
-    saving: Saving,
-    batches_done: u64,
-    batches_in_all: u64,
-    /// Whether a signal ended an epoch before its end.
-    is_cut: bool,
-}
-
-impl<'a> Training<'a> {
-    fn new(run: &'a Run, source: Source, saving: Saving) -> Self {
-        let position = saving.position;
-        let batch_index =
-            usize::try_from(position.batch).expect("it was checked to be in an epoch");
-        let epoch = Epoch(position.epoch);
-        let first = Place { epoch, batch_index };
-        let whole = u64::from(run.epochs) * source.train_batches() as u64;
-        Self {
-            run,
-            prefetch: source.train(first, Epoch(run.epochs)),
-            source,
-            saving,
-            batches_done: position.batches_done,
-            batches_in_all: run.max_batches.map_or(whole, |most| most.min(whole)),
-            is_cut: false,
-        }
-    }
-
-    /// The signal that ended the run before its time.
-    fn stopped(&self) -> Option<usize> {
-        let is_over = self.batches_done >= self.batches_in_all && !self.is_cut;
-        self.saving.stopped().filter(|_| !is_over)
-    }
-
-    /// Whether an epoch was learnt from, but not yet judged by the test set, when the run was saved.
-    fn is_untested(&self) -> bool {
-        self.saving.position.batch == self.source.train_batches() as u64
-    }
-
-    /// The epochs that are left, until the last or a signal.
-    fn epochs(
-        &mut self,
-        node: &mut Node,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Vec<EpochRecord>, TrainError> {
-        let mut epochs = Vec::new();
-        let Position { epoch, batch, .. } = self.saving.position;
-        let mut batch = usize::try_from(batch).expect("it was checked to be in an epoch");
-        let first = epoch;
-        for epoch in epoch..self.run.epochs {
-            let is_left = epoch == first && self.is_untested();
-            if self.batches_done >= self.batches_in_all && !is_left {
-                break;
-            }
-            if self.saving.stopped().is_some() {
-                let place = (epoch, batch, self.batches_done);
-                let counted = self.saving.take_counted();
-                self.saving.stop(node, place, counted);
-                self.is_cut = true;
-                break;
-            }
-            let Some(record) = self.epoch(epoch, batch, node, tell)? else {
-                self.is_cut = true;
-                break;
-            };
-            tell(Event::Epoch(Box::new(record.clone())));
-            batch = 0;
-            epochs.push(record);
-        }
-        Ok(epochs)
-    }
-
-    /// One epoch from this batch on; nothing where a signal ended it.
-    fn epoch(
-        &mut self,
-        epoch: u32,
-        mut batch: usize,
-        node: &mut Node,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Option<EpochRecord>, TrainError> {
-        let lr = self.set_lr(node, epoch);
-        let batches = self.source.train_batches();
-        let (begin, waited) = (Instant::now(), self.prefetch.waited());
-        let mut counted = self.saving.take_counted();
-        let (seconds, data_wait_seconds) = (counted.seconds, counted.data_wait_seconds);
-        let mut images_per_second = self.rate(batch, &counted);
-        let mut timings = Vec::with_capacity(REPORT_EVERY);
-        while batch < batches && self.batches_done < self.batches_in_all {
-            match self.learn(node, epoch, batch, tell) {
-                Ok(Some(timing)) => timings.push(timing),
-                other => {
-                    counted.tally.add(&node.kernels.take_report());
-                    counted.seconds = seconds + begin.elapsed().as_secs_f64();
-                    return self.give_up(node, (epoch, batch), counted, other.err());
-                }
-            }
-            batch += 1;
-            let last = batch == batches || self.batches_done == self.batches_in_all;
-            let stops = !last && self.saving.stopped().is_some();
-            let saves = !last && (stops || self.saving.is_due(self.batches_done));
-            if batch.is_multiple_of(REPORT_EVERY) || last || saves {
-                counted.tally.add(&node.kernels.take_report());
-                counted.seconds = seconds + begin.elapsed().as_secs_f64();
-                let waited = self.prefetch.waited().saturating_sub(waited);
-                counted.data_wait_seconds = data_wait_seconds + waited.as_secs_f64();
-                images_per_second = self.rate(batch, &counted);
-                tell(Event::Progress(Progress {
-                    epoch,
-                    batch,
-                    batches,
-                    batches_done: self.batches_done,
-                    batches_in_all: self.batches_in_all,
-                    tally: counted.tally.clone(),
-                    images_per_second,
-                    lr,
-                    timings: std::mem::take(&mut timings),
-                }));
-                self.saving.attend(tell)?;
-            }
-            let place = (epoch, batch, self.batches_done);
-            if stops {
-                self.saving.stop(node, place, counted);
-                return Ok(None);
-            }
-            if saves {
-                self.saving.save(node, place, counted.clone(), None);
-            }
-        }
-        let ends = epoch + 1 == self.run.epochs || self.batches_done == self.batches_in_all;
-        let evaluates = ends || (epoch + 1).is_multiple_of(self.run.evaluate_every);
-        let mut test = None;
-        if evaluates {
-            match self.test(node, epoch, tell) {
-                Ok(Some(tally)) => test = Some(tally),
-                // Weights are as they were before the test: it comes again.
-                other => return self.give_up(node, (epoch, batch), counted, other.err()),
-            }
-        }
-        let record = EpochRecord {
-            epoch,
-            lr,
-            train: counted.tally,
-            test,
-            train_seconds: counted.seconds,
-            images_per_second,
-            data_wait_seconds: counted.data_wait_seconds,
-        };
-        let next = self.next_place(epoch, batch);
-        self.saving.end_of_epoch(node, &record, next, ends);
-        Ok(Some(record))
-    }
-
-    /// Sets the learning rate of an epoch, and returns it.
-    fn set_lr(&self, node: &mut Node, epoch: u32) -> f64 {
-        let optimiser = &mut node.learner.optimiser;
-        let base = optimiser.base_lr();
-        let lr = self.run.schedule.lr(base, Epoch(epoch), self.run.epochs);
-        optimiser.set_lr(lr);
-        lr
-    }
-
-    /// Training images per second of so many batches of an epoch.
-    fn rate(&self, batches: usize, counted: &Counted) -> f64 {
-        let images = (batches * self.run.data.batch) as f64;
-        if counted.seconds > 0.0 {
-            images / counted.seconds
-        } else {
-            0.0
-        }
-    }
-
-    /// Saves what was learnt before a signal, without an error, or before data gave out: the network
-    /// is sound.
-    fn give_up(
-        &mut self,
-        node: &mut Node,
-        (epoch, batch): (u32, usize),
-        counted: Counted,
-        error: Option<TrainError>,
-    ) -> Result<Option<EpochRecord>, TrainError> {
-        if matches!(error, None | Some(TrainError::Data(_))) {
-            let place = (epoch, batch, self.batches_done);
-            self.saving.stop(node, place, counted);
-        }
-        error.map_or(Ok(None), Err)
-    }
-
-    /// Waits for what is being written, whose failures are told, and gives why the run ends.
-    fn end(self, error: TrainError, tell: &mut dyn FnMut(Event)) -> TrainError {
-        if let Err(more) = self.saving.finish(tell) {
-            let more = more.to_string();
-            // That another process has the folder may be why the run ends.
-            if more != error.to_string() {
-                tell(Event::Warning(more));
-            }
-        }
-        error
-    }
-
-    /// The test set; nothing where a signal came.
-    fn test(
-        &mut self,
-        node: &mut Node,
-        epoch: u32,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Option<Tally>, TrainError> {
-        let stop = self.saving.stop_flag();
-        let stops = || stop.load(Ordering::Relaxed) != 0;
-        let saving = &mut self.saving;
-        let tested = evaluate(
-            node,
-            &self.source,
-            self.run.time_steps,
-            &stops,
-            &mut |bad| {
-                saving.list_bad_samples(&bad);
-                tell(Event::BadSamples(bad));
-            },
-        );
-        tested.map_err(|error| match error {
-            EvaluateError::Data(error) => error.into(),
-            EvaluateError::Fault(fault) => TrainError::Evaluation { epoch, fault },
-        })
-    }
-
-    /// Where training goes on after this batch: a checkpoint never lies behind an epoch's last.
-    fn next_place(&self, epoch: u32, batch: usize) -> (u32, usize, u64) {
-        if batch == self.source.train_batches() {
-            (epoch + 1, 0, self.batches_done)
-        } else {
-            (epoch, batch, self.batches_done)
-        }
-    }
-
-    /// Learns from a batch; nothing where a signal came before its data did.
-    fn learn(
-        &mut self,
-        node: &mut Node,
-        epoch: u32,
-        batch: usize,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Option<Timing>, TrainError> {
-        let (asked, updates) = (Instant::now(), node.learner.optimiser.updates());
-        let saving = &self.saving;
-        let data = match self.prefetch.next_unless(&|| saving.stopped().is_some())? {
-            Next::Batch(data) => data,
-            Next::Stopped => return Ok(None),
-            Next::End => unreachable!("the loop asks for as many batches as there are"),
-        };
-        let begin = Instant::now();
-        if !data.bad.is_empty() {
-            self.saving.list_bad_samples(&data.bad);
-            tell(Event::BadSamples(data.bad.clone()));
-        }
-        let learnt = Batch {
-            index: self.batches_done,
-            input: Input::Static(&data.x_nhwc),
-            labels: &data.labels,
-            num_time_steps: self.run.time_steps,
-            masks: Masks::Keyed,
-        };
-        let (learner, algorithm) = (&mut node.learner, &mut node.algorithm);
-        let mut result = Ok(());
-        node.kernels.run(&mut |kernels| {
-            result = algorithm.learn(learner, kernels, &learnt, &mut Unobserved);
-        });
-        self.batches_done += 1;
-        let timing = Timing {
-            batch_seconds: begin.elapsed().as_secs_f64(),
-            data_wait_seconds: (begin - asked).as_secs_f64(),
-            updates: node.learner.optimiser.updates() - updates,
-        };
-        result
-            .map(|()| Some(timing))
-            .map_err(|fault| TrainError::Fault {
-                epoch,
-                batch,
-                fault,
-            })
-    }
 }

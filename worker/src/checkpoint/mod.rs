@@ -29,6 +29,7 @@ use commit::{Target, set_aside};
 pub use error::CheckpointError;
 use error::stored;
 use lock::Lock;
+use recording::Earlier;
 pub use recording::{Page, Recording};
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +48,10 @@ const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.html";
 /// A line of JSON for each sample that could not be used.
 const BAD_SAMPLES: &str = "bad_samples.jsonl";
+/// What was found out about a run's ranks.
+const TUNING: &str = "ranks.json";
+/// A larger one was not written by a run.
+const MAX_TUNING_BYTES: u64 = 1 << 16;
 /// The checked configuration.
 const CONFIG: &str = "config.toml";
 /// The program's version.
@@ -225,6 +230,8 @@ impl Writable {
         };
         let metrics = recording::lines_before(&earlier(METRICS)?, epoch);
         let bad_samples = recording::lines(&earlier(BAD_SAMPLES)?);
+        // It can be found out again.
+        let tuning = store.get(TUNING, MAX_TUNING_BYTES).ok();
         let version = concat!("synfire ", env!("CARGO_PKG_VERSION"), "\n");
         for (name, bytes) in [
             (CONFIG, run.to_toml().into()),
@@ -244,7 +251,11 @@ impl Writable {
             target,
             identity,
             keep,
-            (metrics, bad_samples),
+            Earlier {
+                metrics,
+                bad_samples,
+                tuning,
+            },
         ))
     }
 }

@@ -16,6 +16,15 @@ pub struct Recording {
     shown: String,
     metrics: Vec<u8>,
     bad_samples: BTreeSet<String>,
+    tuning: Option<Vec<u8>>,
+}
+
+/// What a run folder has from earlier starts.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    pub(super) metrics: Vec<u8>,
+    pub(super) bad_samples: BTreeSet<String>,
+    pub(super) tuning: Option<Vec<u8>>,
 }
 
 impl Recording {
@@ -23,20 +32,32 @@ impl Recording {
         target: Target,
         identity: Identity,
         keep: run::Checkpoint,
-        (metrics, bad_samples): (Vec<u8>, BTreeSet<String>),
+        earlier: Earlier,
     ) -> Self {
         let shown = target.shown.clone();
         Self {
             writer: Writer::start(target, identity, keep),
             shown,
-            metrics,
-            bad_samples,
+            metrics: earlier.metrics,
+            bad_samples: earlier.bad_samples,
+            tuning: earlier.tuning,
         }
     }
 
     /// The lines of the metrics so far.
     pub fn lines(&self) -> &[u8] {
         &self.metrics
+    }
+
+    /// What an earlier start has found out about the run's ranks.
+    pub fn tuning(&self) -> Option<&[u8]> {
+        self.tuning.as_deref()
+    }
+
+    /// Keeps what was found out about the run's ranks. Nothing waits for it to be written.
+    pub fn keep_tuning(&self, text: &str) {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        self.writer.inbox().put_tuning(bytes);
     }
 
     /// Where the report goes.

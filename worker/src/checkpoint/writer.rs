@@ -2,7 +2,7 @@
 
 use super::commit::Target;
 use super::state::Snapshot;
-use super::{BAD_SAMPLES, CheckpointError, Identity, METRICS, REPORT};
+use super::{BAD_SAMPLES, CheckpointError, Identity, METRICS, REPORT, TUNING};
 use bytes::Bytes;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -57,6 +57,8 @@ struct Waiting {
     page: Option<Bytes>,
     /// All lines about bad samples so far.
     bad_samples: Option<Bytes>,
+    /// What was found out about the run's ranks.
+    tuning: Option<Bytes>,
     /// Nothing more will come.
     is_closed: bool,
     /// Nobody will write any more.
@@ -68,6 +70,7 @@ enum Job {
     Checkpoint(Box<Snapshot>),
     Page(Bytes),
     BadSamples(Bytes),
+    Tuning(Bytes),
 }
 
 impl Waiting {
@@ -77,6 +80,7 @@ impl Waiting {
         lines
             .or_else(|| self.checkpoint.take().map(Job::Checkpoint))
             .or_else(|| self.bad_samples.take().map(Job::BadSamples))
+            .or_else(|| self.tuning.take().map(Job::Tuning))
             .or_else(|| self.page.take().map(Job::Page))
     }
 }
@@ -101,6 +105,10 @@ impl Inbox {
         self.change(|waiting| waiting.bad_samples = Some(lines));
     }
 
+    pub(super) fn put_tuning(&self, text: Bytes) {
+        self.change(|waiting| waiting.tuning = Some(text));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Waiting)) {
         change(&mut lock(&self.waiting));
         self.changed.notify_all();
@@ -115,7 +123,7 @@ impl Inbox {
     /// The next thing to write; nothing when no more will come.
     fn take(&self) -> Option<Job> {
         let has_work = |w: &Waiting| {
-            let texts = [&w.lines, &w.page, &w.bad_samples];
+            let texts = [&w.lines, &w.page, &w.bad_samples, &w.tuning];
             w.checkpoint.is_some() || texts.iter().any(|text| text.is_some())
         };
         let job = self.wait_until(|w| has_work(w) || w.is_closed).next();
@@ -242,6 +250,7 @@ fn write_all(
             Job::Lines(lines) => target.put(METRICS, lines),
             Job::Page(page) => target.put(REPORT, page),
             Job::BadSamples(lines) => target.put(BAD_SAMPLES, lines),
+            Job::Tuning(text) => target.put(TUNING, text),
         };
         let Err(error) = result else {
             continue;

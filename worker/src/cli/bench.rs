@@ -163,12 +163,16 @@ impl Bench {
                 network.set(&mut *kernels, &name, &values)?;
             }
         }
-        let learner = Learner::new(network, Loss {
+        let learner = Learner::new(
+            network,
+            Loss {
                 samples: settings.samples,
                 classes: options.classes,
                 ce: 1.0,
                 mse: 0.0,
-            }, optimiser);
+            },
+            optimiser,
+        );
         Ok(Self {
             kernels,
             learner,

@@ -5,6 +5,7 @@ use super::table::percent;
 use crate::checkpoint::RunFolder;
 use crate::data::{BadSample, Source};
 use crate::shape::Shape;
+use crate::train::Tested;
 use crate::weights::{self, Readout};
 use crate::{node, train};
 use anyhow::{Context, bail};
@@ -55,9 +56,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut warn = |warning| eprintln!("warning: {warning}");
     let (name, _) = train::init::load(location, &mut node, Readout::Take, &mut warn)?;
     let mut bad: Vec<BadSample> = Vec::new();
-    let test = train::evaluate(&mut node, &source, run.time_steps, &|| false, &mut |more| {
-        bad.extend(more);
-    })?;
+    let test = train::evaluate(
+        &mut node,
+        &source,
+        run.time_steps,
+        &|| false,
+        &mut |event| {
+            if let Tested::Bad(more) = event {
+                bad.extend(more);
+            }
+        },
+    )?;
     let test = test.context("nothing stops it")?;
     for bad in &bad {
         eprintln!("warning: {}: {}; left out", bad.name, bad.reason);

@@ -263,6 +263,16 @@ impl Display {
             Event::BadSamples(bad) => self.bad_samples(bad),
             Event::Progress(progress) => self.progress(progress),
             Event::Epoch(record) => self.epoch(record),
+            Event::Grouped {
+                world,
+                collective,
+                buckets: (numbers, count),
+                ..
+            } => say!(
+                "{} ranks average over {collective} in {count} buckets of up to {}",
+                world.0,
+                mib(4 * *numbers as u64)
+            ),
             Event::Recording { .. }
             | Event::CheckpointCopied { .. }
             | Event::CheckpointEnded { .. } => {}

@@ -84,6 +84,7 @@ impl Watch {
             }
             Event::Epoch(_) => self.write(),
             Event::Began { .. }
+            | Event::Grouped { .. }
             | Event::Initialised { .. }
             | Event::Resumed { .. }
             | Event::BadSamples(_)

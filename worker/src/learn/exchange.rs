@@ -96,7 +96,11 @@ impl Exchange {
         assert!(!part.places.is_empty(), "a rank has a part of the batch");
         let world = collective.world().0 as usize;
         let scale = (part.places.len() * world) as f64 / part.batch as f64;
-        let counters = network.plan().neurons.iter().map(|(_, counter)| counter + 1);
+        let counters = network
+            .plan()
+            .neurons
+            .iter()
+            .map(|(_, counter)| counter + 1);
         let words = Words {
             time_steps,
             layers: counters.max().unwrap_or(0),
@@ -130,6 +134,11 @@ impl Exchange {
     /// The group, between two batches.
     pub fn collective(&mut self) -> &mut dyn Collective {
         &mut *self.collective
+    }
+
+    /// The group.
+    pub fn group(&self) -> &dyn Collective {
+        &*self.collective
     }
 
     /// How this rank takes part.
@@ -249,7 +258,8 @@ impl Exchange {
         if ends_batch {
             let stop = self.part.stop.load(Ordering::Relaxed);
             let report = kernels.take_report();
-            self.words.write(&report, f64::from(self.scale), stop, words);
+            self.words
+                .write(&report, f64::from(self.scale), stop, words);
         }
     }
 

@@ -12,6 +12,8 @@ pub struct Measure {
     metrics: Arc<Metrics>,
     images_of_a_batch: u64,
     layers: Vec<String>,
+    /// Whether there are several ranks.
+    is_grouped: bool,
 }
 
 impl Measure {
@@ -21,6 +23,7 @@ impl Measure {
             metrics,
             images_of_a_batch: run.data.batch as u64,
             layers: Vec::new(),
+            is_grouped: false,
         }
     }
 
@@ -37,6 +40,11 @@ impl Measure {
                 self.metrics.set_memory(Memory::Windows, *window_bytes);
                 self.metrics.set_memory(Memory::Device, *device_bytes);
                 self.resident();
+            }
+            // The sum over ranks is that of the run.
+            Event::Grouped { samples, .. } => {
+                self.is_grouped = true;
+                self.images_of_a_batch = *samples as u64;
             }
             Event::Progress(progress) => self.progress(progress),
             Event::Epoch(record) => {
@@ -73,6 +81,12 @@ impl Measure {
             metrics.batch_seconds.observe(timing.batch_seconds);
             metrics.data_wait_seconds.observe(timing.data_wait_seconds);
             metrics.images.inc_by(self.images_of_a_batch);
+            if self.is_grouped {
+                let seconds = timing.exchange_wait_seconds;
+                metrics.exchange_wait_seconds.observe(seconds);
+                let per_update = seconds / timing.updates.max(1) as f64;
+                metrics.exchange_wait_per_update.set(per_update);
+            }
             metrics.updates.inc_by(timing.updates);
         }
         metrics.loss.set(progress.tally.mean_loss());

@@ -23,6 +23,8 @@ pub struct Report {
     configuration: String,
     model: String,
     began: Option<Began>,
+    /// How many ranks, and how they average, where there are several.
+    group: Option<String>,
     /// Those of earlier processes too, where the run has a folder.
     epochs: Vec<EpochLine>,
     /// Batches done, and to be done.
@@ -48,6 +50,7 @@ impl Report {
             configuration: run.to_toml(),
             model: run.model.network.name().into(),
             began: None,
+            group: None,
             epochs: Vec::new(),
             batches: (0, 0),
         }
@@ -82,6 +85,9 @@ impl Report {
                 let names = layers.iter().enumerate().map(|(index, name)| (name, index));
                 self.epochs.push(EpochLine::new(record, names));
             }
+            Event::Grouped {
+                world, collective, ..
+            } => self.group = Some(format!("{} over {collective}", world.0)),
             Event::Recording { earlier, .. } => self.take_over(earlier),
             Event::Resumed { position, .. } => self.batches.0 = position.batches_done,
             Event::Initialised { .. }
@@ -168,6 +174,8 @@ mod tests {
             train_seconds: 2.0,
             images_per_second: 500.0,
             data_wait_seconds: 0.25,
+            exchange_wait_seconds: 0.0,
+            updates: 1,
         }))
     }
 

@@ -103,6 +103,11 @@ fn numbers(report: &Report) -> String {
         let note = format!("{seconds:.0} s of training in all");
         number("", "Speed, last epoch", &rate, &note);
     }
+    if let (Some(group), Some(last)) = (&report.group, report.epochs.last()) {
+        let milliseconds = 1e3 * last.exchange_wait_seconds / last.updates.max(1) as f64;
+        let note = format!("exposed communication {milliseconds:.2} ms per update, last epoch");
+        number("", "Ranks", &escape(group), &note);
+    }
     if let Some(began) = &report.began {
         let windows = format!("{:.1} MiB", began.window_bytes as f64 / f64::from(1 << 20));
         let peak = report.epochs.last().and_then(|e| e.peak_resident_mib);

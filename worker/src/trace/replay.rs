@@ -132,16 +132,20 @@ fn learner(common: &CommonTrace, settings: &Settings, kernels: &mut dyn Kernels)
         set.expect("the loader checked every statistic against the graph");
     }
     let (ce, mse) = common.loss.weights();
-    Learner::new(network, Loss {
+    Learner::new(
+        network,
+        Loss {
             samples: common.num_samples,
             classes: common.num_classes,
             ce,
             mse,
-        }, Optimiser::new(run::Optimiser::Sgd {
+        },
+        Optimiser::new(run::Optimiser::Sgd {
             lr: f64::from(common.sgd.lr),
             momentum: f64::from(common.sgd.momentum),
             weight_decay: f64::from(common.sgd.weight_decay),
-        }))
+        }),
+    )
 }
 
 /// Compares as the run goes.

@@ -18,8 +18,17 @@ pub enum EvaluateError {
     Fault(#[from] Fault),
 }
 
-/// The test set, every sample once, with running statistics; `tell` is given those left out. Nothing
-/// where it is to stop before the end.
+/// What happens while the test set is gone through.
+#[derive(Debug)]
+pub enum Tested {
+    /// A batch more.
+    Batch,
+    /// Samples that were left out.
+    Bad(Vec<BadSample>),
+}
+
+/// The rank's part of the test set, every sample once, with running statistics. Nothing where it is
+/// to stop before the end.
 ///
 /// # Errors
 /// If a sample cannot be read, or a loss or a membrane potential is not finite.
@@ -28,7 +37,7 @@ pub fn evaluate(
     source: &Source,
     num_time_steps: usize,
     stops: &dyn Fn() -> bool,
-    tell: &mut dyn FnMut(Vec<BadSample>),
+    tell: &mut dyn FnMut(Tested),
 ) -> Result<Option<Tally>, EvaluateError> {
     let (mut tally, mut prefetch) = (Tally::default(), source.test());
     loop {
@@ -38,7 +47,7 @@ pub fn evaluate(
             Next::End => break,
         };
         if !data.bad.is_empty() {
-            tell(data.bad.clone());
+            tell(Tested::Bad(data.bad.clone()));
         }
         if data.labels.iter().all(|&label| label == NO_LABEL) {
             continue;
@@ -57,6 +66,7 @@ pub fn evaluate(
             result = learner.check(kernels);
         });
         result?;
+        tell(Tested::Batch);
         tally.add(&node.kernels.take_report());
     }
     Ok(Some(tally))

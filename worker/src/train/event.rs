@@ -100,6 +100,8 @@ pub enum Event {
         rank: Rank,
         /// How many there are.
         world: World,
+        /// This rank's samples of each batch.
+        samples: usize,
         /// How they average.
         collective: String,
         /// Numbers of a bucket of gradients, and how many buckets there are.

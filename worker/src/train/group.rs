@@ -42,7 +42,9 @@ fn exchanged<T: Serialize + DeserializeOwned>(
             let rank = Rank(u32::try_from(rank).unwrap_or(u32::MAX));
             TrainError::Disagree {
                 rank,
-                what: format!("sent what this rank cannot read ({error}): do they run the same version?"),
+                what: format!(
+                    "sent what this rank cannot read ({error}): do they run the same version?"
+                ),
             }
         })
     };
@@ -52,7 +54,9 @@ fn exchanged<T: Serialize + DeserializeOwned>(
 /// What must be the same on all ranks.
 fn identity(run: &Run, source: &Source) -> BTreeMap<String, String> {
     let mut identity = run.settings();
-    let batches = run.max_batches.map_or("none".to_owned(), |most| most.to_string());
+    let batches = run
+        .max_batches
+        .map_or("none".to_owned(), |most| most.to_string());
     // Where a set lies may differ from rank to rank; what is done about a bad sample may not.
     let on_bad = match &run.data.source {
         run::Source::Packed(packed) => packed.on_bad_sample.name(),
@@ -81,7 +85,10 @@ pub(super) fn agree(
     let first = &all[0];
     for (rank, theirs) in all.iter().enumerate() {
         let keys = first.keys().chain(theirs.keys());
-        let Some(key) = keys.into_iter().find(|key| first.get(*key) != theirs.get(*key)) else {
+        let Some(key) = keys
+            .into_iter()
+            .find(|key| first.get(*key) != theirs.get(*key))
+        else {
             continue;
         };
         let shown = |map: &BTreeMap<String, String>| {
@@ -122,7 +129,10 @@ pub(super) fn share_start(
         (Arena::Weights, layout.len()),
         (Arena::Statistics, layout.statistics_len()),
         (Arena::State, if states > 0 { layout.len() } else { 0 }),
-        (Arena::SecondState, if states > 1 { layout.len() } else { 0 }),
+        (
+            Arena::SecondState,
+            if states > 1 { layout.len() } else { 0 },
+        ),
     ] {
         let mut numbers = vec![0.0; len];
         node.kernels.read_arena(arena, 0, &mut numbers);
@@ -181,16 +191,59 @@ pub(super) fn join_bad(
     Ok(all.into_iter().flatten().collect())
 }
 
-/// Whether the end of a run is that of its group: then nobody need be told.
-pub(super) fn is_known(error: &TrainError) -> bool {
-    matches!(
+/// Tells the other ranks why this one ends, if it is not they who end it.
+pub(super) fn tell(error: &TrainError, collective: &mut dyn Collective) {
+    let is_known = matches!(
         error,
         TrainError::Ranks(
             CollectiveError::Lost { .. }
-                | CollectiveError::Deadline { .. }
                 | CollectiveError::Unequal { .. }
                 | CollectiveError::OutOfStep { .. }
                 | CollectiveError::Left { .. }
         )
-    )
+    );
+    if is_known || collective.world().0 == 1 {
+        return;
+    }
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        reason = format!("{reason}: {error}");
+        source = error.source();
+    }
+    collective.abort(&reason);
+}
+
+/// A size of buckets, and for what it was measured.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tuned {
+    /// What it depends on, in words.
+    pub(super) key: String,
+    /// Numbers of a bucket.
+    pub(super) bucket: usize,
+}
+
+impl Tuned {
+    /// What the best size depends on.
+    pub(super) fn key(run: &Run, collective: &dyn Collective, len: usize) -> String {
+        let (name, world) = (collective.name(), collective.world().0);
+        let wire = run.ranks.wire.name();
+        format!("{len} gradients as {wire} over {name} between {world} ranks")
+    }
+
+    pub(super) fn text(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON")
+    }
+}
+
+/// The size that rank 0 knows from an earlier start of the run, if it is for the same group.
+pub(super) fn known_bucket(
+    collective: &mut dyn Collective,
+    tuning: Option<&[u8]>,
+    key: &str,
+) -> Result<Option<usize>, TrainError> {
+    let tuned = tuning.and_then(|bytes| serde_json::from_slice::<Tuned>(bytes).ok());
+    let mine = tuned.filter(|tuned| tuned.key == key && tuned.bucket > 0);
+    let mut all: Vec<Option<usize>> = exchanged(collective, &mine.map(|tuned| tuned.bucket))?;
+    Ok(all.swap_remove(0))
 }

@@ -43,6 +43,9 @@ pub struct EpochLine {
     /// Of these, seconds in which averages over ranks were waited for.
     #[serde(default)]
     pub exchange_wait_seconds: f64,
+    /// Updates of the weights in this epoch, by the process that ended it.
+    #[serde(default)]
+    pub updates: u64,
     /// The process's resident memory at its end.
     pub resident_mib: Option<f64>,
     /// The most that it was until then.
@@ -81,6 +84,7 @@ impl EpochLine {
             train_seconds: record.train_seconds,
             data_wait_seconds: record.data_wait_seconds,
             exchange_wait_seconds: record.exchange_wait_seconds,
+            updates: record.updates,
             resident_mib: resident_bytes().map(|b| b as f64 / f64::from(1 << 20)),
             peak_resident_mib: peak_resident_mib(),
         }

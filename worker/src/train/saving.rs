@@ -1,6 +1,7 @@
 //! What a run keeps in its folder, when it does, and where it starts again.
 
 use super::line::EpochLine;
+use super::pulse::Pulse;
 use super::{EpochRecord, Event, Tally, TrainError, init};
 use crate::checkpoint::state::{Loaded, Snapshot};
 use crate::checkpoint::{Attempt, CheckpointError, Identity, Recording, RunFolder, Writable};
@@ -33,6 +34,8 @@ pub struct Options {
     pub resume: Resume,
     /// Set to the number of a signal, it ends the run after the batch at hand, saved.
     pub stop: Arc<AtomicUsize>,
+    /// Where training shows that it goes on.
+    pub pulse: Arc<Pulse>,
 }
 
 /// What a run has kept.
@@ -99,6 +102,23 @@ impl Saving {
             stalls_told: 0,
             handed_over: None,
             awaited: None,
+        }
+    }
+
+    /// Whether this rank keeps the run's folder.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    /// What an earlier start of the run has found out about its ranks.
+    pub(super) fn tuning(&self) -> Option<Vec<u8>> {
+        self.recording.as_ref()?.tuning().map(<[u8]>::to_vec)
+    }
+
+    /// Keeps what was found out about the run's ranks.
+    pub(super) fn keep_tuning(&self, text: &str) {
+        if let Some(recording) = &self.recording {
+            recording.keep_tuning(text);
         }
     }
 

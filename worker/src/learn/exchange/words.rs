@@ -98,7 +98,9 @@ impl Words {
             observed: list(layers),
         };
         let signals = [(stops[1], SIGTERM), (stops[0], SIGINT)];
-        let stop = signals.into_iter().find(|(stops, _)| self.whole(*stops) > 0);
+        let stop = signals
+            .into_iter()
+            .find(|(stops, _)| self.whole(*stops) > 0);
         (report, stop.map(|(_, signal)| signal))
     }
 
@@ -151,7 +153,10 @@ mod tests {
             let (read, stop) = words.read(&sum);
             assert_eq!(stop, Some(15));
             let total = |of: &dyn Fn(Report) -> u64| (0..world).map(|r| of(report(r))).sum::<u64>();
-            assert_eq!(read.correct, [total(&|r| r.correct[0]), total(&|r| r.correct[1])]);
+            assert_eq!(
+                read.correct,
+                [total(&|r| r.correct[0]), total(&|r| r.correct[1])]
+            );
             assert_eq!(read.samples[1], total(&|r| r.samples[1]));
             assert_eq!(read.spikes, [total(&|r| r.spikes[0])]);
             assert_eq!(read.neurons, [total(&|r| r.neurons[0])]);

@@ -19,6 +19,8 @@ fn record(epoch: u32, correct: u64) -> EpochRecord {
         train_seconds: 1.0,
         images_per_second: 1.0,
         data_wait_seconds: 0.0,
+        exchange_wait_seconds: 0.0,
+        updates: 1,
     }
 }
 
