@@ -15,6 +15,7 @@
 //! - `write`: a checked run as a file again.
 //! - [`metrics`]: every metric's name, help and labels.
 //! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
+//! - [`protocol`]: what workers and the coordinator tell each other.
 
 mod check;
 pub mod checkpoint;
@@ -26,6 +27,7 @@ mod learn;
 pub mod metrics;
 mod model;
 mod named;
+pub mod protocol;
 pub mod random;
 pub mod run;
 mod run_file;

@@ -1,0 +1,3 @@
+//! Decides who trains as which rank, from which checkpoint; never sees a tensor.
+//!
+//! # Layout
