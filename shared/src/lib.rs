@@ -15,17 +15,21 @@
 //! - `write`: a checked run as a file again.
 //! - [`metrics`]: every metric's name, help and labels.
 //! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
+//! - [`protocol`]: what workers and the coordinator tell each other.
+//! - [`generation`]: the ranks that train together; which checkpoints count.
 
 mod check;
 pub mod checkpoint;
 pub mod dataset;
 mod faults;
+pub mod generation;
 pub mod ids;
 mod keys;
 mod learn;
 pub mod metrics;
 mod model;
 mod named;
+pub mod protocol;
 pub mod random;
 pub mod run;
 mod run_file;
