@@ -303,6 +303,16 @@ pub struct ManifestName {
     pub generation: u64,
 }
 
+impl fmt::Display for ManifestName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            batches_done,
+            generation,
+        } = *self;
+        formatter.write_str(&manifest_name_of(batches_done, Some(generation)))
+    }
+}
+
 /// The name of a manifest: `000000000060-g000003.json`, or that of [`manifest_name`] where a
 /// process alone wrote it.
 pub fn manifest_name_of(batches_done: u64, generation: Option<u64>) -> String {

@@ -26,9 +26,10 @@ pub use event::{EpochRecord, Event, Progress, Timing};
 pub use line::EpochLine;
 pub use pulse::{Beat, Phase, Pulse};
 use saving::Saving;
-pub use saving::{Kept, Options, Resume};
+pub use saving::{Generation, Kept, Options, Resume};
 use std::sync::Arc;
 use std::time::Instant;
+use synfire_shared::checkpoint::ManifestName;
 use synfire_shared::ids::Rank;
 use synfire_shared::run::{self, Run};
 pub use tally::Tally;
@@ -50,6 +51,14 @@ pub enum TrainError {
     /// The weights to start from cannot be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The checkpoint that a generation starts from cannot be used.
+    #[error("{source}")]
+    DamagedStart {
+        /// Its manifest.
+        manifest: ManifestName,
+        /// What is wrong with it.
+        source: CheckpointError,
+    },
     /// Another rank is lost, or this one is cut off.
     #[error(transparent)]
     Ranks(#[from] CollectiveError),

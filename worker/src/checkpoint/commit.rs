@@ -1,6 +1,7 @@
 //! How a checkpoint is written: parts first, manifest last; and what is deleted then.
 
 use super::error::{is_lost, stored, unread};
+use super::lineage::{Line, newest_number};
 use super::lock::Lock;
 use super::state::Snapshot;
 use super::store::Store;
@@ -10,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use synfire_shared::checkpoint::{
-    Digest, FORMAT, Hits, MAX_MANIFEST_BYTES, Manifest, Part, VERSION, manifest_name,
-    manifest_number, part_name, part_number, superseded,
+    Digest, FORMAT, Hits, MAX_MANIFEST_BYTES, Manifest, ManifestName, Part, VERSION,
+    manifest_of_name, part_name, part_number, superseded,
 };
 use synfire_shared::run;
 
@@ -23,14 +24,26 @@ const ASIDE: &str = ".damaged";
 pub(super) struct Target {
     pub(super) store: Arc<dyn Store>,
     pub(super) lock: Lock,
+    /// The generation of ranks that this process writes for; 0 where there has never been one.
+    pub(super) generation: u64,
     /// What messages call it.
     pub(super) shown: String,
 }
 
 impl Target {
+    /// Asks whether the folder is still this process's own.
+    pub(super) fn check(&self) -> Result<(), CheckpointError> {
+        self.lock.check()?;
+        if newest_number(&*self.store, &self.shown)? > self.generation {
+            let folder = self.shown.clone();
+            return Err(CheckpointError::Superseded { folder });
+        }
+        Ok(())
+    }
+
     /// Writes, if the folder is still this process's own.
     pub(super) fn put(&self, name: &str, bytes: Bytes) -> Result<(), CheckpointError> {
-        self.lock.check()?;
+        self.check()?;
         self.put_unseen(name, bytes)
     }
 
@@ -68,47 +81,52 @@ impl Target {
             settings: identity.settings.clone(),
             data: identity.data,
             test: snapshot.test,
-            generation: None,
+            generation: Some(self.generation).filter(|&generation| generation > 0),
             parts,
             seal: Digest::default(),
         };
         let bytes = manifest.sealed().to_bytes();
         total += bytes.len() as u64;
-        self.put(&key_of(number), bytes.into())?;
+        self.put(&key_of(self.manifest(number)), bytes.into())?;
         Ok(total)
     }
 
-    /// Deletes checkpoints whose place newer ones took, never the one that was just written; and
-    /// parts that no manifest names. Nothing where a manifest cannot be read now: its checkpoint may
+    /// The manifest of a checkpoint that this process writes.
+    pub(super) fn manifest(&self, batches_done: u64) -> ManifestName {
+        ManifestName {
+            batches_done,
+            generation: self.generation,
+        }
+    }
+
+    /// Deletes checkpoints whose place newer ones took or that do not count, never the one that was
+    /// just written; and parts that no manifest names. Nothing where a manifest cannot be read now: its checkpoint may
     /// be the best one.
     pub(super) fn prune(
         &self,
-        kept: Option<(run::Checkpoint, u64)>,
+        kept: Option<(run::Checkpoint, ManifestName)>,
     ) -> Result<(), CheckpointError> {
         let names = self.store.list(CHECKPOINTS);
         let names = names.map_err(|e| stored("list", &self.name(CHECKPOINTS), e))?;
+        let line = Line::read(&*self.store, &self.shown)?;
         let mut manifests = BTreeMap::new();
-        for number in names.iter().filter_map(|name| manifest_number(name)) {
-            match manifest_of(&*self.store, number) {
-                Ok(manifest) => manifests.insert(number, manifest),
-                Err(e) => return Err(unread(&self.name(&key_of(number)), e)),
+        for name in names.iter().filter_map(|name| manifest_of_name(name)) {
+            match manifest_of(&*self.store, name) {
+                Ok(manifest) => manifests.insert(name, manifest),
+                Err(e) => return Err(unread(&self.name(&key_of(name)), e)),
             };
         }
         // A damaged checkpoint that was put aside may still be mended by hand.
         let aside = names.iter().filter_map(|name| name.strip_suffix(ASIDE));
-        let aside: BTreeSet<u64> = aside.filter_map(manifest_number).collect();
+        let aside = aside.filter_map(manifest_of_name);
+        let aside: BTreeSet<u64> = aside.map(|name| name.batches_done).collect();
         // What another process has put since then may have no manifest yet.
-        self.lock.check()?;
+        self.check()?;
         if let Some((keep, newest)) = kept {
-            let accuracies = manifests.iter().map(|(&number, manifest)| {
-                let test = manifest.as_ref().and_then(|manifest| manifest.test);
-                (number, test.map(Hits::share))
-            });
-            let accuracies = accuracies.collect();
-            for number in superseded(&accuracies, keep.keep_last, keep.keep_best) {
-                if number != newest {
-                    self.delete(&manifest_name(number))?;
-                    manifests.remove(&number);
+            for name in out_of_place(&manifests, &line, keep) {
+                if name != newest {
+                    self.delete(&name.to_string())?;
+                    manifests.remove(&name);
                 }
             }
         }
@@ -116,12 +134,14 @@ impl Target {
             let Some(number) = part_number(name).filter(|number| !aside.contains(number)) else {
                 continue;
             };
-            let is_named = match manifests.get(&number) {
-                None => false,
-                // What it names cannot be told.
-                Some(None) => true,
-                Some(Some(manifest)) => manifest.parts.values().any(|part| part.name == *name),
-            };
+            let all = manifests.range(first_of(number)..=last_of(number));
+            // What a damaged manifest names cannot be told.
+            let is_named = all.into_iter().any(|(_, manifest)| {
+                manifest.as_ref().is_none_or(|manifest| {
+                    let mut parts = manifest.parts.values();
+                    parts.any(|part| part.name == *name)
+                })
+            });
             if !is_named {
                 self.delete(name)?;
             }
@@ -144,8 +164,8 @@ impl Target {
 ///
 /// # Errors
 /// If it cannot be read now.
-pub(super) fn manifest_of(store: &dyn Store, number: u64) -> io::Result<Option<Manifest>> {
-    match store.get(&key_of(number), MAX_MANIFEST_BYTES) {
+pub(super) fn manifest_of(store: &dyn Store, name: ManifestName) -> io::Result<Option<Manifest>> {
+    match store.get(&key_of(name), MAX_MANIFEST_BYTES) {
         Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
         Err(error) if is_lost(&error) => Ok(None),
         Err(error) => Err(error),
@@ -153,8 +173,8 @@ pub(super) fn manifest_of(store: &dyn Store, number: u64) -> io::Result<Option<M
 }
 
 /// Puts a damaged checkpoint's manifest aside, under a name that is none.
-pub(super) fn set_aside(store: &dyn Store, number: u64) -> Result<(), CheckpointError> {
-    let key = key_of(number);
+pub(super) fn set_aside(store: &dyn Store, name: ManifestName) -> Result<(), CheckpointError> {
+    let key = key_of(name);
     let bytes = match store.get(&key, MAX_MANIFEST_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -167,6 +187,41 @@ pub(super) fn set_aside(store: &dyn Store, number: u64) -> Result<(), Checkpoint
     store.delete(&key).map_err(|e| stored("delete", &key, e))
 }
 
-fn key_of(number: u64) -> String {
-    format!("{CHECKPOINTS}/{}", manifest_name(number))
+fn key_of(name: ManifestName) -> String {
+    format!("{CHECKPOINTS}/{name}")
+}
+
+const fn first_of(batches_done: u64) -> ManifestName {
+    ManifestName {
+        batches_done,
+        generation: 0,
+    }
+}
+
+const fn last_of(batches_done: u64) -> ManifestName {
+    ManifestName {
+        batches_done,
+        generation: u64::MAX,
+    }
+}
+
+/// The manifests whose place newer ones took, or that do not count.
+fn out_of_place(
+    manifests: &BTreeMap<ManifestName, Option<Manifest>>,
+    line: &Line,
+    keep: run::Checkpoint,
+) -> Vec<ManifestName> {
+    let (mut accuracies, mut newest) = (BTreeMap::new(), BTreeMap::new());
+    // By age: of two after the same batch the later generation's stays.
+    for (&name, manifest) in manifests.iter().filter(|(name, _)| line.counts(**name)) {
+        let test = manifest.as_ref().and_then(|manifest| manifest.test);
+        accuracies.insert(name.batches_done, test.map(Hits::share));
+        newest.insert(name.batches_done, name);
+    }
+    for number in superseded(&accuracies, keep.keep_last, keep.keep_best) {
+        newest.remove(&number);
+    }
+    let stays = |name: &ManifestName| newest.get(&name.batches_done) == Some(name);
+    let names = manifests.keys().copied();
+    names.filter(|name| !stays(name)).collect()
 }

@@ -5,6 +5,7 @@ use crate::weights::WeightsError;
 use std::error::Error;
 use std::io;
 use synfire_shared::checkpoint::{Digest, ManifestError};
+use synfire_shared::generation::GenerationError;
 use synfire_shared::storage::StorageError;
 
 /// Why a run folder or a checkpoint cannot be used.
@@ -40,6 +41,27 @@ pub enum CheckpointError {
     TakenOver {
         /// The folder.
         folder: String,
+    },
+    /// A later generation of ranks has begun.
+    #[error(
+        "a later generation of ranks trains in {folder}: this one stops and writes no more; what was \
+         committed is intact"
+    )]
+    Superseded {
+        /// The folder.
+        folder: String,
+    },
+    /// A generation says nothing.
+    #[error(
+        "{name}: {source}; restore it from a copy, or delete it if no process that was started \
+         before it still runs"
+    )]
+    Generation {
+        /// The object.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: GenerationError,
     },
     /// The store does not do what it should.
     #[error("cannot {what} {name}")]
@@ -178,8 +200,13 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether the folder is another's now.
+    pub(super) fn is_taken_over(&self) -> bool {
+        matches!(self, Self::TakenOver { .. } | Self::Superseded { .. })
+    }
+
     /// Whether an older checkpoint may be whole where this one is not.
-    pub(super) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         match self {
             Self::Part { .. } => true,
             // A manifest that is gone or is none; everything else of a disk may pass.
@@ -190,6 +217,8 @@ impl CheckpointError {
             | Self::Location { .. }
             | Self::InUse { .. }
             | Self::TakenOver { .. }
+            | Self::Superseded { .. }
+            | Self::Generation { .. }
             | Self::NotNow { .. }
             | Self::Settings { .. }
             | Self::Data { .. }

@@ -4,7 +4,7 @@ use super::error::{is_lost, unread};
 use super::state::{self, Loaded};
 use super::{CHECKPOINTS, CheckpointError, Identity, RunFolder};
 use crate::trace::file;
-use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, Manifest, manifest_name};
+use synfire_shared::checkpoint::{Digest, MAX_MANIFEST_BYTES, Manifest, ManifestName};
 
 impl RunFolder {
     /// Reads one checkpoint and checks every byte of it; given an identity, that it is its own.
@@ -13,11 +13,12 @@ impl RunFolder {
     /// If it is damaged, of another version, or of another run.
     pub fn load(
         &self,
-        number: u64,
+        manifest: ManifestName,
         identity: Option<&Identity>,
     ) -> Result<Loaded, CheckpointError> {
-        let name = format!("{}/{CHECKPOINTS}/{}", self.shown, manifest_name(number));
-        let key = format!("{CHECKPOINTS}/{}", manifest_name(number));
+        let key = format!("{CHECKPOINTS}/{manifest}");
+        let name = format!("{}/{key}", self.shown);
+        let asked = manifest;
         let bytes = self.store().get(&key, MAX_MANIFEST_BYTES);
         let bytes = bytes.map_err(|e| unread(&name, e))?;
         let manifest = Manifest::parse(&bytes).map_err(|source| CheckpointError::Manifest {
@@ -34,6 +35,7 @@ impl RunFolder {
             state: file::parse(&optimiser, &name)?,
             progress: self.part(&name, &manifest, state::PROGRESS)?,
             position: manifest.position,
+            manifest: asked,
             name,
         })
     }
@@ -73,22 +75,22 @@ impl RunFolder {
     }
 
     /// The newest checkpoint that is whole, older ones where newer are damaged; nothing where there
-    /// is none at all. Each damaged one is told to `warn`, with its number.
+    /// is none at all. Each damaged one is told to `warn`, with its manifest.
     ///
     /// # Errors
     /// If one is of another run or version, or all are damaged.
     pub fn newest_good(
         &self,
         identity: Option<&Identity>,
-        warn: &mut dyn FnMut(u64, String),
+        warn: &mut dyn FnMut(ManifestName, String),
     ) -> Result<Option<Loaded>, CheckpointError> {
-        let numbers = self.checkpoints()?;
+        let manifests = self.checkpoints()?;
         let mut newest = None;
-        for &number in numbers.iter().rev() {
-            match self.load(number, identity) {
+        for &manifest in manifests.iter().rev() {
+            match self.load(manifest, identity) {
                 Ok(loaded) => return Ok(Some(loaded)),
                 Err(error) if error.is_damage() => {
-                    warn(number, format!("{error}; the next older one is tried"));
+                    warn(manifest, format!("{error}; the next older one is tried"));
                     newest.get_or_insert(error.to_string());
                 }
                 Err(error) => return Err(error),
@@ -99,7 +101,7 @@ impl RunFolder {
         };
         Err(CheckpointError::NoneGood {
             folder: self.shown.clone(),
-            count: numbers.len(),
+            count: manifests.len(),
             newest,
         })
     }

@@ -18,6 +18,7 @@
 mod commit;
 mod error;
 mod lease;
+mod lineage;
 mod load;
 mod lock;
 pub mod recording;
@@ -36,7 +37,7 @@ use std::io;
 use std::sync::Arc;
 use store::{LocalStore, Store};
 use synfire_shared::Run;
-use synfire_shared::checkpoint::{Digest, manifest_number};
+use synfire_shared::checkpoint::{Digest, ManifestName, manifest_of_name};
 use synfire_shared::storage;
 pub use writer::{Attempt, Written};
 
@@ -89,6 +90,8 @@ pub struct RunFolder {
 pub struct Writable {
     folder: RunFolder,
     lock: Lock,
+    /// The generation of ranks that it is of, if it is of one.
+    generation: Option<u64>,
 }
 
 impl RunFolder {
@@ -119,9 +122,9 @@ impl RunFolder {
     ///
     /// # Errors
     /// As [`Self::at`], or if a URL's manifest lies in no folder `checkpoints`.
-    pub fn of_checkpoint(location: &str) -> Result<(Self, Option<u64>), CheckpointError> {
+    pub fn of_checkpoint(location: &str) -> Result<(Self, Option<ManifestName>), CheckpointError> {
         let (folder, name) = location.rsplit_once('/').unwrap_or((".", location));
-        let Some(number) = manifest_number(name) else {
+        let Some(manifest) = manifest_of_name(name) else {
             return Ok((Self::at(location)?, None));
         };
         let run = match folder.strip_suffix(CHECKPOINTS) {
@@ -134,7 +137,7 @@ impl RunFolder {
             }
             _ => format!("{folder}/.."),
         };
-        Ok((Self::at(&run)?, Some(number)))
+        Ok((Self::at(&run)?, Some(manifest)))
     }
 
     /// The folder's name in messages.
@@ -160,16 +163,33 @@ impl RunFolder {
         String::from_utf8(bytes).map_err(|e| stored("read", &name, io::Error::other(e)))
     }
 
-    /// The checkpoints that exist, oldest first.
+    /// The checkpoints that exist and count, oldest first.
     ///
     /// # Errors
-    /// If the folder cannot be listed.
-    pub fn checkpoints(&self) -> Result<Vec<u64>, CheckpointError> {
-        let names = self.store().list(CHECKPOINTS);
-        let names = names.map_err(|e| stored("list", &self.shown, e))?;
-        let mut numbers: Vec<u64> = names.iter().filter_map(|n| manifest_number(n)).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+    /// If the folder cannot be listed, or a generation is damaged.
+    pub fn checkpoints(&self) -> Result<Vec<ManifestName>, CheckpointError> {
+        lineage::checkpoints(self.store(), &self.shown)
+    }
+
+    /// The right to write as rank 0 of a generation, as long as there is no later one. Who else has
+    /// the right does not matter: a process that stands still would keep it.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn of_generation(self, generation: u64) -> Result<Writable, CheckpointError> {
+        match &self.place {
+            Place::Disk(store) => {
+                let made = std::fs::create_dir_all(store.root());
+                made.map_err(|e| stored("make", &self.shown, e))?;
+            }
+            // Some stores can be read alone.
+            Place::Objects(store) => drop(storage::Store::create(store.url())?),
+        }
+        Ok(Writable {
+            folder: self,
+            lock: Lock::None,
+            generation: Some(generation),
+        })
     }
 
     /// Takes the right to write, for as long as the result lives. What must be known of a wait is
@@ -187,7 +207,11 @@ impl RunFolder {
                 Lock::Lease(lease::Lease::take(store, tell)?)
             }
         };
-        Ok(Writable { folder: self, lock })
+        Ok(Writable {
+            folder: self,
+            lock,
+            generation: None,
+        })
     }
 }
 
@@ -197,8 +221,8 @@ impl Writable {
         &self.folder
     }
 
-    /// Starts to write: configuration and version now, the metrics of the epochs before `epoch`
-    /// kept; checkpoints of `damaged` numbers are put aside.
+    /// Starts to write, from a checkpoint or anew: configuration and version now, the metrics of the
+    /// epochs before `epoch` kept; `damaged` checkpoints are put aside.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -206,8 +230,8 @@ impl Writable {
         self,
         run: &Run,
         identity: Identity,
-        epoch: u32,
-        damaged: &[u64],
+        (start, epoch): (Option<ManifestName>, u32),
+        damaged: &[ManifestName],
     ) -> Result<Recording, CheckpointError> {
         let shown = self.folder.shown.clone();
         let store: Arc<dyn Store> = match self.folder.place {
@@ -220,9 +244,18 @@ impl Writable {
             }
             Place::Objects(store) => store,
         };
-        for &number in damaged {
-            set_aside(&*store, number)?;
+        for &manifest in damaged {
+            set_aside(&*store, manifest)?;
         }
+        let newest = lineage::newest_number(&*store, &shown)?;
+        let generation = match self.generation {
+            Some(generation) if newest > generation => {
+                return Err(CheckpointError::Superseded { folder: shown });
+            }
+            Some(generation) => generation,
+            None if newest == 0 => 0,
+            None => lineage::begin_alone(&store, &shown, newest, &identity, start)?,
+        };
         let earlier = |name: &str| match store.get(name, MAX_METRICS_BYTES) {
             Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -244,6 +277,7 @@ impl Writable {
         let target = Target {
             store,
             lock: self.lock,
+            generation,
             shown,
         };
         let keep = run.checkpoint;
@@ -288,7 +322,7 @@ mod tests {
     fn a_manifest_names_its_run_folder() {
         let of = |location: &str| {
             let (folder, number) = RunFolder::of_checkpoint(location).unwrap();
-            (folder.shown().to_owned(), number)
+            (folder.shown().to_owned(), number.map(|n| n.batches_done))
         };
         let name = "000000000060.json";
         for (location, folder) in [
@@ -300,7 +334,7 @@ mod tests {
             ("http://127.0.0.1:1/r/checkpoints", "http://127.0.0.1:1/r"),
         ] {
             let (shown, number) = of(&format!("{location}/{name}"));
-            assert_eq!((&*shown, number), (folder, Some(60)));
+            assert_eq!((&*shown, number), (folder, Some(60)), "{location}");
         }
         assert_eq!(of(name), ("./..".into(), Some(60)));
         assert_eq!(of("r"), ("r".into(), None));

@@ -6,7 +6,7 @@ use crate::kernel::{Arena, Kernels, Span};
 use crate::node::Node;
 use crate::trace::file::{self, TraceFile, TraceTensor};
 use crate::weights::{self, Readout};
-use synfire_shared::checkpoint::{Hits, Position};
+use synfire_shared::checkpoint::{Hits, ManifestName, Position};
 
 /// The kind of the part with weights and running statistics: a weights file of its own.
 pub(super) const WEIGHTS: &str = "weights.safetensors";
@@ -83,6 +83,8 @@ fn optimiser_state(network: &Network, kernels: &mut dyn Kernels, states: usize) 
 pub struct Loaded {
     /// What messages call it.
     pub name: String,
+    /// Which it is.
+    pub manifest: ManifestName,
     /// Where training goes on.
     pub position: Position,
     pub(super) weights: TraceFile,

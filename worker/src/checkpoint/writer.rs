@@ -256,7 +256,7 @@ fn write_all(
             continue;
         };
         let mut written = lock(outcome);
-        if matches!(error, CheckpointError::TakenOver { .. }) {
+        if error.is_taken_over() {
             written.is_taken_over = true;
         } else if written.warnings.len() < MAX_WARNINGS {
             let warning = format!("{}; training goes on", shown(&error));
@@ -280,9 +280,10 @@ fn checkpoint(
         test: snapshot.test,
     };
     // Room is made after a failure too: its parts belong to nothing.
-    let kept = result.as_ref().ok().map(|_| (keep, number));
+    let kept = result.as_ref().ok();
+    let kept = kept.map(|_| (keep, target.manifest(number)));
     let pruned = match &result {
-        Err(CheckpointError::TakenOver { .. }) => Ok(()),
+        Err(error) if error.is_taken_over() => Ok(()),
         _ => target.prune(kept),
     };
     let mut written = lock(outcome);
@@ -332,7 +333,9 @@ mod tests {
     use crate::trace::file::{TraceFile, TraceTensor};
     use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
-    use synfire_shared::checkpoint::{Digest, Position, manifest_name, manifest_number};
+    use synfire_shared::checkpoint::{
+        Digest, ManifestName, Position, manifest_name, manifest_number,
+    };
     use synfire_shared::storage;
 
     fn snapshot(number: u64, correct: Option<u64>) -> Snapshot {
@@ -376,9 +379,17 @@ mod tests {
         let target = Target {
             store,
             lock,
+            generation: 0,
             shown: "run".into(),
         };
         Writer::start(target, identity, keep)
+    }
+
+    fn alone(batches_done: u64) -> ManifestName {
+        ManifestName {
+            batches_done,
+            generation: 0,
+        }
     }
 
     fn manifests(store: &dyn Store) -> Vec<u64> {
@@ -393,7 +404,7 @@ mod tests {
     fn assert_whole(store: &dyn Store) {
         let mut named = Vec::new();
         for number in manifests(store) {
-            let manifest = manifest_of(store, number).unwrap().unwrap();
+            let manifest = manifest_of(store, alone(number)).unwrap().unwrap();
             named.push(manifest_name(number));
             for part in manifest.parts.values() {
                 let name = format!("{CHECKPOINTS}/{}", part.name);
@@ -551,16 +562,16 @@ mod tests {
         let (before, name) = (files(), format!("{CHECKPOINTS}/{}", manifest_name(1)));
         let used: usize = before.values().map(Vec::len).sum();
         store.capacity.store(used as u64, Ordering::Relaxed);
-        let full = set_aside(&*store, 1).unwrap_err().to_string();
+        let full = set_aside(&*store, alone(1)).unwrap_err().to_string();
         assert!(full.contains("cannot put aside"), "{full}");
         store.capacity.store(1 << 20, Ordering::Relaxed);
         store.is_unreadable.store(true, Ordering::Relaxed);
-        assert!(set_aside(&*store, 1).is_err());
+        assert!(set_aside(&*store, alone(1)).is_err());
         store.is_unreadable.store(false, Ordering::Relaxed);
         assert_eq!(files(), before);
 
-        set_aside(&*store, 1).unwrap();
-        set_aside(&*store, 1).unwrap();
+        set_aside(&*store, alone(1)).unwrap();
+        set_aside(&*store, alone(1)).unwrap();
         let second = writer(&store, 1);
         second.save(snapshot(2, None));
         drop(second);

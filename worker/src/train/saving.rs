@@ -10,9 +10,9 @@ use crate::node::Node;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
-use synfire_shared::checkpoint::{Hits, Position};
+use synfire_shared::checkpoint::{Hits, ManifestName, Position};
 use synfire_shared::run::{self, Run};
 
 /// Where a run starts.
@@ -27,11 +27,24 @@ pub enum Resume {
     From(String),
 }
 
+/// The generation of ranks that a process is a member of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number, from 1.
+    pub number: u64,
+    /// The checkpoint in the run's folder that it starts from; absent at the beginning of a run.
+    pub start: Option<ManifestName>,
+}
+
 /// What is asked of a run beside its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where it starts.
+    /// Where it starts, unless a generation says so.
     pub resume: Resume,
+    /// The generation of ranks that this process is a member of, where a coordinator forms them.
+    pub generation: Option<Generation>,
+    /// Set, rank 0 saves a checkpoint after the batch at hand.
+    pub save: Arc<AtomicBool>,
     /// Set to the number of a signal, it ends the run after the batch at hand, saved.
     pub stop: Arc<AtomicUsize>,
     /// Where training shows that it goes on.
@@ -69,6 +82,8 @@ pub(super) struct Saving {
     recording: Option<Recording>,
     policy: run::Checkpoint,
     stop: Arc<AtomicUsize>,
+    /// Set where a checkpoint is asked for.
+    asked: Arc<AtomicBool>,
     /// Where training starts.
     pub(super) position: Position,
     counted: Option<Counted>,
@@ -93,6 +108,7 @@ impl Saving {
             recording: None,
             policy: run.checkpoint,
             stop: Arc::clone(&options.stop),
+            asked: Arc::clone(&options.save),
             position: Position::default(),
             counted: None,
             best: None,
@@ -155,14 +171,29 @@ impl Saving {
             data: source.info().fingerprint,
         };
         let mut damaged = Vec::new();
-        let mut warn = |number: Option<u64>, warning: String| {
+        let mut warn = |number: Option<ManifestName>, warning: String| {
             damaged.extend(number);
             tell(Event::Warning(warning));
         };
-        let folder = folder.map(|folder| folder.lock(&mut |text| warn(None, text)));
+        let folder = folder.map(|folder| match options.generation {
+            None => folder.lock(&mut |text| warn(None, text)),
+            Some(generation) => folder.of_generation(generation.number),
+        });
         let folder = folder.transpose()?;
         let own = folder.as_ref().map(Writable::folder);
-        let found = find(own, &options.resume, &identity, &mut warn)?;
+        let found = match (options.generation, own) {
+            (Some(generation), Some(own)) => {
+                let start = generation
+                    .start
+                    .map(|start| own.load(start, Some(&identity)));
+                start
+                    .transpose()
+                    .map_err(|error| at_start(error, generation))?
+            }
+            (Some(_), None) => None,
+            (None, own) => find(own, &options.resume, &identity, &mut warn)?,
+        };
+        let start = found.as_ref().map(|loaded| loaded.manifest);
         // The weights at a run's start are behind its checkpoint: they are not even looked for.
         if let Some(loaded) = found {
             saving.resume(run, source, &loaded, node)?;
@@ -175,7 +206,7 @@ impl Saving {
         }
         if let Some(folder) = folder {
             let epoch = saving.position.epoch;
-            let recording = folder.begin(run, identity, epoch, &damaged)?;
+            let recording = folder.begin(run, identity, (start, epoch), &damaged)?;
             tell(Event::Recording {
                 page: recording.page(),
                 earlier: EpochLine::of_file(recording.lines()),
@@ -236,6 +267,9 @@ impl Saving {
         let Some(recording) = &self.recording else {
             return false;
         };
+        if recording.has_room() && self.asked.swap(false, Ordering::Relaxed) {
+            return true;
+        }
         let (when, batches) = self.last;
         let by_batches = self.policy.every_batches;
         let by_batches = by_batches.is_some_and(|every| batches_done / every > batches / every);
@@ -402,16 +436,30 @@ fn tell_written(attempts: Vec<Attempt>, warnings: Vec<String>, tell: &mut dyn Fn
     }
 }
 
+/// What is wrong with the checkpoint that a generation starts from: another one can be formed that
+/// starts from an older one, if it is damaged.
+fn at_start(error: CheckpointError, generation: Generation) -> TrainError {
+    match generation.start {
+        Some(manifest) if error.is_damage() => TrainError::DamagedStart {
+            manifest,
+            source: error,
+        },
+        _ => error.into(),
+    }
+}
+
 /// The checkpoint to start from. `warn` is told of damaged ones, with their numbers where they lie
 /// in the run's own folder.
 fn find(
     folder: Option<&RunFolder>,
     resume: &Resume,
     identity: &Identity,
-    warn: &mut dyn FnMut(Option<u64>, String),
+    warn: &mut dyn FnMut(Option<ManifestName>, String),
 ) -> Result<Option<Loaded>, CheckpointError> {
-    let newest = |folder: &RunFolder, warn: &mut dyn FnMut(Option<u64>, String)| {
-        folder.newest_good(Some(identity), &mut |number, text| warn(Some(number), text))
+    let newest = |folder: &RunFolder, warn: &mut dyn FnMut(Option<ManifestName>, String)| {
+        folder.newest_good(Some(identity), &mut |manifest, text| {
+            warn(Some(manifest), text)
+        })
     };
     match (resume, folder) {
         (Resume::Auto, Some(folder)) => newest(folder, warn),
