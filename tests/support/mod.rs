@@ -9,6 +9,7 @@
 //! - [`allocator`]: an allocator that counts.
 //! - [`training`]: networks in training on any back end, and what is seen of them.
 //! - [`oracle`]: a whole network in the oracle's tensors, and its gradients through a window.
+//! - [`ranks`]: what every group of ranks must do.
 //! - [`cases`]: for each operation, the cases that every back end and every oracle must agree on.
 
 pub mod allocator;
@@ -17,5 +18,6 @@ pub mod cases;
 pub mod oracle;
 pub mod outcome;
 pub mod random;
+pub mod ranks;
 pub mod rig;
 pub mod training;

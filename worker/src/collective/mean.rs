@@ -21,7 +21,9 @@ pub(super) fn add(total: &mut [f32], part: &[f32]) {
 pub(super) fn finish(total: &mut [f32], world: usize, wire: Wire) {
     // A product, because a quotient by W costs ten times as much and differs in the last bit only.
     let scale = 1.0 / world as f32;
-    total.iter_mut().for_each(|v| *v *= scale);
+    for value in &mut *total {
+        *value *= scale;
+    }
     travel(total, wire);
 }
 

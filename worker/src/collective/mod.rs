@@ -11,12 +11,14 @@
 //! - `mean`: sums in rank order, one definition for all who sum.
 //! - [`solo`]: a group of one.
 //! - [`threads`]: ranks in one process; the reference.
+//! - [`tcp`]: ranks on one machine, without MPI.
 
 pub mod bf16;
 pub mod error;
 mod mean;
 pub mod pending;
 pub mod solo;
+pub mod tcp;
 pub mod threads;
 
 use std::time::Duration;
@@ -26,10 +28,11 @@ use synfire_shared::ids::{Rank, World};
 pub use error::CollectiveError;
 pub use pending::{Interrupt, Pending};
 pub use solo::Solo;
+pub use tcp::Tcp;
 pub use threads::Threads;
 
 /// How long a call waits for the others unless [`Collective::set_deadline`] says otherwise.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+pub const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The most bytes that a rank may give to [`Collective::gather`]: 64 MiB.
 pub const MAX_GATHER_BYTES: usize = 64 << 20;
@@ -95,4 +98,9 @@ pub trait Collective: Send {
 
     /// What another thread can use to end this rank's waits at once.
     fn interrupt(&self) -> Interrupt;
+}
+
+/// The rank of this place among all.
+fn rank_of(place: usize) -> Rank {
+    Rank(u32::try_from(place).expect("a world fits into u32"))
 }

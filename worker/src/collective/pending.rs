@@ -194,8 +194,9 @@ impl Board {
 impl State {
     /// The slot of a call that is not yet taken.
     fn slot(&mut self, sequence: u64) -> &mut Slot {
-        let index = sequence.checked_sub(self.first).map(|i| i as usize);
-        let slot = index.and_then(|i| self.slots.get_mut(i));
+        let index = sequence.checked_sub(self.first);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        let slot = index.and_then(|index| self.slots.get_mut(index));
         slot.expect("a call has its slot until it is taken")
     }
 

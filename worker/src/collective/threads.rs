@@ -10,7 +10,7 @@ use std::time::Duration;
 use synfire_shared::ids::{Rank, World};
 
 use super::pending::{Board, Call, Driver, Outcome, Ticket, check_bytes, check_root, check_values};
-use super::{Collective, CollectiveError, Interrupt, Pending, Wire, mean};
+use super::{Collective, CollectiveError, Interrupt, Pending, Wire, mean, rank_of};
 
 /// A group of `world` ranks in this process, in rank order; each is moved to its thread.
 ///
@@ -126,7 +126,7 @@ impl Group {
             let waiting = round.iter().zip(&self.boards);
             for (_, board) in waiting.filter(|(call, _)| call.is_some()) {
                 board.fail(CollectiveError::Lost {
-                    rank: Rank(rank as u32),
+                    rank: rank_of(rank),
                     reason: "its thread has dropped it".into(),
                 });
             }
@@ -157,7 +157,7 @@ fn out_of_step(calls: &[String], rank: usize) -> CollectiveError {
     // Somebody differs from rank 0, and rank 0 from them.
     let other = (0..calls.len()).find(differs).unwrap_or_default();
     CollectiveError::OutOfStep {
-        rank: Rank(other as u32),
+        rank: rank_of(other),
         theirs: calls[other].clone(),
         ours: calls[rank].clone(),
     }
@@ -219,7 +219,7 @@ impl Driver for Seat {
         let missing = (0..round.len()).filter(|&rank| round[rank].is_none());
         self.group.boards[self.rank].fail(CollectiveError::Deadline {
             seconds: deadline.as_secs_f64(),
-            missing: missing.map(|rank| Rank(rank as u32)).collect(),
+            missing: missing.map(rank_of).collect(),
         });
     }
 
@@ -232,11 +232,11 @@ impl Collective for Threads {
     }
 
     fn rank(&self) -> Rank {
-        Rank(self.seat.rank as u32)
+        rank_of(self.seat.rank)
     }
 
     fn world(&self) -> World {
-        World(self.seat.group.boards.len() as u32)
+        World(rank_of(self.seat.group.boards.len()).0)
     }
 
     fn start_mean(&mut self, values: Vec<f32>, wire: Wire) -> Result<Pending, CollectiveError> {

@@ -1,0 +1,205 @@
+//! Ranks on one machine, without MPI: a connection between every two, and sums in rank order.
+//!
+//! Each segment of the numbers is summed by one rank, which gets the others' and gives the sum to
+//! all: every number goes out once and comes back once, as in the best of all-reduces, and the bits
+//! are those of [`threads`](super::threads). This is for one machine and for tests: between machines
+//! MPI and NCCL know the network better, and what travels here is neither encrypted nor signed.
+//!
+//! # Layout
+//!
+//! - `handshake`: how the ranks find each other.
+//! - `frame`: what travels.
+//! - `peer`: one connection.
+//! - `round`: one call.
+//! - `progress`: the thread that moves everything.
+
+mod frame;
+mod handshake;
+mod peer;
+mod progress;
+mod round;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use mio::{Interest, Poll, Token, Waker};
+use synfire_shared::ids::{Rank, World};
+
+use super::pending::{Board, Call, Driver, Ticket, check_bytes, check_root, check_values};
+use super::{Collective, CollectiveError, Interrupt, Pending, Wire, rank_of};
+use peer::Peer;
+use progress::{Command, Link, Progress};
+
+/// The most ranks of a group.
+pub const MAX_WORLD: usize = 256;
+
+/// One rank of a group whose ranks are connected to each other. What it does it does on a thread of
+/// its own; dropping it closes its connections, after what the others still need has been written
+/// (for a second at most).
+pub struct Tcp {
+    rank: usize,
+    world: usize,
+    board: Arc<Board>,
+    link: Arc<Link>,
+}
+
+impl Tcp {
+    /// Joins the group of so many ranks as there are `addresses`, which are those of the ranks'
+    /// listeners, by rank. All ranks call this with the same addresses and `secret`, each with its own
+    /// listener, and it returns when all are connected. The listener is closed then.
+    ///
+    /// Who connects without the secret is dropped, and harms nobody. A new generation of a group
+    /// takes a new secret.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Deadline`] with those who have not come by then; `Group` if there is no such
+    /// rank or there are too many; `Io` if the listener fails.
+    pub fn connect(
+        rank: Rank,
+        addresses: &[SocketAddr],
+        listener: TcpListener,
+        secret: &str,
+        deadline: Duration,
+    ) -> Result<Self, CollectiveError> {
+        let (place, world) = (rank.0 as usize, addresses.len());
+        if place >= world || world > MAX_WORLD {
+            let reason = format!("{rank} of {world}, and at most {MAX_WORLD} are possible");
+            return Err(CollectiveError::Group { reason });
+        }
+        let seat = handshake::Seat {
+            rank: place,
+            addresses,
+            secret,
+        };
+        let streams = handshake::meet(&seat, &listener, deadline)?;
+        drop(listener);
+        let board = Board::new();
+        let link = start(place, streams, &board)
+            .map_err(|error| CollectiveError::io("the connections between ranks", error))?;
+        Ok(Self {
+            rank: place,
+            world,
+            board,
+            link,
+        })
+    }
+
+    fn call(&self, call: Call) -> Result<Ticket, CollectiveError> {
+        let sequence = self.board.open()?;
+        self.link.send(Command::Call(call));
+        Ok(Ticket::new(&self.board, self.driver(), sequence))
+    }
+
+    fn driver(&self) -> Arc<dyn Driver> {
+        Arc::<Link>::clone(&self.link)
+    }
+}
+
+/// Starts the thread that moves the numbers.
+fn start(
+    rank: usize,
+    streams: Vec<Option<std::net::TcpStream>>,
+    board: &Arc<Board>,
+) -> std::io::Result<Arc<Link>> {
+    let poll = Poll::new()?;
+    let waker = Waker::new(poll.registry(), Token(usize::MAX))?;
+    let link = Arc::new(Link::new(waker));
+    let mut peers = Vec::new();
+    for (rank, stream) in streams.into_iter().enumerate() {
+        let Some(stream) = stream else {
+            peers.push(None);
+            continue;
+        };
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = poll.registry();
+        registry.register(&mut stream, Token(rank), interest)?;
+        peers.push(Some(Peer::new(stream)));
+    }
+    let progress = Progress {
+        rank,
+        poll,
+        peers,
+        board: Arc::clone(board),
+        link: Arc::clone(&link),
+        rounds: VecDeque::new(),
+        first: 0,
+        scratch: round::Scratch::default(),
+        over: None,
+    };
+    thread::Builder::new()
+        .name(format!("tcp {}", rank_of(rank)))
+        .spawn(move || progress.run())?;
+    Ok(link)
+}
+
+impl Collective for Tcp {
+    fn name(&self) -> String {
+        "tcp".into()
+    }
+
+    fn rank(&self) -> Rank {
+        rank_of(self.rank)
+    }
+
+    fn world(&self) -> World {
+        World(rank_of(self.world).0)
+    }
+
+    fn start_mean(&mut self, values: Vec<f32>, wire: Wire) -> Result<Pending, CollectiveError> {
+        check_values(&values)?;
+        Ok(Pending::new(self.call(Call::Mean { values, wire })?))
+    }
+
+    fn broadcast(&mut self, from: Rank, values: &mut [f32]) -> Result<(), CollectiveError> {
+        check_root(from, self.world)?;
+        check_values(values)?;
+        let call = Call::Broadcast {
+            values: values.to_vec(),
+            from,
+        };
+        values.copy_from_slice(&self.call(call)?.values()?);
+        Ok(())
+    }
+
+    fn gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        check_bytes(bytes)?;
+        let bytes = bytes.to_vec();
+        self.call(Call::Gather { bytes })?.gathered()
+    }
+
+    fn set_deadline(&mut self, deadline: Duration) {
+        self.board.set_deadline(deadline);
+    }
+
+    fn abort(&mut self, reason: &str) {
+        let error = CollectiveError::Left {
+            rank: self.rank(),
+            reason: reason.into(),
+        };
+        self.link.send(Command::Fail(error));
+        self.link.wait_until_flushed();
+    }
+
+    fn interrupt(&self) -> Interrupt {
+        Interrupt::new(&self.board, self.driver())
+    }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        self.link.send(Command::Close);
+        self.link.wait_until_flushed();
+    }
+}
+
+impl fmt::Debug for Tcp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Tcp({} of {})", self.rank, self.world)
+    }
+}
