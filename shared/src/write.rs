@@ -194,6 +194,7 @@ fn model_and_neuron(run: &Run, entries: &mut Entries) {
     entries.insert("neuron.alpha", Scalar::Real(run.neuron.alpha));
     entries.insert("neuron.reset", text(run.neuron.reset.name()));
     entries.insert("neuron.detach_reset", Scalar::Bool(run.neuron.detach_reset));
+    entries.insert("batch_norm.sync", Scalar::Bool(run.batch_norm.sync));
 }
 
 fn learning(run: &Run, entries: &mut Entries) {
@@ -381,6 +382,7 @@ mod tests {
             "optimiser.lr=0.3",
             "run.epochs=7",
             "data.batch=8",
+            "batch_norm.sync=true",
         ] {
             let key = other.split('=').next().unwrap();
             let mut settings = run(&[other]).settings();
