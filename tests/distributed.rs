@@ -118,6 +118,17 @@ fn ranks_without_batch_norm_learn_what_one_rank_does() {
 }
 
 #[test]
+fn ranks_with_synchronised_batch_norm_learn_what_one_rank_does() {
+    let set = [
+        "data.batch=24",
+        "run.max_batches=1",
+        "batch_norm.sync=true",
+        "optimiser.lr=0.01",
+    ];
+    compare(&set, &[2, 3, 5], 1e-4);
+}
+
+#[test]
 fn gradients_as_bf16_are_near() {
     let set = |wire| {
         [

@@ -424,6 +424,8 @@ lr = 0.02
              with \"hard\" or \"soft\""),
         (&["neuron.detach_reset=1"],
             "\"neuron.detach_reset\" must be true or false, but is 1"),
+        (&["batch_norm.sync=on"],
+            "\"batch_norm.sync\" must be true or false, but is the text \"on\""),
         (&["algorithm.name=sltt"],
             "\"algorithm.name\" is \"sltt\", not built yet in this version: use \"stol\" or \
              \"bptt\""),

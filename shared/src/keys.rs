@@ -263,6 +263,11 @@ pub(crate) const KEYS: &[Key] = &[
         "Leave the path through the reset out of the gradient")
         .only("neuron.reset", &["hard", "soft"]),
 
+    Key::new("batch_norm.sync", Kind::Bool, Fallback::Bool(false),
+        "On several ranks, normalise with the mean and variance of all ranks' samples, with the exact \
+         gradient: p ranks then train as one. false: each with those of its own share. Costs two \
+         exchanges per batch norm and time step; with one rank it changes nothing"),
+
     Key::new("algorithm.name",
         Kind::Choice { names: AlgorithmName::NAMES, later: &["sltt", "ottt", "fptt"] },
         Fallback::Required,

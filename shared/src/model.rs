@@ -187,6 +187,21 @@ named! {
     }
 }
 
+/// How batch norms take their statistics on several ranks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct BatchNorm {
+    /// Whether they are those of all ranks' samples, not of each rank's share.
+    pub sync: bool,
+}
+
+impl BatchNorm {
+    pub(crate) fn from_values(values: &Values) -> Self {
+        Self {
+            sync: values.bool("batch_norm.sync"),
+        }
+    }
+}
+
 impl Neuron {
     pub(crate) fn from_values(values: &Values) -> Self {
         Self {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::check;
 use crate::faults::RunErrors;
 pub use crate::learn::{Algorithm, History, Loss, Optimiser};
-pub use crate::model::{Depth, Model, Network, Neuron, Norm, Reset, Residual, Stem};
+pub use crate::model::{BatchNorm, Depth, Model, Network, Neuron, Norm, Reset, Residual, Stem};
 use crate::named::named;
 use crate::run_file;
 pub use crate::schedule::{Schedule, ScheduleKind};
@@ -43,6 +43,8 @@ pub struct Run {
     pub init: Init,
     /// The neurons of every layer.
     pub neuron: Neuron,
+    /// How batch norms take their statistics on several ranks.
+    pub batch_norm: BatchNorm,
     /// When to update, and how far back the error reaches.
     pub algorithm: Algorithm,
     /// Time steps T for which each sample is shown, at least 1.
@@ -103,6 +105,7 @@ impl Run {
             model: Model::from_values(values),
             init: Init::from_values(values),
             neuron: Neuron::from_values(values),
+            batch_norm: BatchNorm::from_values(values),
             algorithm: Algorithm::from_values(values, time_steps),
             time_steps,
             history: History::from_name(&values.text("algorithm.history")),

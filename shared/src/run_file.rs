@@ -365,7 +365,7 @@ mod tests {
             (
                 "[mpi]\nname = 1",
                 "2: unknown key \"mpi.name\": the tables are run, data, model, init, neuron, \
-                 algorithm, loss, optimiser, schedule, checkpoint, ranks",
+                 batch_norm, algorithm, loss, optimiser, schedule, checkpoint, ranks",
             ),
         ] {
             assert_eq!(fault_lines(text, &[]), [format!("a.toml:{fault}")]);
@@ -444,7 +444,7 @@ mod tests {
             [
                 "--set x: expected key=value, as in --set optimiser.lr=0.1",
                 "--set =1: unknown key \"\": the tables are run, data, model, init, neuron, \
-                 algorithm, loss, optimiser, schedule, checkpoint, ranks",
+                 batch_norm, algorithm, loss, optimiser, schedule, checkpoint, ranks",
                 "--set optimizer.lr=1: unknown key \"optimizer.lr\": did you mean \
                  \"optimiser.lr\"?",
                 "--set run=3: unknown key \"run\": did you mean the table [run]?",

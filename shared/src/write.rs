@@ -56,7 +56,7 @@ const NO_SETTINGS: &[&str] = &[
 ];
 
 /// Settings that older versions did not have: told where they are not what those did.
-const NEWER: &[(&str, &str)] = &[("ranks.wire", "\"f32\"")];
+const NEWER: &[(&str, &str)] = &[("ranks.wire", "\"f32\""), ("batch_norm.sync", "false")];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
     let matters = |name: &str| !NO_SETTINGS.contains(&name) && !name.starts_with("checkpoint.");
@@ -202,6 +202,7 @@ fn model_and_neuron(run: &Run, entries: &mut Entries) {
     entries.insert("neuron.alpha", Scalar::Real(run.neuron.alpha));
     entries.insert("neuron.reset", text(run.neuron.reset.name()));
     entries.insert("neuron.detach_reset", Scalar::Bool(run.neuron.detach_reset));
+    entries.insert("batch_norm.sync", Scalar::Bool(run.batch_norm.sync));
 }
 
 fn learning(run: &Run, entries: &mut Entries) {
@@ -399,6 +400,7 @@ mod tests {
             "optimiser.lr=0.3",
             "run.epochs=7",
             "data.batch=8",
+            "batch_norm.sync=true",
         ] {
             let key = other.split('=').next().unwrap();
             let mut settings = run(&[other]).settings();

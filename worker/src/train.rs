@@ -207,6 +207,7 @@ fn prepare(
         places: source.share(),
         norms: match world.0 {
             1 => Norms::Own,
+            _ if run.batch_norm.sync => Norms::Synchronised,
             _ => Norms::Pooled,
         },
     };

@@ -38,6 +38,8 @@ pub struct PointwiseCase {
     pub arrived: usize,
     /// Whether errors are added to what is there.
     pub accumulate: bool,
+    /// The place of the first sample in the batch of all ranks: a place by which dropout draws.
+    pub first_sample: usize,
 }
 
 /// The key of the mask of a time step.
@@ -85,7 +87,8 @@ impl PointwiseCase {
             let (a, b) = (a[t].clone(), b[t].clone());
             match self.kind {
                 Kind::Dropout(p, scale) => {
-                    let keeps = |i: usize| dropout_keeps(key(t), i as u64, p);
+                    let first = self.first_sample * self.shape.elements();
+                    let keeps = |i: usize| dropout_keeps(key(t), (first + i) as u64, p);
                     let factor = |i: usize| if keeps(i) { scale } else { 0.0 };
                     let mask: Vec<f32> = (0..self.elements()).map(factor).collect();
                     a * constant(&mask, dims)
@@ -124,7 +127,7 @@ impl PointwiseCase {
             mask: rig.plain(samples, shape, Content::Real, self.window),
             p,
             scale,
-            first_sample: 0,
+            first_sample: self.first_sample,
         };
         let x = rig.plain(samples, shape, self.contents[0], 1);
         let y = rig.operand(samples, shape, Content::Real, [self.window, 1]);
@@ -211,6 +214,7 @@ fn drawn(random: &mut Random, kind: Kind) -> PointwiseCase {
         window,
         arrived: random.pick(&[1, window]),
         accumulate: random.coin(),
+        first_sample: random.pick(&[0, 5]),
     }
 }
 
