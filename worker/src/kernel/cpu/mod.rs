@@ -27,8 +27,8 @@ mod ring;
 pub mod simd;
 
 use super::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss,
-    Norm, NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
+    NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 use alive::Alive;

@@ -35,8 +35,8 @@ use self::memory::{Memory, Value, dims, from_host, to_host};
 use self::optimiser::AdamW;
 use self::pool::Tiling;
 use super::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss,
-    Norm, NormLif, NormLifErrors, Phase, Pool, PoolKind, Report, Residual, Span, Step, Window,
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
+    NormLif, NormLifErrors, Phase, Pool, PoolKind, Report, Residual, Span, Step, Window,
     dropout_keeps,
 };
 use crate::shape::{Join, Shape};
