@@ -4,7 +4,7 @@
 //! The ranks are threads, and all that they tell each other are weighted means in f32, as the engine
 //! asks for them.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use synfire::engine::Network;
 use synfire::graph::{Graph, Op, ValueId};
@@ -24,7 +24,7 @@ const BACK_ENDS: [Make; 2] = [reference, || cpu(2, None)];
 struct Exchange {
     samples: Vec<usize>,
     rank: usize,
-    to: Vec<Sender<Vec<f32>>>,
+    to: Vec<SyncSender<Vec<f32>>>,
     from: Vec<Receiver<Vec<f32>>>,
 }
 
@@ -39,7 +39,7 @@ impl Exchange {
         let mut ends: Vec<Self> = (0..samples.len()).map(end).collect();
         for sender in 0..samples.len() {
             for receiver in 0..samples.len() {
-                let (to, from) = channel();
+                let (to, from) = sync_channel(2);
                 ends[sender].to.push(to);
                 ends[receiver].from.push(from);
             }

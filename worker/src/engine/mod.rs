@@ -425,10 +425,7 @@ impl Network {
                     kernels.norm_lif_backward(layer, window, &errors);
                 });
                 if let (Some(layer), Some(dz)) = (norms::synchronised(&stage), errors.z) {
-                    norms::pool_sums(layer, steps, kernels, &mut self.travelling, pool);
-                    self.profile.timed(index, Work::NormAndNeuron, || {
-                        kernels.norm_backward(layer, steps, dz);
-                    });
+                    self.finish_norm(kernels, index, (layer, steps, dz), pool);
                 }
             }
             Stage::Residual { residual, a, b, y } => {

@@ -5,7 +5,8 @@
 
 use super::Network;
 use super::plan::Stage;
-use crate::kernel::{Arena, Kernels, Norm, NormLif, Norms, Window};
+use super::profile::Work;
+use crate::kernel::{Arena, ErrorsOut, Kernels, Norm, NormLif, Norms, Window};
 
 impl Network {
     /// Numbers of a time step's moments that have to be averaged over ranks before
@@ -60,6 +61,22 @@ impl Network {
     }
 }
 
+impl Network {
+    /// The rest of a synchronised norm's backward, once its sums are those of all ranks.
+    pub(super) fn finish_norm(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        stage: usize,
+        (layer, steps, dz): (&NormLif, Window, ErrorsOut),
+        pool: &mut dyn FnMut(&mut [f32]),
+    ) {
+        pool_sums(layer, steps, kernels, &mut self.travelling, pool);
+        self.profile.timed(stage, Work::NormAndNeuron, || {
+            kernels.norm_backward(layer, steps, dz);
+        });
+    }
+}
+
 fn normed(stage: &Stage) -> Option<(&NormLif, &Norm)> {
     match stage {
         Stage::NormLif { layer, .. } => layer.norm.as_ref().map(|norm| (layer, norm)),
@@ -98,7 +115,7 @@ pub(super) fn pool_moments(
 }
 
 /// Averages the sums of a synchronised norm's backward over ranks: those of all time steps at once.
-pub(super) fn pool_sums(
+fn pool_sums(
     layer: &NormLif,
     steps: Window,
     kernels: &mut dyn Kernels,

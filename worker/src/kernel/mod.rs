@@ -302,16 +302,16 @@ pub trait Kernels: Send {
     /// The rest of a synchronised norm's backward, for the steps for which it has errors: the error
     /// of z, from what [`Norm::sums`] holds now.
     ///
-    /// What it has to hold: the sums of all ranks, each weighted by its share of the samples. With
-    /// n_r of B samples on rank r and P pixels, a rank's loss is the mean over its own samples, so
-    /// that its g is B/n_r times the error G of the loss over all samples, `g = (B/n_r) G`, and the
-    /// loss over all samples is the weighted mean of the ranks' losses. One rank would compute
-    /// `gamma inv (G - mean(G) - xhat mean(G xhat))`, means over B P values. This rank's error is
-    /// B/n_r times that, and `(B/n_r) mean(G) = (B/n_r) (1/(B P)) sum_r (n_r/B) S_r`, where S_r is
-    /// the sum of g on rank r: 1/(n_r P) times the weighted mean of the sums. So with sums that are
-    /// pooled, each rank divides by the number of its own values, as one rank does. The gradients of
-    /// gamma and beta stay sums over the share: like all gradients they become those of one rank
-    /// when they are averaged with the same weights.
+    /// What it has to hold: the mean of the ranks' sums, weighted by their shares of the samples.
+    /// Say rank r has `n_r` of B samples, of P pixels each. Its loss is the mean over its own, so
+    /// that the loss over all is the mean of the ranks' with weights `n_r/B`, and with G for the
+    /// error of that loss, `g = (B/n_r) G`. One rank with all samples would compute
+    /// `gamma inv (G - mean(G) - xhat mean(G xhat))`, means over B P values; rank r needs `B/n_r`
+    /// times this. Of `S_r`, the sum of g on rank r, `mean(G) = (1/(B P)) sum_r (n_r/B) S_r`, hence
+    /// `(B/n_r) mean(G) = (1/(n_r P)) sum_r (n_r/B) S_r`: the weighted mean of the sums, divided by
+    /// the number of this rank's own values, as without other ranks. The same holds for g xhat. The
+    /// gradients of gamma and beta stay sums over the share: like all gradients they become those
+    /// of one rank when they are averaged with these weights.
     ///
     /// # Panics
     /// If the layer has no synchronised norm.
