@@ -12,10 +12,23 @@
 //! - [`solo`]: a group of one.
 //! - [`threads`]: ranks in one process; the reference.
 //! - [`tcp`]: ranks on one machine, without MPI.
+//! - `mpi`, with the feature of that name: ranks of an MPI job.
+//! - `opening`: what the ranks of MPI agree on before numbers move.
+//! - [`environment`]: whether this process is one of an MPI job.
 
 pub mod bf16;
+pub mod environment;
 pub mod error;
 mod mean;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+// Its tests need no MPI.
+#[cfg(any(test, feature = "mpi"))]
+#[cfg_attr(
+    not(feature = "mpi"),
+    allow(dead_code, reason = "only its tests are used")
+)]
+mod opening;
 pub mod pending;
 pub mod solo;
 pub mod tcp;
@@ -26,6 +39,8 @@ use std::time::Duration;
 use synfire_shared::ids::{Rank, World};
 
 pub use error::CollectiveError;
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use pending::{Interrupt, Pending};
 pub use solo::Solo;
 pub use tcp::Tcp;

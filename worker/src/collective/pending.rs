@@ -36,10 +36,10 @@ impl Call {
     }
 
     /// Of numbers or bytes.
-    pub(super) fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> usize {
         match self {
-            Self::Mean { values, .. } | Self::Broadcast { values, .. } => values.len() as u64,
-            Self::Gather { bytes } => bytes.len() as u64,
+            Self::Mean { values, .. } | Self::Broadcast { values, .. } => values.len(),
+            Self::Gather { bytes } => bytes.len(),
         }
     }
 }

@@ -169,7 +169,7 @@ fn outcomes(calls: Vec<Call>) -> Result<Vec<Outcome>, Fault> {
     if names.iter().any(|name| *name != names[0]) {
         return Err(Fault::OutOfStep(names));
     }
-    let lengths: Vec<u64> = calls.iter().map(Call::length).collect();
+    let lengths: Vec<u64> = calls.iter().map(|call| call.length() as u64).collect();
     let (mut parts, mut gathered) = (Vec::new(), Vec::new());
     let (mut how, mut root) = (Wire::F32, None);
     for call in calls {

@@ -10,7 +10,8 @@ use super::peer::Start;
 
 /// A call of this rank that not all ranks have finished.
 pub(super) struct Round {
-    sequence: u64,
+    /// How far the ownership of segments has gone round.
+    turn: usize,
     rank: usize,
     world: usize,
     call: Call,
@@ -116,8 +117,9 @@ impl Round {
         call: Call,
         scratch: &mut Scratch,
     ) -> Self {
+        let turn = usize::try_from(sequence % world as u64).expect("below the world");
         let mut round = Self {
-            sequence,
+            turn,
             rank,
             world,
             call,
@@ -169,17 +171,17 @@ impl Round {
     pub(super) fn start(&self) -> Start {
         Start {
             what: What::of(&self.call),
-            length: self.call.length(),
+            length: self.call.length() as u64,
         }
     }
 
     /// The segments that a rank sums, or has.
     fn lane(&self, owner: usize) -> Lane {
-        let (length, world) = (self.call.length() as usize, self.world);
+        let (length, world) = (self.call.length(), self.world);
         match &self.call {
             // The first segment, often the only one, goes round.
             Call::Mean { .. } => Lane {
-                next: (owner + world - (self.sequence % world as u64) as usize) % world,
+                next: (owner + self.turn) % world,
                 step: world,
                 end: length.div_ceil(SEGMENT),
             },
@@ -202,8 +204,7 @@ impl Round {
             Call::Mean { .. } => (self.lane(to), Lane::default()),
             Call::Broadcast { .. } => (Lane::default(), self.lane(self.rank)),
             Call::Gather { .. } => {
-                // Its header was refused if that is more than a gather may have.
-                let bytes = start.length as usize;
+                let bytes = usize::try_from(start.length).unwrap_or(0);
                 self.books.awaited[to].parts.end = bytes.div_ceil(MAX_PAYLOAD);
                 self.books.awaited[to].bytes = bytes;
                 self.gathered[to].reserve_exact(bytes);
