@@ -16,12 +16,14 @@
 //! - [`weights`]: weights in files, our own and PyTorch's.
 //! - [`checkpoint`]: a run folder and its checkpoints.
 //! - [`train`]: the training loop.
+//! - [`control`]: what a worker has to do with the coordinator.
 //! - [`observe`]: what a run tells while it goes, for Prometheus.
 //! - [`report`]: what a run has told, as a page of HTML.
 //! - [`cli`]: the verbs of the command line.
 
 pub mod checkpoint;
 pub mod cli;
+pub mod control;
 pub mod data;
 pub mod engine;
 pub mod graph;
