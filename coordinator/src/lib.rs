@@ -1,1 +1,3 @@
-//! x
+//! Decides who trains as which rank, from which checkpoint; never sees a tensor.
+//!
+//! # Layout

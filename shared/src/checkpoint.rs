@@ -165,6 +165,10 @@ pub struct Manifest {
     pub data: Digest,
     /// How much of the test set was right, where an epoch has just ended with it.
     pub test: Option<Hits>,
+    /// The generation of ranks that wrote it; absent where a process alone did. Left out then, so
+    /// that the seals of older manifests hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// Its files by what they are.
     pub parts: BTreeMap<String, Part>,
     /// The digest of all of the above, set by [`Manifest::sealed`].
@@ -284,10 +288,46 @@ pub fn manifest_name(batches_done: u64) -> String {
     format!("{batches_done:0NUMBER_DIGITS$}{MANIFEST_END}")
 }
 
-/// The number of batches in a manifest's name; absent where it is none.
+/// The number of batches in the name of a manifest without a generation; absent of any other.
 pub fn manifest_number(name: &str) -> Option<u64> {
     let number = number(name.strip_suffix(MANIFEST_END)?)?;
     (manifest_name(number) == name).then_some(number)
+}
+
+/// What the name of a manifest tells: by age, within a line of generations.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ManifestName {
+    /// Batches done in the whole run.
+    pub batches_done: u64,
+    /// The generation that wrote it; 0 of a process alone.
+    pub generation: u64,
+}
+
+/// The name of a manifest: `000000000060-g000003.json`, or that of [`manifest_name`] where a
+/// process alone wrote it.
+pub fn manifest_name_of(batches_done: u64, generation: Option<u64>) -> String {
+    match generation {
+        None | Some(0) => manifest_name(batches_done),
+        Some(generation) => {
+            format!("{batches_done:0NUMBER_DIGITS$}-g{generation:06}{MANIFEST_END}")
+        }
+    }
+}
+
+/// What a manifest's name tells, in either form; absent where it is none.
+pub fn manifest_of_name(name: &str) -> Option<ManifestName> {
+    let stem = name.strip_suffix(MANIFEST_END)?;
+    let (digits, generation) = match stem.split_once("-g") {
+        None => (stem, 0),
+        Some((digits, generation)) => (digits, generation.parse().ok().filter(|&g| g > 0)?),
+    };
+    let found = ManifestName {
+        batches_done: number(digits)?,
+        generation,
+    };
+    // Each has one name.
+    let again = manifest_name_of(found.batches_done, Some(generation));
+    (again == name).then_some(found)
 }
 
 /// The name of a part: `000000000060-0123456789abcdef.weights.safetensors`.
@@ -302,6 +342,9 @@ pub fn part_name(batches_done: u64, kind: &str, digest: Digest) -> String {
 
 /// The number of batches in a part's name; absent where it is none.
 pub fn part_number(name: &str) -> Option<u64> {
+    if manifest_of_name(name).is_some() {
+        return None;
+    }
     number(name.split_once('-')?.0)
 }
 
@@ -360,6 +403,7 @@ mod tests {
                 correct: 3,
                 samples: 7,
             }),
+            generation: None,
             parts: BTreeMap::from([("weights.safetensors".to_owned(), part)]),
             seal: Digest::default(),
         }
@@ -473,6 +517,45 @@ mod tests {
             assert_eq!(manifest_number(other), None, "{other}");
         }
         assert!(!part_name(1, "../../x", Digest::of(b"")).contains('/'));
+    }
+
+    #[test]
+    fn a_manifest_without_a_generation_is_as_before() {
+        let text = String::from_utf8(manifest().to_bytes()).unwrap();
+        assert!(!text.contains("generation"), "{text}");
+        let mut of_ranks = manifest();
+        of_ranks.generation = Some(3);
+        let read = Manifest::parse(&of_ranks.clone().sealed().to_bytes()).unwrap();
+        assert_eq!(read.generation, Some(3));
+        let unsealed = Manifest::parse(&of_ranks.to_bytes()).unwrap_err();
+        assert!(unsealed.to_string().contains("the digest that it names"));
+    }
+
+    #[test]
+    fn names_tell_the_generation() {
+        let name = manifest_name_of(60, Some(3));
+        assert_eq!(name, "000000000060-g000003.json");
+        assert_eq!((manifest_number(&name), part_number(&name)), (None, None));
+        for (batches_done, generation) in [(0, 0), (60, 3), (u64::MAX, u64::MAX)] {
+            let name = manifest_name_of(batches_done, Some(generation));
+            let found = ManifestName {
+                batches_done,
+                generation,
+            };
+            assert_eq!(manifest_of_name(&name), Some(found), "{name}");
+        }
+        for other in [
+            "000000000060-g3.json",
+            "000000000060-g000000.json",
+            "000000000060-g0000003.json",
+            "000000000060-g+00003.json",
+            "60-g000003.json",
+            "000000000060-g000003.jso",
+            "000000000060-0123456789abcdef.state",
+            "-g000003.json",
+        ] {
+            assert_eq!(manifest_of_name(other), None, "{other}");
+        }
     }
 
     #[test]

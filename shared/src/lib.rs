@@ -16,6 +16,7 @@
 //! - [`metrics`]: every metric's name, help and labels.
 //! - [`token`]: the token by which a coordinator knows who may join.
 //! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
+//! - [`protocol`]: what workers and the coordinator tell each other.
 
 mod check;
 pub mod checkpoint;
@@ -27,6 +28,7 @@ mod learn;
 pub mod metrics;
 mod model;
 mod named;
+pub mod protocol;
 pub mod random;
 pub mod run;
 mod run_file;

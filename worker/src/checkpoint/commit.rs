@@ -68,6 +68,7 @@ impl Target {
             settings: identity.settings.clone(),
             data: identity.data,
             test: snapshot.test,
+            generation: None,
             parts,
             seal: Digest::default(),
         };
