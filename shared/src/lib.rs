@@ -17,11 +17,13 @@
 //! - [`token`]: the token by which a coordinator knows who may join.
 //! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
 //! - [`protocol`]: what workers and the coordinator tell each other.
+//! - [`generation`]: the ranks that train together; which checkpoints count.
 
 mod check;
 pub mod checkpoint;
 pub mod dataset;
 mod faults;
+pub mod generation;
 pub mod ids;
 mod keys;
 mod learn;

@@ -327,8 +327,8 @@ pub fn test_share(len: u64, rank: Rank, world: World) -> Result<Range<u64>, Shar
     Ok(start(rank)..start(rank + 1))
 }
 
-/// The largest divisor of `batch` up to [`MAX_LANES`].
-fn num_lanes(batch: u32) -> u32 {
+/// The lanes of a plan with this global batch: the largest divisor of it up to [`MAX_LANES`].
+pub fn num_lanes(batch: u32) -> u32 {
     let divides = |lanes: &u32| batch.is_multiple_of(*lanes);
     (1..=MAX_LANES).rev().find(divides).unwrap_or(1)
 }

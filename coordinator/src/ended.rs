@@ -1,0 +1,77 @@
+//! Why a generation is over.
+
+use synfire_shared::protocol::{Member, shortened};
+
+use crate::event::Loss;
+
+/// A generation that ended before the run did.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) generation: u64,
+    pub(crate) loss: Loss,
+    /// Why, with the culprit named.
+    pub(crate) reason: String,
+    /// Its ranks, with the updates that each had done.
+    pub(crate) members: Vec<(Member, u64)>,
+    /// A rank that is blamed by another one, which may itself have been left by a third.
+    blamed: Option<u32>,
+}
+
+impl Ended {
+    /// A generation that is over for this reason.
+    pub(crate) fn new(
+        generation: u64,
+        loss: Loss,
+        reason: String,
+        members: Vec<(Member, u64)>,
+    ) -> Self {
+        Self {
+            generation,
+            loss,
+            reason,
+            members,
+            blamed: None,
+        }
+    }
+
+    /// The rank of a process.
+    pub(crate) fn rank_of(&self, process: &str) -> Option<u32> {
+        let found = self.members.iter().find(|(m, _)| m.process == process);
+        found.map(|(member, _)| member.rank)
+    }
+
+    /// A rank says that it lost another one, or that it failed by itself.
+    pub(crate) fn report(&mut self, reporter: u32, lost: Option<u32>, message: &str) {
+        let is_first = self.reason.is_empty();
+        // Who lost the culprit points to it; what the culprit itself lost is nearer the cause.
+        if !is_first && self.blamed != Some(reporter) {
+            return;
+        }
+        let shown = |rank: u32| {
+            self.members
+                .get(rank as usize)
+                .map(|(m, u)| describe(m, *u))
+        };
+        let Some(by) = shown(reporter) else { return };
+        let lost = lost.filter(|&lost| lost != reporter);
+        self.reason = match lost.and_then(shown) {
+            Some(culprit) => format!("{culprit} was lost, says rank {reporter}: {message}"),
+            None => format!("{by} gave up: {message}"),
+        };
+        self.reason = shortened(&self.reason);
+        self.blamed = lost;
+    }
+}
+
+/// A rank, as messages call it.
+pub(crate) fn describe(member: &Member, update: u64) -> String {
+    format!("{}, after update {update},", place(member))
+}
+
+/// A rank and where it is.
+pub(crate) fn place(member: &Member) -> String {
+    format!(
+        "rank {} on {} (pid {})",
+        member.rank, member.host, member.pid
+    )
+}

@@ -1,0 +1,422 @@
+//! The run as a state machine: event in, actions out.
+//!
+//! # Layout
+//!
+//! - this file: what is known, and what each event does to it; `join`: who asks to be a rank.
+//! - `form`: how a generation is allocated in the run folder, and met by other coordinators.
+
+mod form;
+mod join;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use synfire_shared::protocol::{
+    Checkpoint, Directive, Done, Heartbeat, Identity, Leave, Order, Reason, Refusal, Refused,
+    Status, shortened,
+};
+
+use crate::clock::Clock;
+use crate::ended::{Ended, place};
+use crate::event::{Action, Counter, Event, Level, Loss, Reply, ReplyId};
+use crate::live::Live;
+use crate::policy::Policy;
+use crate::pool::Pool;
+use form::Errand;
+
+/// Of as many generations it is known why they are over.
+const ENDED: usize = 8;
+/// Who is missing is told so often.
+const TELL: Duration = Duration::from_secs(30);
+
+/// What the run does.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// The run folder is not read yet.
+    Reading,
+    /// Processes are waited for; since when any is there.
+    Gathering { since: Option<Duration> },
+    /// A generation is allocated.
+    Forming,
+    /// A generation trains.
+    Live(Live),
+    /// There is nothing more to do; the last generation may still write.
+    Over { reason: String, live: Option<Live> },
+}
+
+/// The state of a run: who trains, from where, who waits.
+///
+/// It knows no clock, no socket and no chance: these come with the events.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub(crate) policy: Policy,
+    clock: Clock,
+    pub(crate) stage: Stage,
+    pub(crate) pool: Pool,
+    /// What is trained, as those say who are there.
+    identity: Option<Identity>,
+    /// Manifests that turned out to be damaged.
+    damaged: BTreeSet<String>,
+    /// The highest number of a generation that is known.
+    newest: u64,
+    errand: Errand,
+    /// The signal of an order to stop.
+    stop: Option<i32>,
+    is_save_wanted: bool,
+    pub(crate) ended: VecDeque<Ended>,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) begun: u64,
+    told: Duration,
+    actions: Vec<Action>,
+}
+
+impl Run {
+    /// A run of which nothing is known yet: the first event makes it read the run folder.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            clock: Clock::default(),
+            stage: Stage::Reading,
+            pool: Pool::default(),
+            identity: None,
+            damaged: BTreeSet::new(),
+            newest: 0,
+            errand: Errand::default(),
+            stop: None,
+            is_save_wanted: false,
+            ended: VecDeque::new(),
+            checkpoint: None,
+            begun: 0,
+            told: Duration::ZERO,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Something happened while the caller's clock, which may jump, shows `time`: what is to be
+    /// done now. Every message is answered at once.
+    pub fn handle(&mut self, time: Duration, event: Event) -> Vec<Action> {
+        self.clock.show(time);
+        match event {
+            Event::Tick => {}
+            Event::Join(id, request) => self.join(id, *request),
+            Event::Heartbeat(id, heartbeat) => self.heartbeat(id, &heartbeat),
+            Event::Checkpoint(id, checkpoint) => self.checkpoint(id, checkpoint),
+            Event::Leave(id, leave) => self.leave(id, &leave),
+            Event::Order(id, order) => self.order(id, order),
+            Event::Stored(stored) => self.stored(stored),
+        }
+        self.step();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The number of generations that began under this coordinator: one more than the restarts.
+    pub fn generations(&self) -> u64 {
+        self.begun
+    }
+
+    /// Why there is nothing more to do, if so.
+    pub fn over(&self) -> Option<&str> {
+        match &self.stage {
+            Stage::Over { reason, .. } => Some(reason),
+            Stage::Reading | Stage::Gathering { .. } | Stage::Forming | Stage::Live(_) => None,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// The generation that trains, or writes after the end.
+    pub(crate) fn live(&self) -> Option<&Live> {
+        match &self.stage {
+            Stage::Live(live) => Some(live),
+            Stage::Over { live, .. } => live.as_ref(),
+            Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
+        }
+    }
+
+    fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.stage {
+            Stage::Live(live) => Some(live),
+            Stage::Over { live, .. } => live.as_mut(),
+            Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
+        }
+    }
+
+    fn heartbeat(&mut self, id: ReplyId, heartbeat: &Heartbeat) {
+        let directive = self.directive(heartbeat);
+        self.reply(id, Reply::Directive(directive));
+    }
+
+    fn directive(&mut self, heartbeat: &Heartbeat) -> Directive {
+        let Heartbeat {
+            process,
+            generation,
+            status,
+        } = heartbeat;
+        if *generation > self.newest {
+            // Another coordinator began it, or this one has yet to read of it: stop nobody.
+            self.errand.learn();
+            return Directive::Continue;
+        }
+        if matches!(self.stage, Stage::Reading) {
+            return Directive::Continue;
+        }
+        if !self.beat(process, *generation, *status) {
+            self.count(Counter::Stale);
+            return Directive::Abandon {
+                reason: self.why_over(*generation, process),
+            };
+        }
+        self.count(Counter::Heartbeat);
+        self.told_member(process)
+    }
+
+    fn beat(&mut self, process: &str, generation: u64, status: Status) -> bool {
+        let now = self.now();
+        let live = self.live_mut().filter(|live| live.number() == generation);
+        live.is_some_and(|live| live.beat(process, status, now))
+    }
+
+    /// What a member is told.
+    fn told_member(&self, process: &str) -> Directive {
+        if let Some(signal) = self.stop {
+            return Directive::Stop { signal };
+        }
+        let rank = self.live().and_then(|live| live.seat_of(process));
+        if self.is_save_wanted && rank == Some(0) {
+            return Directive::Save;
+        }
+        Directive::Continue
+    }
+
+    /// Why a process that believes to be a member is none.
+    fn why_over(&self, generation: u64, process: &str) -> String {
+        let known = self.ended.iter().find(|e| e.generation == generation);
+        let reason = match known {
+            Some(ended) if ended.rank_of(process).is_some() => ended.reason.clone(),
+            _ if self.live().is_some_and(|live| live.number() == generation) => {
+                "this process is not one of its ranks".into()
+            }
+            _ => self
+                .over()
+                .unwrap_or("a later one took its place")
+                .to_owned(),
+        };
+        shortened(&format!("generation {generation} is over: {reason}"))
+    }
+
+    fn checkpoint(&mut self, id: ReplyId, checkpoint: Checkpoint) {
+        let process = &checkpoint.process;
+        let is_member = self.live().is_some_and(|live| {
+            live.number() == checkpoint.generation && live.seat_of(process).is_some()
+        });
+        if let Err(malformed) = checkpoint.check() {
+            self.refuse(id, Refusal::Malformed, malformed.to_string());
+        } else if is_member {
+            self.count(Counter::Checkpoint);
+            self.is_save_wanted = false;
+            self.checkpoint = Some(checkpoint);
+            self.reply(id, Reply::Done(Done {}));
+        } else if checkpoint.generation > self.newest || matches!(self.stage, Stage::Reading) {
+            self.errand.learn();
+            self.reply(id, Reply::Done(Done {}));
+        } else {
+            self.count(Counter::Stale);
+            let reason = self.why_over(checkpoint.generation, process);
+            self.refuse(id, Refusal::Generation, reason);
+        }
+    }
+
+    fn leave(&mut self, id: ReplyId, leave: &Leave) {
+        if let Err(malformed) = leave.check() {
+            self.refuse(id, Refusal::Malformed, malformed.to_string());
+            return;
+        }
+        self.reply(id, Reply::Done(Done {}));
+        let now = self.now();
+        if let Reason::DamagedStart { manifest, .. } = &leave.reason {
+            self.damaged.insert(manifest.clone());
+        }
+        let live = self
+            .live_mut()
+            .filter(|live| live.number() == leave.generation);
+        let seat = live.and_then(|live| {
+            let at = live.seat_of(&leave.process)?;
+            let seat = &mut live.seats[at];
+            let is_first = seat.left.is_none();
+            seat.left.get_or_insert_with(|| leave.reason.clone());
+            seat.heard = now;
+            is_first.then_some(at)
+        });
+        match seat {
+            Some(at) => self.left(at, &leave.reason),
+            None => self.left_late(leave),
+        }
+    }
+
+    /// A rank of the generation that trains left it.
+    fn left(&mut self, at: usize, reason: &Reason) {
+        let Stage::Live(live) = &mut self.stage else {
+            return;
+        };
+        let (number, member) = (live.number(), live.seats[at].member.clone());
+        let place = place(&member);
+        match reason {
+            // Said once the last checkpoint is written; what the others still write does no harm.
+            Reason::Finished => {
+                self.finish("the run is finished".into());
+            }
+            Reason::Stopped { signal } => {
+                live.is_ending = true;
+                self.log(Level::Info, format!("{place} stopped on signal {signal}"));
+            }
+            Reason::Failed { .. } | Reason::DamagedStart { .. } if live.is_ending => {}
+            Reason::Failed { message, lost } => {
+                let members = live.members();
+                let mut ended = Ended::new(number, Loss::Failed, String::new(), members);
+                ended.report(member.rank, *lost, message);
+                self.end(ended);
+            }
+            Reason::DamagedStart { manifest, message } => {
+                let reason = format!("{place} found {manifest} damaged: {message}");
+                let reason = shortened(&reason);
+                let members = live.members();
+                self.end(Ended::new(number, Loss::DamagedStart, reason, members));
+            }
+        }
+    }
+
+    /// A member of a generation that is over already may know more of why it is.
+    fn left_late(&mut self, leave: &Leave) {
+        let mut ended = self.ended.iter_mut();
+        let ended = ended.find(|ended| ended.generation == leave.generation);
+        if let (Some(ended), Reason::Failed { message, lost }) = (ended, &leave.reason)
+            && let Some(reporter) = ended.rank_of(&leave.process)
+        {
+            ended.report(reporter, *lost, message);
+        } else if leave.generation > self.newest {
+            self.errand.learn();
+        }
+    }
+
+    fn order(&mut self, id: ReplyId, order: Order) {
+        if let Err(malformed) = order.check() {
+            self.refuse(id, Refusal::Malformed, malformed.to_string());
+            return;
+        }
+        self.reply(id, Reply::Done(Done {}));
+        match order {
+            Order::Save => self.is_save_wanted = matches!(self.stage, Stage::Live(_)),
+            Order::Stop { signal } => {
+                self.stop.get_or_insert(signal);
+                if !matches!(self.stage, Stage::Live(_) | Stage::Over { .. }) {
+                    self.finish(self.stopped());
+                }
+            }
+        }
+    }
+
+    fn stopped(&self) -> String {
+        let signal = self.stop.unwrap_or_default();
+        format!("the run was stopped by an operator, as by signal {signal}")
+    }
+
+    /// There is nothing more to do.
+    fn finish(&mut self, reason: String) {
+        self.log(Level::Info, reason.clone());
+        let stage = std::mem::replace(&mut self.stage, Stage::Reading);
+        let live = match stage {
+            Stage::Live(live) => Some(live),
+            Stage::Over { live, .. } => live,
+            Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
+        };
+        self.stage = Stage::Over { reason, live };
+    }
+
+    /// The generation that trains is over: all of its ranks are told so when they are heard.
+    fn end(&mut self, ended: Ended) {
+        self.count(Counter::Lost(ended.loss));
+        let text = format!("generation {} is over: {}", ended.generation, ended.reason);
+        self.log(Level::Warn, text);
+        self.ended.push_front(ended);
+        self.ended.truncate(ENDED);
+        self.is_save_wanted = false;
+        self.stage = Stage::Gathering { since: None };
+        self.told = self.now();
+        if self.stop.is_some() {
+            self.finish(self.stopped());
+        }
+    }
+
+    /// What follows from the time and from what is known.
+    fn step(&mut self) {
+        let now = self.now();
+        self.pool.forget(now);
+        self.look_for_losses();
+        self.gather();
+        self.run_errands();
+    }
+
+    fn look_for_losses(&mut self) {
+        let (now, others) = (self.now(), self.pool.heard());
+        let Stage::Live(live) = &self.stage else {
+            return;
+        };
+        let (number, members) = (live.number(), live.members());
+        let lost = live.lost(now, self.policy.deadline, others);
+        if let Some((at, loss, reason)) = lost {
+            if live.is_ending && loss == Loss::Silent {
+                // The others are not disturbed.
+                let message = reason.clone();
+                let lost = None;
+                if let Stage::Live(live) = &mut self.stage {
+                    live.seats[at].left = Some(Reason::Failed { message, lost });
+                }
+                self.log(Level::Warn, reason);
+            } else {
+                self.end(Ended::new(number, loss, shortened(&reason), members));
+            }
+            return;
+        }
+        if live.staying().next().is_none() {
+            let stopped = live.seats.iter().find_map(|seat| match &seat.left {
+                Some(Reason::Stopped { signal }) => Some(format!(
+                    "{} was stopped by signal {signal}",
+                    place(&seat.member)
+                )),
+                _ => None,
+            });
+            let reason = stopped.unwrap_or_else(|| "all ranks left".into());
+            self.end(Ended::new(number, Loss::Stopped, reason, members));
+        }
+    }
+
+    /// The ranks that processes had in the generation before.
+    fn ranks_before(&self) -> BTreeMap<String, u32> {
+        let members = self
+            .ended
+            .front()
+            .into_iter()
+            .flat_map(|ended| &ended.members);
+        members.map(|(m, _)| (m.process.clone(), m.rank)).collect()
+    }
+
+    pub(crate) fn reply(&mut self, id: ReplyId, reply: Reply) {
+        self.actions.push(Action::Reply(id, reply));
+    }
+
+    fn refuse(&mut self, id: ReplyId, code: Refusal, reason: String) {
+        self.count(Counter::Refused(code));
+        let reason = shortened(&reason);
+        self.reply(id, Reply::Refused(Refused { code, reason }));
+    }
+
+    fn count(&mut self, counter: Counter) {
+        self.actions.push(Action::Count(counter));
+    }
+
+    fn log(&mut self, level: Level, text: String) {
+        self.actions.push(Action::Log(level, text));
+    }
+}
