@@ -10,9 +10,11 @@ use crate::event::Loss;
 
 /// A rank that was not heard of for so long is dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(4);
-/// Where nobody is heard of at all it may be this process that is cut off: then so long. It is also
-/// what the ranks of a generation have that a restarted coordinator found.
+/// The ranks of a generation that a restarted coordinator found have so long.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// Where nobody is heard of at all it may be this process that is cut off. Then a silent generation,
+/// which is in nobody's way, has so long.
+const ALONE: Duration = Duration::from_mins(1);
 /// Others that are heard so much later than a rank show that messages do arrive.
 const LATER: Duration = Duration::from_secs(2);
 /// A training thread may make no progress for so many of the slowest time steps.
@@ -175,15 +177,10 @@ impl Live {
             if !seat.has_beaten && now < self.grace {
                 return false;
             }
-            let mut peers = self.staying().filter(|(other, _)| other != at).peekable();
-            let is_alone = peers.peek().is_none();
+            let peers = self.staying().filter(|(other, _)| other != at);
             let heard = peers.map(|(_, peer)| peer.heard).chain(others).max();
             let messages_arrive = heard.is_some_and(|heard| heard >= seat.heard + LATER);
-            let limit = if is_alone || messages_arrive {
-                SILENCE
-            } else {
-                GRACE
-            };
+            let limit = if messages_arrive { SILENCE } else { ALONE };
             now.saturating_sub(seat.heard) > limit
         };
         let dead = self.staying().filter(is_dead);

@@ -154,7 +154,7 @@ impl Run {
             generation,
             status,
         } = heartbeat;
-        if *generation > self.newest {
+        if *generation > self.newest || self.errand.puts(*generation) {
             // Another coordinator began it, or this one has yet to read of it: stop nobody.
             self.errand.learn();
             return Directive::Continue;
@@ -235,9 +235,6 @@ impl Run {
         }
         self.reply(id, Reply::Done(Done {}));
         let now = self.now();
-        if let Reason::DamagedStart { manifest, .. } = &leave.reason {
-            self.damaged.insert(manifest.clone());
-        }
         let live = self
             .live_mut()
             .filter(|live| live.number() == leave.generation);
@@ -250,8 +247,20 @@ impl Run {
             is_first.then_some(at)
         });
         match seat {
-            Some(at) => self.left(at, &leave.reason),
+            Some(at) => {
+                self.note_damage(&leave.reason);
+                self.left(at, &leave.reason);
+            }
             None => self.left_late(leave),
+        }
+    }
+
+    fn note_damage(&mut self, reason: &Reason) {
+        let start = self.live().and_then(|live| live.generation.start.as_ref());
+        if let (Reason::DamagedStart { manifest, .. }, Some(start)) = (reason, start)
+            && *manifest == start.manifest
+        {
+            self.damaged.insert(manifest.clone());
         }
     }
 
@@ -265,7 +274,7 @@ impl Run {
         match reason {
             // Said once the last checkpoint is written; what the others still write does no harm.
             Reason::Finished => {
-                self.finish("the run is finished".into());
+                self.finish("the run is finished");
             }
             Reason::Stopped { signal } => {
                 live.is_ending = true;
@@ -311,7 +320,7 @@ impl Run {
             Order::Stop { signal } => {
                 self.stop.get_or_insert(signal);
                 if !matches!(self.stage, Stage::Live(_) | Stage::Over { .. }) {
-                    self.finish(self.stopped());
+                    self.finish(&self.stopped());
                 }
             }
         }
@@ -323,15 +332,18 @@ impl Run {
     }
 
     /// There is nothing more to do.
-    fn finish(&mut self, reason: String) {
-        self.log(Level::Info, reason.clone());
+    fn finish(&mut self, reason: &str) {
+        self.log(Level::Info, reason.into());
         let stage = std::mem::replace(&mut self.stage, Stage::Reading);
         let live = match stage {
             Stage::Live(live) => Some(live),
             Stage::Over { live, .. } => live,
             Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
         };
-        self.stage = Stage::Over { reason, live };
+        self.stage = Stage::Over {
+            reason: reason.to_owned(),
+            live,
+        };
     }
 
     /// The generation that trains is over: all of its ranks are told so when they are heard.
@@ -345,7 +357,7 @@ impl Run {
         self.stage = Stage::Gathering { since: None };
         self.told = self.now();
         if self.stop.is_some() {
-            self.finish(self.stopped());
+            self.finish(&self.stopped());
         }
     }
 

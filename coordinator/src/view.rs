@@ -6,7 +6,7 @@ use serde::Serialize;
 use synfire_shared::protocol::{Checkpoint, Member, Start, Status};
 
 use crate::ended::Ended;
-use crate::live::Seat;
+use crate::live::{Live, Seat};
 use crate::pool::Waiting;
 use crate::run::{Run, Stage};
 
@@ -124,7 +124,7 @@ impl Run {
             reason: self.over().map(str::to_owned),
             ranks: self.policy.ranks,
             min_ranks: self.policy.min_ranks,
-            generation: live.map(|live| live.number()),
+            generation: live.map(Live::number),
             start: live.and_then(|live| live.generation.start.clone()),
             members: live.map_or(Vec::new(), |live| live.seats.iter().map(rank).collect()),
             waiting: self.pool.all().map(waiting).collect(),

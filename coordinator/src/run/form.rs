@@ -51,6 +51,21 @@ impl Errand {
     pub(super) fn learn(&mut self) {
         self.is_unsure = true;
     }
+
+    fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.next.is_none()
+    }
+
+    /// Whether the generation of this number may be one that another coordinator put beside ours.
+    pub(super) fn puts(&self, number: u64) -> bool {
+        let tasks = [&self.under_way, &self.next];
+        tasks.into_iter().flatten().any(|task| match task {
+            Task::Put(generation, _) | Task::Check(generation, _) => {
+                generation.generation == number
+            }
+            Task::Learn | Task::Find | Task::Withdraw(_) => false,
+        })
+    }
 }
 
 impl Run {
@@ -71,7 +86,8 @@ impl Run {
         self.stage = Stage::Gathering { since: Some(since) };
         let has_waited = now.saturating_sub(since) >= policy.wait;
         let is_all = there == policy.ranks as usize;
-        if is_all || has_waited && there >= policy.min_ranks as usize {
+        let is_enough = is_all || has_waited && there >= policy.min_ranks as usize;
+        if is_enough && self.errand.is_idle() {
             self.stage = Stage::Forming;
             self.errand.next = Some(Task::Find);
         } else if now.saturating_sub(self.told) >= TELL {
@@ -121,7 +137,9 @@ impl Run {
         match (task, stored) {
             (Task::Learn, Stored::Surveyed { survey, nonce, .. }) => {
                 self.errand.is_unsure = false;
-                self.errand.not_before = self.now() + RETRY;
+                if !matches!(self.stage, Stage::Reading) {
+                    self.errand.not_before = self.now() + RETRY;
+                }
                 self.learnt(*survey, nonce);
             }
             (
@@ -171,6 +189,9 @@ impl Run {
             self.log(Level::Info, text);
             self.identity = Some(live.generation.identity.clone());
             self.stage = Stage::Live(live);
+        } else {
+            // It was withdrawn since it was listed.
+            self.stage = Stage::Gathering { since: None };
         }
     }
 
@@ -184,10 +205,9 @@ impl Run {
             return;
         }
         let start = self.newest_counting(&survey, None);
-        if start.is_none() && self.newest_counting_at_all(&survey) {
+        if start.is_none() && survey.newest_counting(None, &|_| false).is_some() {
             self.finish(
-                "all checkpoints are damaged: restore one, or start again in another run.folder"
-                    .into(),
+                "all checkpoints are damaged: restore one, or start again in another run.folder",
             );
             return;
         }
@@ -207,7 +227,6 @@ impl Run {
         });
         let name = GenerationName { number, nonce };
         let generation = Generation::new(name, members, identity, start);
-        self.newest = number;
         self.errand.next = Some(Task::Put(Box::new(generation), secret));
     }
 
@@ -224,12 +243,8 @@ impl Run {
         survey.newest_counting(but, &is_damaged)
     }
 
-    fn newest_counting_at_all(&self, survey: &Survey) -> bool {
-        survey.newest_counting(None, &|_| false).is_some()
-    }
-
     /// The generation begins, if nobody else began one and nothing newer was written meanwhile.
-    fn checked(&mut self, generation: Generation, secret: String, survey: Survey, nonce: u64) {
+    fn checked(&mut self, generation: Generation, secret: String, mut survey: Survey, nonce: u64) {
         let name = generation.name();
         let has_rival = survey.has_rival(name);
         let newest = self
@@ -245,23 +260,16 @@ impl Run {
         if !matches!(self.stage, Stage::Forming) {
             return;
         }
-        self.stage = Stage::Gathering { since: None };
         if has_rival {
             let text = format!("another coordinator was met at generation {}", name.number);
             self.log(Level::Warn, text);
-            self.meet(name, survey, nonce);
+            // What the other one put may train.
+            survey.newest.retain(|generation| generation.name() != name);
+            self.learnt(survey, nonce);
+        } else {
+            self.stage = Stage::Gathering { since: None };
         }
-    }
-
-    /// What another coordinator put may train.
-    fn meet(&mut self, own: GenerationName, mut survey: Survey, nonce: u64) {
-        survey.newest.retain(|generation| generation.name() != own);
-        if survey.newest.is_empty() {
-            return;
-        }
-        self.newest = own.number.saturating_sub(1);
-        self.learnt(survey, nonce);
-        self.newest = self.newest.max(own.number);
+        self.newest = self.newest.max(name.number);
     }
 
     fn begin(&mut self, generation: Generation, secret: String) {
@@ -284,6 +292,7 @@ impl Run {
         for member in &generation.members {
             self.pool.remove(&member.process);
         }
+        self.newest = number;
         self.begun += 1;
         self.stage = Stage::Live(Live::begun(generation, secret, &asked));
         self.count(Counter::Generation);

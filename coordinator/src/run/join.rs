@@ -95,7 +95,7 @@ impl Run {
         let lives = |heard: Duration| heard > since + ALIVE;
         let by_member = self
             .member_with(rank, process)
-            .filter(|seat| lives(seat.heard));
+            .filter(|seat| seat.has_beaten && lives(seat.heard));
         if let Some(seat) = by_member {
             let place = place(&seat.member);
             return Some(format!(
@@ -194,7 +194,7 @@ impl Run {
         let is_enough = there >= self.policy.min_ranks as usize;
         let left = (since + self.policy.wait).saturating_sub(self.now());
         let is_short = self.policy.min_ranks < self.policy.ranks;
-        (is_enough && is_short).then(|| left.as_secs_f64())
+        (is_enough && is_short).then_some(left.as_secs_f64())
     }
 }
 

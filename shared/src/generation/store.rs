@@ -54,7 +54,7 @@ impl Generations {
     pub fn survey(&mut self) -> Result<Survey, StoreError> {
         // Manifests first: then no manifest is seen whose generation is not.
         let manifests = self.store.list_folder(&self.checkpoints)?;
-        let names = names(self.store.list_folder(FOLDER)?);
+        let names = names(&self.store.list_folder(FOLDER)?);
         let newest = names.iter().map(|name| name.number).max();
         self.known.retain(|name, _| Some(name.number) == newest);
         self.links.retain(|name, _| names.contains(name));
@@ -127,11 +127,11 @@ impl Generations {
 ///
 /// [`StorageError`]: the store does not answer.
 pub fn newest_number(store: &Store) -> Result<u64, StorageError> {
-    let names = names(store.list_folder(FOLDER)?);
+    let names = names(&store.list_folder(FOLDER)?);
     Ok(names.iter().map(|name| name.number).max().unwrap_or(0))
 }
 
-fn names(entries: Vec<Entry>) -> Vec<GenerationName> {
+fn names(entries: &[Entry]) -> Vec<GenerationName> {
     let names = entries.iter().filter_map(|entry| named(&entry.key));
     names.filter_map(GenerationName::parse).collect()
 }

@@ -66,7 +66,7 @@ fn each_contradiction_is_refused_with_its_reason() {
         ("members are none", |g| g.members.clear()),
         ("batch is 0", |g| g.identity.batch = 0),
         ("is of another number", |g| {
-            g.start.as_mut().unwrap().batches_done = 1
+            g.start.as_mut().unwrap().batches_done = 1;
         }),
         ("no name of a manifest", |g| {
             g.start.as_mut().unwrap().manifest = "../../x".into();
@@ -159,7 +159,7 @@ fn a_run_folder_is_surveyed() {
     store.put("generations/readme.txt", "x").unwrap();
     let survey = generations.survey().unwrap();
     assert_eq!(survey.links, [first.link(), second.link()]);
-    assert_eq!(survey.newest, [second.clone()]);
+    assert_eq!(survey.newest, std::slice::from_ref(&second));
     assert_eq!(survey.manifests, [manifest(60, 1), manifest(90, 1)]);
     assert_eq!((survey.number(), newest_number(&store).unwrap()), (2, 2));
     assert!(!survey.has_rival(second.name()) && survey.has_rival(first.name()));
@@ -174,11 +174,17 @@ fn a_run_folder_is_surveyed() {
     assert_eq!(survey.newest, [second.clone(), rival.clone()]);
     assert!(survey.has_rival(second.name()) && survey.has_rival(rival.name()));
     generations.withdraw(rival.name()).unwrap();
-    assert_eq!(generations.survey().unwrap().newest, [second.clone()]);
+    assert_eq!(
+        generations.survey().unwrap().newest,
+        std::slice::from_ref(&second)
+    );
     // The newest may become an older one, and the other way round.
     let third = generation(3, 8, Some(60));
     generations.put(&third).unwrap();
-    assert_eq!(generations.survey().unwrap().newest, [third.clone()]);
+    assert_eq!(
+        generations.survey().unwrap().newest,
+        std::slice::from_ref(&third)
+    );
     generations.withdraw(third.name()).unwrap();
     assert_eq!(generations.survey().unwrap().newest, [second]);
 }

@@ -158,7 +158,7 @@ fn what_is_too_long_or_contradicts_itself_is_refused() {
         ("lanes", |r| r.identity.lanes = 0),
         ("batch is 0", |r| r.identity.batch = 0),
         ("folder has 5000", |r| {
-            r.identity.folder = Some("x".repeat(5000))
+            r.identity.folder = Some("x".repeat(5000));
         }),
         ("configuration", |r| r.identity.settings.clear()),
         ("settings are 1025", |r| {
@@ -199,7 +199,7 @@ fn an_assignment_is_whole() {
             a.start.as_mut().unwrap().manifest = "../x.json".into();
         }),
         ("manifest is of another", |a| {
-            a.start.as_mut().unwrap().batches_done = 61
+            a.start.as_mut().unwrap().batches_done = 61;
         }),
         ("secret has", |a| a.secret = "x".repeat(4097)),
     ] {
