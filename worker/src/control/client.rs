@@ -209,7 +209,11 @@ mod tests {
 
     #[test]
     fn urls_are_http_and_carry_no_secret() {
-        for good in ["http://127.0.0.1:9470", "https://host:1/", "http://[::1]:2/prefix"] {
+        for good in [
+            "http://127.0.0.1:9470",
+            "https://host:1/",
+            "http://[::1]:2/prefix",
+        ] {
             assert!(checked(good).is_ok(), "{good}");
         }
         for bad in [
@@ -239,9 +243,15 @@ mod tests {
             understand::<Done>(status, body.as_bytes())
         };
         assert!(understand(200, "{}").is_ok());
-        assert!(matches!(understand(200, "<html>"), Err(CallError::Answer(_))));
+        assert!(matches!(
+            understand(200, "<html>"),
+            Err(CallError::Answer(_))
+        ));
         assert!(matches!(understand(401, ""), Err(CallError::Token)));
-        assert!(matches!(understand(503, ""), Err(CallError::Unreachable(_))));
+        assert!(matches!(
+            understand(503, ""),
+            Err(CallError::Unreachable(_))
+        ));
         assert!(matches!(understand(302, ""), Err(CallError::Answer(_))));
         let refused = understand(409, r#"{"code":"plan","reason":"x"}"#);
         let Err(CallError::Refused(refused)) = refused else {

@@ -18,7 +18,11 @@ pub struct Source {
 
 /// Launchers of processes.
 const INNER: [Source; 3] = [
-    source("Open MPI", "OMPI_COMM_WORLD_RANK", Some("OMPI_COMM_WORLD_SIZE")),
+    source(
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        Some("OMPI_COMM_WORLD_SIZE"),
+    ),
     source("PMI", "PMI_RANK", Some("PMI_SIZE")),
     source("torchrun", "RANK", Some("WORLD_SIZE")),
 ];
@@ -209,18 +213,34 @@ mod tests {
             (&[], None),
             (&[("WORLD_SIZE", "4")], None),
             (&[("SLURM_NTASKS", "x")], None),
-            (&[("JOB_COMPLETION_INDEX", "3")], Some((3, None, "Kubernetes"))),
-            (&[("SLURM_PROCID", "1"), ("SLURM_NTASKS", "4")], Some((1, Some(4), "Slurm"))),
+            (
+                &[("JOB_COMPLETION_INDEX", "3")],
+                Some((3, None, "Kubernetes")),
+            ),
+            (
+                &[("SLURM_PROCID", "1"), ("SLURM_NTASKS", "4")],
+                Some((1, Some(4), "Slurm")),
+            ),
             (
                 &[("OMPI_COMM_WORLD_RANK", "2"), ("OMPI_COMM_WORLD_SIZE", "3")],
                 Some((2, Some(3), "Open MPI")),
             ),
-            (&[("PMI_RANK", "0"), ("PMI_SIZE", "2")], Some((0, Some(2), "PMI"))),
-            (&[("RANK", "7"), ("WORLD_SIZE", "8")], Some((7, Some(8), "torchrun"))),
+            (
+                &[("PMI_RANK", "0"), ("PMI_SIZE", "2")],
+                Some((0, Some(2), "PMI")),
+            ),
+            (
+                &[("RANK", "7"), ("WORLD_SIZE", "8")],
+                Some((7, Some(8), "torchrun")),
+            ),
             (&[("RANK", "7")], Some((7, None, "torchrun"))),
             // srun with PMI: both tell the same; the inner one is named.
             (
-                &[("PMI_RANK", "1"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")],
+                &[
+                    ("PMI_RANK", "1"),
+                    ("SLURM_PROCID", "1"),
+                    ("SLURM_NTASKS", "2"),
+                ],
                 Some((1, None, "PMI")),
             ),
             // mpirun in a batch script of Slurm: every process has the script's SLURM_PROCID.

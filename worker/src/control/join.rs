@@ -97,7 +97,9 @@ impl Control {
         let began = Instant::now();
         let (mut answered, mut first_answer, mut taken) = (began, None, None);
         loop {
-            let question = self.client.call(protocol::path::JOIN, request, ANSWER_TIMEOUT);
+            let question = self
+                .client
+                .call(protocol::path::JOIN, request, ANSWER_TIMEOUT);
             let answer = self.runtime.block_on(question);
             let waiting = match answer.and_then(checked) {
                 Ok(JoinResponse::Start(assignment)) => return Ok(Joined::Start(assignment)),

@@ -11,7 +11,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use synfire_shared::protocol::{self, Checkpoint, Directive, Done, Heartbeat, Leave, Reason, Status};
+use synfire_shared::protocol::{
+    self, Checkpoint, Directive, Done, Heartbeat, Leave, Reason, Status,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, oneshot};
 
@@ -111,7 +113,9 @@ struct Shared {
 impl Shared {
     fn said(&self) -> MutexGuard<'_, Said> {
         // What another thread left half-done are whole numbers all the same.
-        self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.said
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn tell(&self, notice: Notice) {

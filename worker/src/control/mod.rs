@@ -40,7 +40,11 @@ pub fn host() -> String {
     let plain = |c: &char| !c.is_control() && !c.is_whitespace();
     let mut name: String = name.chars().filter(plain).collect();
     name.truncate(name.floor_char_boundary(MAX_BYTES));
-    if name.is_empty() { "unknown".into() } else { name }
+    if name.is_empty() {
+        "unknown".into()
+    } else {
+        name
+    }
 }
 
 #[cfg(test)]
