@@ -151,14 +151,14 @@ fn checked(text: &str) -> Result<Url, ControlError> {
         let reason = reason.to_owned();
         Err(ControlError::Url { url, reason })
     };
-    let Ok(url) = Url::parse(text) else {
-        // What cannot be read may have a password anywhere.
-        let shown = if text.contains('@') { "URL" } else { text };
-        return refused(shown.into(), "it is no URL");
+    let url = Url::parse(text).ok();
+    let url = url.filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    let Some(url) = url else {
+        // What is no such URL may have a password anywhere.
+        let has_secret = text.contains(['@', '?', '#']);
+        let shown = if has_secret { "URL" } else { text };
+        return refused(shown.into(), "it is no URL of a server");
     };
-    if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() {
-        return refused(shown(&url), "it is of another kind");
-    }
     let has_user = !url.username().is_empty() || url.password().is_some();
     if has_user || url.query().is_some() || url.fragment().is_some() {
         return refused(

@@ -68,6 +68,8 @@ pub enum Joined {
 pub struct Control {
     client: Arc<Client>,
     runtime: Runtime,
+    /// The newest generation that this process was given a place in.
+    newest: u64,
 }
 
 impl Control {
@@ -78,10 +80,15 @@ impl Control {
     pub fn new(coordinator: &Coordinator) -> Result<Self, ControlError> {
         let client = Arc::new(Client::new(coordinator)?);
         let runtime = super::membership::runtime()?;
-        Ok(Self { client, runtime })
+        Ok(Self {
+            client,
+            runtime,
+            newest: 0,
+        })
     }
 
-    /// Waits for a place. `see` is told after every question, twice a second, what is waited for,
+    /// Waits for a place. Who was given one before has left it when this is called: `left` of the
+    /// request is set to say so. `see` is told after every question, twice a second, what is waited for,
     /// and ends the wait with `Break`.
     ///
     /// # Errors
@@ -89,20 +96,25 @@ impl Control {
     /// [`ControlError::Token`], [`ControlError::Refused`] or [`ControlError::Answer`] at once;
     /// [`ControlError::Interrupted`] after `Break`.
     pub fn join(
-        &self,
+        &mut self,
         request: &JoinRequest,
         waits: Waits,
         see: &mut dyn FnMut(&Waiting) -> ControlFlow<()>,
     ) -> Result<Joined, ControlError> {
         let began = Instant::now();
+        let mut request = request.clone();
+        request.left = request.left.max(self.newest);
         let (mut answered, mut first_answer, mut taken) = (began, None, None);
         loop {
             let question = self
                 .client
-                .call(protocol::path::JOIN, request, ANSWER_TIMEOUT);
+                .call(protocol::path::JOIN, &request, ANSWER_TIMEOUT);
             let answer = self.runtime.block_on(question);
             let waiting = match answer.and_then(checked) {
-                Ok(JoinResponse::Start(assignment)) => return Ok(Joined::Start(assignment)),
+                Ok(JoinResponse::Start(assignment)) => {
+                    self.newest = assignment.generation;
+                    return Ok(Joined::Start(assignment));
+                }
                 Ok(JoinResponse::Over { reason }) => return Ok(Joined::Over { reason }),
                 Ok(JoinResponse::Wait {
                     missing,
