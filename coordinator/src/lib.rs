@@ -9,6 +9,7 @@
 //! - `live`: the generation that trains: who is silent, who hangs; `ended`: why one is over.
 //! - `clock`: time that stands still while this process does.
 //! - [`view`]: the state of a run, to be shown.
+//! - [`serve`]: all of this as a server.
 
 mod admit;
 mod clock;
@@ -18,9 +19,11 @@ mod live;
 pub mod policy;
 mod pool;
 pub mod run;
+pub mod serve;
 pub mod view;
 
 pub use event::{Action, Counter, Event, Level, Loss, Reply, ReplyId, Stored};
 pub use policy::{Policy, PolicyError};
 pub use run::Run;
+pub use serve::{Options, ServeError, Server};
 pub use view::View;

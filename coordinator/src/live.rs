@@ -46,7 +46,7 @@ pub(crate) struct Live {
     secret: Option<String>,
     pub(crate) seats: Vec<Seat>,
     /// Until then a rank that sent no heartbeat is waited for.
-    grace: Duration,
+    pub(crate) grace: Duration,
     /// A rank left because all of them stop: the others are not disturbed.
     pub(crate) is_ending: bool,
 }

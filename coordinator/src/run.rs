@@ -212,7 +212,7 @@ impl Run {
             live.number() == checkpoint.generation && live.seat_of(process).is_some()
         });
         if let Err(malformed) = checkpoint.check() {
-            self.refuse(id, Refusal::Malformed, malformed.to_string());
+            self.refuse(id, Refusal::Malformed, &malformed.to_string());
         } else if is_member {
             self.count(Counter::Checkpoint);
             self.is_save_wanted = false;
@@ -224,13 +224,13 @@ impl Run {
         } else {
             self.count(Counter::Stale);
             let reason = self.why_over(checkpoint.generation, process);
-            self.refuse(id, Refusal::Generation, reason);
+            self.refuse(id, Refusal::Generation, &reason);
         }
     }
 
     fn leave(&mut self, id: ReplyId, leave: &Leave) {
         if let Err(malformed) = leave.check() {
-            self.refuse(id, Refusal::Malformed, malformed.to_string());
+            self.refuse(id, Refusal::Malformed, &malformed.to_string());
             return;
         }
         self.reply(id, Reply::Done(Done {}));
@@ -311,7 +311,7 @@ impl Run {
 
     fn order(&mut self, id: ReplyId, order: Order) {
         if let Err(malformed) = order.check() {
-            self.refuse(id, Refusal::Malformed, malformed.to_string());
+            self.refuse(id, Refusal::Malformed, &malformed.to_string());
             return;
         }
         self.reply(id, Reply::Done(Done {}));
@@ -418,9 +418,9 @@ impl Run {
         self.actions.push(Action::Reply(id, reply));
     }
 
-    fn refuse(&mut self, id: ReplyId, code: Refusal, reason: String) {
+    fn refuse(&mut self, id: ReplyId, code: Refusal, reason: &str) {
         self.count(Counter::Refused(code));
-        let reason = shortened(&reason);
+        let reason = shortened(reason);
         self.reply(id, Reply::Refused(Refused { code, reason }));
     }
 

@@ -14,6 +14,7 @@
 //! - [`storage`]: folders and object stores behind one interface.
 //! - `write`: a checked run as a file again.
 //! - [`metrics`]: every metric's name, help and labels.
+//! - [`token`]: the token by which a coordinator knows who may join.
 //! - [`checkpoint`]: what a checkpoint is: its manifest, its names, when it exists, which are kept.
 //! - [`protocol`]: what workers and the coordinator tell each other.
 //! - [`generation`]: the ranks that train together; which checkpoints count.
@@ -36,6 +37,7 @@ mod run_file;
 mod schedule;
 pub mod shard_plan;
 pub mod storage;
+pub mod token;
 mod values;
 mod write;
 

@@ -1,6 +1,12 @@
 //! Every metric of synfire: name, help, labels. No other file names one.
 //!
 //! Units are base units and end the name; counters end in `_total`.
+//!
+//! # Layout
+//!
+//! - this file: the metrics of a run; `coordinator`: those of a coordinator.
+
+mod coordinator;
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts};
@@ -8,6 +14,8 @@ use prometheus::{Registry, TextEncoder};
 use std::collections::HashMap;
 
 use crate::ids::Rank;
+
+pub use coordinator::CoordinatorMetrics;
 
 /// The type of the text that [`Metrics::text`] gives, as HTTP names it.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;

@@ -17,6 +17,7 @@
 //! - [`checkpoint`]: a run folder and its checkpoints.
 //! - [`collective`]: groups of ranks that average their numbers.
 //! - [`train`]: the training loop.
+//! - [`control`]: what a worker has to do with the coordinator.
 //! - [`observe`]: what a run tells while it goes, for Prometheus.
 //! - [`report`]: what a run has told, as a page of HTML.
 //! - [`cli`]: the verbs of the command line.
@@ -24,6 +25,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod collective;
+pub mod control;
 pub mod data;
 pub mod engine;
 pub mod graph;

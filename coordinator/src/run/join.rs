@@ -32,7 +32,7 @@ impl Run {
             let (pid, reason) = (request.pid, &refused.reason);
             let text = format!("a process on {host} (pid {pid}) was refused: {reason}");
             self.log(Level::Warn, text);
-            self.refuse(id, refused.code, refused.reason);
+            self.refuse(id, refused.code, &refused.reason);
             return;
         }
         if request.left > self.newest {
@@ -49,7 +49,7 @@ impl Run {
         }
         if let Some(reason) = rank.and_then(|rank| self.taken(rank, &process)) {
             self.pool.remove(&process);
-            self.refuse(id, Refusal::RankTaken, reason);
+            self.refuse(id, Refusal::RankTaken, &reason);
             return;
         }
         self.identity.get_or_insert(identity);
@@ -75,18 +75,28 @@ impl Run {
             return None;
         }
         if has_left {
-            let reason = format!("{} left it and joins again", place(&seat.member));
+            let place = place(&seat.member);
+            let reason = format!("{place} left it and joins again");
             let ended = Ended::new(number, Loss::Failed, reason, live.members());
             self.end(ended);
             return None;
         }
-        if !seat.has_beaten {
-            seat.heard = now;
+        // It asks again because the answer was lost, or the message comes late.
+        let (has_beaten, place) = (seat.has_beaten, place(&seat.member));
+        if let Some(assignment) = live.assignment(at) {
+            if !has_beaten {
+                live.seats[at].heard = now;
+            }
+            return Some(JoinResponse::Start(assignment));
         }
-        // Asked again because the answer was lost, or by a message that comes late. After a restart
-        // of the coordinator nobody knows the secret: then it is silent for the time of grace.
-        let answer = live.assignment(at).map(JoinResponse::Start);
-        Some(answer.unwrap_or_else(|| waits(live)))
+        // After a restart of the coordinator nobody can tell the secret to one that missed it.
+        if has_beaten || now < live.grace {
+            return Some(waits(live));
+        }
+        let reason = format!("{place} was not told of it before the coordinator restarted");
+        let ended = Ended::new(number, Loss::Failed, reason, live.members());
+        self.end(ended);
+        None
     }
 
     /// Why a process cannot have this rank, once its holder shows that it lives.
