@@ -9,9 +9,10 @@
 mod coordinator;
 
 use prometheus::core::Collector;
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, Opts};
 use prometheus::{Registry, TextEncoder};
-use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::ids::Rank;
 
@@ -19,6 +20,9 @@ pub use coordinator::CoordinatorMetrics;
 
 /// The type of the text that [`Metrics::text`] gives, as HTTP names it.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// No rank has this number.
+const NO_RANK: u32 = u32::MAX;
 
 /// Which set of samples an accuracy is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,8 @@ impl Memory {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The rank whose label values have; [`NO_RANK`] of a process that is alone.
+    rank: AtomicU32,
     /// Training images, each counted in every epoch.
     pub images: IntCounter,
     /// Updates of the weights.
@@ -109,20 +115,7 @@ impl Metrics {
         reason = "a registry of its own is no default of anything"
     )]
     pub fn new() -> Self {
-        Self::labelled(Registry::new())
-    }
-
-    /// The metrics of one of several ranks: each value has the label `rank`.
-    ///
-    /// # Panics
-    /// Never: the label's name is a constant of the right form.
-    pub fn of_rank(rank: Rank) -> Self {
-        let labels = HashMap::from([("rank".to_owned(), rank.0.to_string())]);
-        let registry = Registry::new_custom(None, Some(labels));
-        Self::labelled(registry.expect("the label's name is of the right form"))
-    }
-
-    fn labelled(registry: Registry) -> Self {
+        let registry = Registry::new();
         let put = &registry;
         let loss = "Mean training loss over time steps and batches of the epoch so far.";
         let accuracy = "Share of samples that are right after the last time step: of the epoch so \
@@ -201,8 +194,14 @@ impl Metrics {
                 "Memory, by what holds it.",
                 "kind",
             ),
+            rank: AtomicU32::new(NO_RANK),
             registry,
         }
+    }
+
+    /// Puts the label `rank` on every value from now on.
+    pub fn set_rank(&self, rank: Rank) {
+        self.rank.store(rank.0, Ordering::Relaxed);
     }
 
     /// Sets the share of samples that are right.
@@ -231,7 +230,19 @@ impl Metrics {
     /// # Panics
     /// If the text cannot be formed, for which a metric would have to have no name.
     pub fn text(&self) -> String {
-        let text = TextEncoder::new().encode_to_string(&self.registry.gather());
+        let mut families = self.registry.gather();
+        let rank = self.rank.load(Ordering::Relaxed);
+        if rank != NO_RANK {
+            for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
+                let mut label = LabelPair::default();
+                label.set_name("rank".into());
+                label.set_value(rank.to_string());
+                let mut labels = metric.take_label();
+                labels.push(label);
+                metric.set_label(labels);
+            }
+        }
+        let text = TextEncoder::new().encode_to_string(&families);
         text.expect("every metric has a name and writing to a string does not fail")
     }
 }
@@ -284,7 +295,8 @@ mod tests {
 
     #[test]
     fn every_value_of_a_rank_has_its_label() {
-        let metrics = Metrics::of_rank(Rank(3));
+        let metrics = Metrics::new();
+        metrics.set_rank(Rank(3));
         metrics.set_accuracy(Split::Test, 0.5);
         let text = metrics.text();
         assert!(text.contains("synfire_images_total{rank=\"3\"} 0\n"));

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::checkpoint::Digest;
 use crate::ids::{Epoch, Rank, World};
 use crate::random::{Purpose, keyed, permutation};
 
@@ -162,6 +163,20 @@ impl ShardPlan {
             batch,
             num_lanes: num_lanes(batch),
         })
+    }
+
+    /// The digest of all that decides the order: plans of the same digest have the same batches.
+    pub fn digest(&self) -> Digest {
+        let words = format!(
+            "{} {:?} {:?} {:?} {} {}",
+            self.seed,
+            self.fingerprint,
+            self.shuffle,
+            self.shard_lens,
+            self.num_samples,
+            self.batch
+        );
+        Digest::of(words.as_bytes())
     }
 
     /// B, the samples of a global batch.

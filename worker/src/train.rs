@@ -194,7 +194,11 @@ fn prepare(
     tell: &mut dyn FnMut(Event),
 ) -> Result<(Source, Node, Saving, usize), TrainError> {
     let (rank, world) = (collective.rank(), collective.world());
-    let source = Source::open(&run.data, run.seed)?.of_rank(rank, world)?;
+    let source = match &options.source {
+        Some(source) => source.clone(),
+        None => Source::open(&run.data, run.seed)?,
+    };
+    let source = source.of_rank(rank, world)?;
     let info = source.info();
     let input = Shape::new(info.shape.height, info.shape.width, info.shape.channels);
     if source.train_batches() == 0 {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
-use synfire_shared::checkpoint::Hits;
+use synfire_shared::checkpoint::{Hits, ManifestName};
 use synfire_shared::run;
 
 /// Warnings that are kept until somebody asks.
@@ -22,6 +22,10 @@ pub struct Attempt {
     pub seconds: f64,
     /// Its bytes; nothing where it failed.
     pub bytes: Option<u64>,
+    /// Its manifest.
+    pub manifest: ManifestName,
+    /// The epoch in which training goes on from it.
+    pub epoch: u32,
     /// The test set, where it was evaluated there.
     pub test: Option<Hits>,
 }
@@ -277,6 +281,8 @@ fn checkpoint(
     let attempt = Attempt {
         seconds: begin.elapsed().as_secs_f64(),
         bytes: result.as_ref().ok().copied(),
+        manifest: target.manifest(number),
+        epoch: snapshot.position.epoch,
         test: snapshot.test,
     };
     // Room is made after a failure too: its parts belong to nothing.

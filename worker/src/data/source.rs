@@ -6,6 +6,7 @@ use std::sync::Arc;
 use synfire_shared::checkpoint::Digest;
 use synfire_shared::ids::{Epoch, Rank, World};
 use synfire_shared::run;
+use synfire_shared::shard_plan::ShardPlan;
 
 use super::augment::Augment;
 use super::batches::Loader;
@@ -111,6 +112,14 @@ impl Source {
             Kind::Packed(loader) => (loader.first_place(), loader.batch()),
         };
         first..first + len
+    }
+
+    /// The order of training samples; nothing where there is no whole batch.
+    pub fn shard_plan(&self) -> Option<&ShardPlan> {
+        match &self.kind {
+            Kind::Memory(loader) => loader.shard_plan(),
+            Kind::Packed(loader) => loader.shard_plan(),
+        }
     }
 
     /// What the set is.

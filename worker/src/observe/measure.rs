@@ -42,8 +42,9 @@ impl Measure {
                 self.resident();
             }
             // The sum over ranks is that of the run.
-            Event::Grouped { samples, .. } => {
+            Event::Grouped { samples, rank, .. } => {
                 self.is_grouped = true;
+                self.metrics.set_rank(*rank);
                 self.images_of_a_batch = *samples as u64;
             }
             Event::Progress(progress) => self.progress(progress),
@@ -56,7 +57,7 @@ impl Measure {
             &Event::CheckpointCopied { stall_seconds } => {
                 self.metrics.checkpoint_stall_seconds.observe(stall_seconds);
             }
-            &Event::CheckpointEnded { seconds, bytes } => {
+            &Event::CheckpointEnded { seconds, bytes, .. } => {
                 let metrics = &self.metrics;
                 metrics.checkpoint_write_seconds.observe(seconds);
                 match bytes {

@@ -4,7 +4,7 @@ use super::{EpochLine, Tally};
 use crate::checkpoint::Page;
 use crate::data::BadSample;
 use crate::weights::Taken;
-use synfire_shared::checkpoint::Position;
+use synfire_shared::checkpoint::{ManifestName, Position};
 use synfire_shared::ids::{Rank, World};
 
 /// Where a run is.
@@ -139,6 +139,10 @@ pub enum Event {
         seconds: f64,
         /// Its bytes, if it is there.
         bytes: Option<u64>,
+        /// Its manifest.
+        manifest: ManifestName,
+        /// The epoch in which training goes on from it, from 0.
+        epoch: u32,
     },
     /// Something that does not end the run.
     Warning(String),

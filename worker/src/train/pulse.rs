@@ -1,7 +1,6 @@
 //! Where a run is, for threads that watch it: a look costs training nothing.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// What training does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +12,8 @@ pub enum Phase {
     Training,
     /// It goes through the test set.
     Testing,
+    /// It waits until the last checkpoint is written.
+    Ending,
 }
 
 /// Where training is.
@@ -38,28 +39,46 @@ pub struct Beat {
     pub slowest_step_seconds: f64,
 }
 
-/// The newest beat, and when it was.
-#[derive(Debug)]
-pub struct Pulse(Mutex<(Beat, Instant)>);
+/// Who is told of every beat, on the training thread, which must not be held up.
+type Listener = Box<dyn Fn(&Beat) + Send + Sync>;
 
-impl Default for Pulse {
-    fn default() -> Self {
-        Self(Mutex::new((Beat::default(), Instant::now())))
+/// The newest beat.
+#[derive(Default)]
+pub struct Pulse {
+    now: Mutex<Beat>,
+    listener: Option<Listener>,
+}
+
+impl std::fmt::Debug for Pulse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pulse").field(&self.look()).finish()
     }
 }
 
 impl Pulse {
-    /// Shows progress.
-    pub fn beat(&self, change: impl FnOnce(&mut Beat)) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut now.0);
-        now.1 = Instant::now();
+    /// A pulse of which somebody is told.
+    pub fn to(listener: impl Fn(&Beat) + Send + Sync + 'static) -> Self {
+        Self {
+            now: Mutex::default(),
+            listener: Some(Box::new(listener)),
+        }
     }
 
-    /// Where training is, and for how long it has been there.
-    pub fn look(&self) -> (Beat, Duration) {
-        let now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (now.0, now.1.elapsed())
+    /// Shows progress.
+    pub fn beat(&self, change: impl FnOnce(&mut Beat)) {
+        let beat = {
+            let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut now);
+            *now
+        };
+        if let Some(listener) = &self.listener {
+            listener(&beat);
+        }
+    }
+
+    /// Where training is.
+    pub fn look(&self) -> Beat {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,11 +87,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_sees_the_newest_beat() {
-        let pulse = Pulse::default();
-        pulse.beat(|beat| beat.batch = 3);
-        let (beat, since) = pulse.look();
-        assert_eq!((beat.batch, beat.phase), (3, Phase::Starting));
-        assert!(since < Duration::from_secs(60));
+    fn a_look_sees_the_newest_beat_and_a_listener_every_one() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let tell = Mutex::new(tell);
+        let pulse = Pulse::to(move |beat| tell.lock().unwrap().send(beat.batch).unwrap());
+        for batch in [3, 4] {
+            pulse.beat(|beat| beat.batch = batch);
+        }
+        assert_eq!(
+            (pulse.look().batch, pulse.look().phase),
+            (4, Phase::Starting)
+        );
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [3, 4]);
     }
 }

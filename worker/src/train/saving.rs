@@ -39,6 +39,8 @@ pub struct Generation {
 /// What is asked of a run beside its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// The run's data, where they are open already: for all ranks.
+    pub source: Option<Source>,
     /// Where it starts, unless a generation says so.
     pub resume: Resume,
     /// The generation of ranks that this process is a member of, where a coordinator forms them.
@@ -428,8 +430,13 @@ impl Saving {
 }
 
 fn tell_written(attempts: Vec<Attempt>, warnings: Vec<String>, tell: &mut dyn FnMut(Event)) {
-    for Attempt { seconds, bytes, .. } in attempts {
-        tell(Event::CheckpointEnded { seconds, bytes });
+    for attempt in attempts {
+        tell(Event::CheckpointEnded {
+            seconds: attempt.seconds,
+            bytes: attempt.bytes,
+            manifest: attempt.manifest,
+            epoch: attempt.epoch,
+        });
     }
     for warning in warnings {
         tell(Event::Warning(warning));

@@ -161,6 +161,8 @@ impl<'a> Training<'a> {
                 let waited = self.prefetch.waited().saturating_sub(waited);
                 counted.data_wait_seconds = data_wait_seconds + waited.as_secs_f64();
                 images_per_second = self.rate(batch, &counted);
+                let loss = counted.tally.mean_loss();
+                self.pulse.beat(|beat| beat.loss = loss);
                 tell(Event::Progress(Progress {
                     epoch,
                     batch,
@@ -259,6 +261,7 @@ impl<'a> Training<'a> {
 
     /// Waits until all is written.
     pub(super) fn finish(self, tell: &mut dyn FnMut(Event)) -> Result<Option<Kept>, TrainError> {
+        self.pulse.beat(|beat| beat.phase = Phase::Ending);
         self.saving.finish(tell)
     }
 

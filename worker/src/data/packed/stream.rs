@@ -126,6 +126,11 @@ impl PackedLoader {
         self.batch
     }
 
+    /// The order of training samples; nothing where there is no whole batch.
+    pub(in crate::data) fn shard_plan(&self) -> Option<&ShardPlan> {
+        self.plan.as_ref().map(|(plan, _)| &**plan)
+    }
+
     /// The place in the global batch of the rank's first sample.
     pub fn first_place(&self) -> usize {
         let share = self.plan.as_ref().map(|(_, share)| share);
