@@ -262,15 +262,9 @@ impl Round {
             self.parts
                 .resize(self.world * self.books.arrived.len() * SEGMENT, 0.0);
         }
-        let part = self.stored(from, place, range.len());
-        frame::get_values(payload, &mut self.parts[part], wire);
+        let stored = stored(from, place, self.books.arrived.len(), range.len());
+        frame::get_values(payload, &mut self.parts[stored], wire);
         Ok(None)
-    }
-
-    /// Where a rank's part of a segment waits for the others.
-    fn stored(&self, rank: usize, place: usize, numbers: usize) -> Range<usize> {
-        let start = (rank * self.books.arrived.len() + place) * SEGMENT;
-        start..start + numbers
     }
 
     /// Sums a segment whose last part has just arrived, in rank order.
@@ -288,16 +282,19 @@ impl Round {
         let total = &mut scratch.total[..numbers];
         let last = &mut scratch.last[..numbers];
         frame::get_values(payload, last, wire);
+        let Call::Mean { values, .. } = &mut self.call else {
+            unreachable!("parts of a mean have come");
+        };
         for rank in 0..world {
-            let stored = self.stored(rank, place, numbers);
-            let part = match &mut self.call {
-                Call::Mean { values, .. } if rank == self.rank => {
-                    let own = &mut values[range.clone()];
-                    mean::travel(own, wire);
-                    &*own
-                }
-                _ if rank == from => &*last,
-                _ => &self.parts[stored],
+            let part = if rank == from {
+                &*last
+            } else if rank == self.rank {
+                let own = &mut values[range.clone()];
+                mean::travel(own, wire);
+                &*own
+            } else {
+                let segments = self.books.arrived.len();
+                &self.parts[stored(rank, place, segments, numbers)]
             };
             if rank == 0 {
                 total.copy_from_slice(part);
@@ -306,9 +303,7 @@ impl Round {
             }
         }
         mean::finish(total, world, wire);
-        if let Call::Mean { values, .. } = &mut self.call {
-            values[range].copy_from_slice(total);
-        }
+        values[range].copy_from_slice(total);
         for other in (0..world).filter(|&other| other != self.rank) {
             self.books.unsent[other] += 1;
         }
@@ -403,6 +398,12 @@ fn refill<T: Clone>(list: &mut Vec<T>, length: usize, value: T) {
 pub(super) enum Payload<'a> {
     Values(&'a [f32], Wire),
     Bytes(&'a [u8]),
+}
+
+/// Where a rank's part of a segment, one of so many that this rank sums, waits for the others.
+fn stored(rank: usize, place: usize, segments: usize, numbers: usize) -> Range<usize> {
+    let start = (rank * segments + place) * SEGMENT;
+    start..start + numbers
 }
 
 fn range(index: usize, segment: usize, length: usize) -> Range<usize> {
