@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use synfire_shared::ids::Rank;
+
 use super::super::mean;
 use super::super::pending::{Call, Outcome};
 use super::super::{Wire, rank_of};
@@ -374,19 +376,28 @@ impl Round {
     }
 
     /// For whom this rank waits, as far as it can know: those who have not begun; if all have, those
-    /// whose numbers it has not got; if it has all, those who have not answered.
-    pub(super) fn missing(&self) -> Vec<synfire_shared::ids::Rank> {
-        let others = || (0..self.world).filter(|&other| other != self.rank);
-        let pick = |is: &dyn Fn(usize) -> bool| -> Vec<usize> {
-            others().filter(|&other| is(other)).collect()
-        };
-        let stages: [&dyn Fn(usize) -> bool; 3] = [
-            &|other| !self.books.begun[other],
-            &|other| self.awaits_part(other),
-            &|other| self.awaits_result(other) || self.books.unsent[other] > 0,
-        ];
-        let found = stages.into_iter().map(pick).find(|found| !found.is_empty());
-        found.unwrap_or_default().into_iter().map(rank_of).collect()
+    /// whose numbers it has not got.
+    pub(super) fn missing(&self) -> Vec<Rank> {
+        let others = (0..self.world).filter(|&other| other != self.rank);
+        let (begun, late): (Vec<_>, Vec<_>) = others.partition(|&rank| self.books.begun[rank]);
+        if !late.is_empty() {
+            return late.into_iter().map(rank_of).collect();
+        }
+        // Those who are further than others wait for this rank's answers, as those do.
+        let next = |rank: usize| self.books.awaited[rank].parts.next;
+        let owing = begun.into_iter().filter(|&rank| self.awaits_part(rank));
+        let owing: Vec<usize> = owing.collect();
+        let last = owing.iter().map(|&rank| next(rank)).min();
+        let last_of_all = owing.into_iter().filter(|&rank| Some(next(rank)) == last);
+        last_of_all.map(rank_of).collect()
+    }
+
+    /// Those who have not answered, though this rank has all that they can wait for from it. They may
+    /// wait for others themselves.
+    pub(super) fn silent(&self) -> Vec<Rank> {
+        let others = (0..self.world).filter(|&other| other != self.rank);
+        let silent = |rank: &usize| self.awaits_result(*rank) || self.books.unsent[*rank] > 0;
+        others.filter(silent).map(rank_of).collect()
     }
 }
 
