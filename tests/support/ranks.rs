@@ -1,6 +1,11 @@
 //! What every group of ranks must do, told to one rank: all of them run this at once, each in its
 //! thread or process. Included by `worker/tests/mpi_ranks.rs` as well, for ranks of MPI.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "small numbers, and digits of large ones"
+)]
+
 use synfire::collective::{Collective, Pending, Wire};
 use synfire_shared::ids::Rank;
 

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use synfire::collective::{Collective, Tcp, Wire, threads};
+use synfire::collective::{Collective, Pending, Tcp, Wire, threads};
 use synfire_shared::ids::Rank;
 
 const WORLD: usize = 2;
@@ -76,22 +76,22 @@ fn measure(group: &mut dyn Collective) {
 /// Seconds for one mean.
 fn best(group: &mut dyn Collective, length: usize, wire: Wire) -> f64 {
     let mut values = vec![1.0; length];
-    let mut mean = |group: &mut dyn Collective, times: usize| {
+    let mut mean = |group: &mut dyn Collective, times: u32| {
         let began = Instant::now();
         for _ in 0..times {
             let pending = group.start_mean(std::mem::take(&mut values), wire);
-            values = pending.and_then(|p| p.wait()).expect("the group is whole");
+            values = pending.and_then(Pending::wait).expect("the group is whole");
         }
-        began.elapsed().as_secs_f64() / times as f64
+        began.elapsed().as_secs_f64() / f64::from(times)
     };
     let first = mean(group, 2);
     // All ranks must call equally often: rank 0 decides.
-    let times = (ROUND.as_secs_f64() / first).clamp(1.0, 2000.0);
-    let mut times = [times as f32];
-    group
-        .broadcast(Rank(0), &mut times)
-        .expect("the group is whole");
-    let rounds = (0..ROUNDS).map(|_| mean(group, times[0] as usize));
+    let times = (1..2000).find(|&times| f64::from(times) * first >= ROUND.as_secs_f64());
+    let times = times.unwrap_or(2000_u32).to_le_bytes();
+    let all = group.gather(&times).expect("the group is whole");
+    let times = all[0].first_chunk().expect("four bytes were sent");
+    let times = u32::from_le_bytes(*times);
+    let rounds = (0..ROUNDS).map(|_| mean(group, times));
     rounds.fold(first, f64::min)
 }
 

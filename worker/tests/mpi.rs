@@ -3,6 +3,12 @@
 //! Each test starts this very binary under `mpirun` (`SYNFIRE_MPIRUN` names another), where
 //! `needs_mpi_one_rank` is what one rank does. `tests/run` calls this for Open MPI and for MPICH.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the ranks of the tests are not tests themselves"
+)]
+
 use std::env;
 use std::fmt::Write;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +19,11 @@ use synfire::collective::environment::launched_by_mpi;
 use synfire::collective::{Collective, CollectiveError, Mpi, Wire};
 use synfire_shared::ids::Rank;
 
-#[expect(unreachable_pub, reason = "it is a module of another crate as well")]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "it is a module of another crate as well"
+)]
 #[path = "../../tests/support/ranks.rs"]
 mod ranks;
 

@@ -67,7 +67,7 @@ impl Threads {
         let mut state = group.lock();
         let board = &group.boards[*rank];
         let sequence = board.open()?;
-        let index = (sequence - state.first) as usize;
+        let index = usize::try_from(sequence - state.first).expect("rounds are in memory");
         if index == state.rounds.len() {
             let round = (0..group.boards.len()).map(|_| None).collect();
             state.rounds.push_back(round);
@@ -213,7 +213,7 @@ impl Driver for Seat {
         let state = self.group.lock();
         let round = sequence
             .checked_sub(state.first)
-            .and_then(|index| state.rounds.get(index as usize));
+            .and_then(|index| state.rounds.get(usize::try_from(index).ok()?));
         // If the round is complete by now, so is the wait.
         let Some(round) = round else { return };
         let missing = (0..round.len()).filter(|&rank| round[rank].is_none());

@@ -274,12 +274,13 @@ impl Backoff {
         thread::sleep(Duration::from_micros(pause));
     }
 
-    /// While numbers move, which they do only when looked after; but a rank that is not running
-    /// must get a core.
+    /// While numbers move, which they do only when looked after. But where threads outnumber cores
+    /// the other rank may need this one, and who yields comes after all who compute, for as long as
+    /// their turns last; who has slept comes before them.
     fn while_moving(&mut self) {
         self.looks += 1;
-        if self.looks.is_multiple_of(256) && self.began.elapsed() > Duration::from_millis(100) {
-            return thread::sleep(Duration::from_micros(50));
+        if self.looks.is_multiple_of(32) {
+            return thread::sleep(Duration::from_micros(1));
         }
         thread::yield_now();
     }

@@ -130,6 +130,7 @@ fn start(
         rounds: VecDeque::new(),
         first: 0,
         scratch: round::Scratch::default(),
+        verdict: None,
         over: None,
     };
     thread::Builder::new()
@@ -201,5 +202,113 @@ impl Drop for Tcp {
 impl fmt::Debug for Tcp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Tcp({} of {})", self.rank, self.world)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// A process that stops after it has begun a call: its connections stay.
+    fn stopped(seat: &handshake::Seat<'_>, listener: &TcpListener) -> Vec<std::net::TcpStream> {
+        let streams = handshake::meet(seat, listener, LONG).unwrap();
+        let call = Call::Mean {
+            values: vec![0.0; 10],
+            wire: Wire::F32,
+        };
+        let mut frame = Vec::new();
+        let header = frame::Header {
+            kind: frame::Kind::Start,
+            what: frame::What::of(&call),
+            payload: 0,
+            sequence: 0,
+            index: 10,
+        };
+        header.write(&mut frame);
+        let mut streams: Vec<_> = streams.into_iter().flatten().collect();
+        for stream in &mut streams {
+            stream.write_all(&frame).unwrap();
+        }
+        streams
+    }
+
+    #[test]
+    fn a_rank_that_stops_within_a_call_is_named_by_those_who_wait_for_others_as_well() {
+        let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut listeners: Vec<_> = (0..3).map(bind).collect();
+        let address = |listener: &TcpListener| listener.local_addr().unwrap();
+        let addresses: Vec<_> = listeners.iter().map(address).collect();
+        let last = listeners.pop().unwrap();
+        thread::scope(|scope| {
+            let addresses = &addresses[..];
+            let ranks: Vec<_> = (0..)
+                .zip(listeners)
+                .map(|(rank, listener)| {
+                    scope.spawn(move || {
+                        let tcp = Tcp::connect(Rank(rank), addresses, listener, "", LONG);
+                        let mut tcp = tcp.unwrap();
+                        // Rank 1 waits for the sum of rank 0, and its deadline comes first.
+                        let deadline = [300, 250][rank as usize];
+                        tcp.set_deadline(Duration::from_millis(deadline));
+                        let pending = tcp.start_mean(vec![0.0; 10], Wire::F32);
+                        let error = pending.and_then(Pending::wait).unwrap_err();
+                        (error, tcp)
+                    })
+                })
+                .collect();
+            let seat = handshake::Seat {
+                rank: 2,
+                addresses,
+                secret: "",
+            };
+            let streams = stopped(&seat, &last);
+            for rank in ranks {
+                let (error, _) = rank.join().unwrap();
+                let CollectiveError::Deadline { missing, .. } = &error else {
+                    panic!("{error}");
+                };
+                assert_eq!(missing[..], [Rank(2)], "{error}");
+            }
+            drop(streams);
+        });
+    }
+
+    #[test]
+    fn what_no_rank_sends_ends_the_group_and_names_the_sender() {
+        let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        for nonsense in [vec![0xff; 24], vec![3; 24], vec![2; 4096]] {
+            let listeners: Vec<_> = (0..2).map(bind).collect();
+            let address = |listener: &TcpListener| listener.local_addr().unwrap();
+            let addresses: Vec<_> = listeners.iter().map(address).collect();
+            let addresses = &addresses[..];
+            let error = thread::scope(|scope| {
+                let fake = scope.spawn(|| {
+                    let seat = handshake::Seat {
+                        rank: 1,
+                        addresses,
+                        secret: "",
+                    };
+                    let mut streams = handshake::meet(&seat, &listeners[1], LONG).unwrap();
+                    let stream = streams[0].as_mut().unwrap();
+                    stream.write_all(&nonsense).unwrap();
+                    streams
+                });
+                let listener = listeners[0].try_clone().unwrap();
+                let tcp = Tcp::connect(Rank(0), addresses, listener, "", LONG);
+                let mut tcp = tcp.unwrap();
+                let pending = tcp.start_mean(vec![0.0; 10], Wire::F32);
+                let error = pending.and_then(Pending::wait).unwrap_err();
+                drop(fake.join().unwrap());
+                error
+            });
+            let text = error.to_string();
+            assert!(text.starts_with("rank 1 is lost: "), "{text}");
+            assert!(!text.contains("closed"), "{text}");
+        }
     }
 }

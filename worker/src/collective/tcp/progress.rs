@@ -108,6 +108,8 @@ pub(super) struct Progress {
     pub(super) rounds: VecDeque<Round>,
     pub(super) first: u64,
     pub(super) scratch: Scratch,
+    /// A deadline is over, but not who is missing known: until then others may say.
+    pub(super) verdict: Option<(Instant, Duration)>,
     /// When the group was over for this rank, by a failure or because its caller has gone.
     pub(super) over: Option<Instant>,
 }
@@ -123,13 +125,17 @@ impl Progress {
             }
             self.finish_rounds();
             self.notice_the_lost();
+            self.judge();
             if self.may_end() {
                 return;
             }
             let timeout = match (busy, self.over) {
                 (true, _) => Some(Duration::ZERO),
                 (false, Some(since)) => Some(FAREWELL.saturating_sub(since.elapsed())),
-                (false, None) => None,
+                (false, None) => {
+                    let until = self.verdict.map(|(until, _)| until);
+                    until.map(|until| until.saturating_duration_since(Instant::now()))
+                }
             };
             // Interrupted by a signal it has no events, which is no harm.
             let _ = self.poll.poll(&mut events, timeout);
@@ -404,10 +410,35 @@ impl Progress {
         if sequence < self.first {
             return;
         }
-        if let Some(round) = self.rounds.front() {
-            let missing: Vec<Rank> = round.missing();
-            let seconds = deadline.as_secs_f64();
-            self.fail(CollectiveError::Deadline { seconds, missing });
+        let Some(round) = self.rounds.front() else {
+            return;
+        };
+        let missing = round.missing();
+        if missing.is_empty() {
+            // Whoever does not answer may know whom it waits for, and says so at its own deadline.
+            let until = Instant::now() + FAREWELL;
+            self.verdict.get_or_insert((until, deadline));
+        } else {
+            self.miss(deadline, missing);
+        }
+    }
+
+    fn miss(&mut self, deadline: Duration, missing: Vec<Rank>) {
+        let seconds = deadline.as_secs_f64();
+        self.fail(CollectiveError::Deadline { seconds, missing });
+    }
+
+    /// What is left to say after a deadline, when nobody knew better.
+    fn judge(&mut self) {
+        let Some((until, deadline)) = self.verdict else {
+            return;
+        };
+        if let (true, Some(round)) = (Instant::now() >= until, self.rounds.front()) {
+            let mut missing = round.missing();
+            if missing.is_empty() {
+                missing = round.silent();
+            }
+            self.miss(deadline, missing);
         }
     }
 

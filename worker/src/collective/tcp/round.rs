@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use synfire_shared::ids::Rank;
+
 use super::super::mean;
 use super::super::pending::{Call, Outcome};
 use super::super::{Wire, rank_of};
@@ -262,15 +264,9 @@ impl Round {
             self.parts
                 .resize(self.world * self.books.arrived.len() * SEGMENT, 0.0);
         }
-        let part = self.stored(from, place, range.len());
-        frame::get_values(payload, &mut self.parts[part], wire);
+        let stored = stored(from, place, self.books.arrived.len(), range.len());
+        frame::get_values(payload, &mut self.parts[stored], wire);
         Ok(None)
-    }
-
-    /// Where a rank's part of a segment waits for the others.
-    fn stored(&self, rank: usize, place: usize, numbers: usize) -> Range<usize> {
-        let start = (rank * self.books.arrived.len() + place) * SEGMENT;
-        start..start + numbers
     }
 
     /// Sums a segment whose last part has just arrived, in rank order.
@@ -288,16 +284,19 @@ impl Round {
         let total = &mut scratch.total[..numbers];
         let last = &mut scratch.last[..numbers];
         frame::get_values(payload, last, wire);
+        let Call::Mean { values, .. } = &mut self.call else {
+            unreachable!("parts of a mean have come");
+        };
         for rank in 0..world {
-            let stored = self.stored(rank, place, numbers);
-            let part = match &mut self.call {
-                Call::Mean { values, .. } if rank == self.rank => {
-                    let own = &mut values[range.clone()];
-                    mean::travel(own, wire);
-                    &*own
-                }
-                _ if rank == from => &*last,
-                _ => &self.parts[stored],
+            let part = if rank == from {
+                &*last
+            } else if rank == self.rank {
+                let own = &mut values[range.clone()];
+                mean::travel(own, wire);
+                &*own
+            } else {
+                let segments = self.books.arrived.len();
+                &self.parts[stored(rank, place, segments, numbers)]
             };
             if rank == 0 {
                 total.copy_from_slice(part);
@@ -306,9 +305,7 @@ impl Round {
             }
         }
         mean::finish(total, world, wire);
-        if let Call::Mean { values, .. } = &mut self.call {
-            values[range].copy_from_slice(total);
-        }
+        values[range].copy_from_slice(total);
         for other in (0..world).filter(|&other| other != self.rank) {
             self.books.unsent[other] += 1;
         }
@@ -379,19 +376,28 @@ impl Round {
     }
 
     /// For whom this rank waits, as far as it can know: those who have not begun; if all have, those
-    /// whose numbers it has not got; if it has all, those who have not answered.
-    pub(super) fn missing(&self) -> Vec<synfire_shared::ids::Rank> {
-        let others = || (0..self.world).filter(|&other| other != self.rank);
-        let pick = |is: &dyn Fn(usize) -> bool| -> Vec<usize> {
-            others().filter(|&other| is(other)).collect()
-        };
-        let stages: [&dyn Fn(usize) -> bool; 3] = [
-            &|other| !self.books.begun[other],
-            &|other| self.awaits_part(other),
-            &|other| self.awaits_result(other) || self.books.unsent[other] > 0,
-        ];
-        let found = stages.into_iter().map(pick).find(|found| !found.is_empty());
-        found.unwrap_or_default().into_iter().map(rank_of).collect()
+    /// whose numbers it has not got.
+    pub(super) fn missing(&self) -> Vec<Rank> {
+        let others = (0..self.world).filter(|&other| other != self.rank);
+        let (begun, late): (Vec<_>, Vec<_>) = others.partition(|&rank| self.books.begun[rank]);
+        if !late.is_empty() {
+            return late.into_iter().map(rank_of).collect();
+        }
+        // Those who are further than others wait for this rank's answers, as those do.
+        let next = |rank: usize| self.books.awaited[rank].parts.next;
+        let owing = begun.into_iter().filter(|&rank| self.awaits_part(rank));
+        let owing: Vec<usize> = owing.collect();
+        let last = owing.iter().map(|&rank| next(rank)).min();
+        let last_of_all = owing.into_iter().filter(|&rank| Some(next(rank)) == last);
+        last_of_all.map(rank_of).collect()
+    }
+
+    /// Those who have not answered, though this rank has all that they can wait for from it. They may
+    /// wait for others themselves.
+    pub(super) fn silent(&self) -> Vec<Rank> {
+        let others = (0..self.world).filter(|&other| other != self.rank);
+        let silent = |rank: &usize| self.awaits_result(*rank) || self.books.unsent[*rank] > 0;
+        others.filter(silent).map(rank_of).collect()
     }
 }
 
@@ -403,6 +409,12 @@ fn refill<T: Clone>(list: &mut Vec<T>, length: usize, value: T) {
 pub(super) enum Payload<'a> {
     Values(&'a [f32], Wire),
     Bytes(&'a [u8]),
+}
+
+/// Where a rank's part of a segment, one of so many that this rank sums, waits for the others.
+fn stored(rank: usize, place: usize, segments: usize, numbers: usize) -> Range<usize> {
+    let start = (rank * segments + place) * SEGMENT;
+    start..start + numbers
 }
 
 fn range(index: usize, segment: usize, length: usize) -> Range<usize> {
