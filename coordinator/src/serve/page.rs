@@ -59,7 +59,7 @@ fn html(view: &View, frame: &Frame<'_>) -> String {
 fn header(frame: &Frame<'_>) -> String {
     let folder = frame
         .folder
-        .map_or_else(String::new, |f| format!("Run {}. ", escape(f)));
+        .map_or_else(String::new, |f| format!("Run folder {}; ", escape(f)));
     let version = escape(frame.version);
     format!(
         "<header>\n<h1>synfire coordinator</h1>\n\
@@ -116,12 +116,9 @@ fn numbers(view: &View) -> String {
     }
     match &view.checkpoint {
         Some(newest) => {
-            let note = format!(
-                "{} batches, epoch {}",
-                newest.batches_done,
-                newest.epoch + 1
-            );
-            number("", "Newest checkpoint", &escape(&newest.manifest), &note);
+            let note = format!("epoch {}, {}", newest.epoch + 1, escape(&newest.manifest));
+            let batches = format!("{} batches", newest.batches_done);
+            number("", "Newest checkpoint", &batches, &note);
         }
         None => number("", "Newest checkpoint", "–", "none was reported here"),
     }
@@ -130,7 +127,8 @@ fn numbers(view: &View) -> String {
 
 /// Who is waited for.
 fn missing(view: &View) -> String {
-    if view.missing.is_empty() || view.reason.is_some() {
+    let is_waited = view.stage != "training" || !view.waiting.is_empty();
+    if view.missing.is_empty() || view.reason.is_some() || !is_waited {
         return String::new();
     }
     let lines: String = view
@@ -205,9 +203,11 @@ fn waiting(view: &View) -> String {
             waiting.waiting_seconds
         )
     };
-    let rows: String = view.waiting.iter().map(row).collect();
+    let mut waiting: Vec<_> = view.waiting.iter().collect();
+    waiting.sort_by_key(|waiting| (waiting.rank.is_none(), waiting.rank));
+    let rows: String = waiting.into_iter().map(row).collect();
     format!(
-        "<section>\n<h2>Waiting</h2>\n<table>\n<tr><th class=\"text\">host</th><th>wants rank</th>\
+        "<section>\n<h2>Waiting</h2>\n<table class=\"short\">\n<tr><th class=\"text\">host</th><th>wants rank</th>\
          <th>for</th></tr>\n{rows}</table>\n</section>\n"
     )
 }
@@ -243,7 +243,7 @@ fn refusals(counts: &[(String, u64)]) -> String {
     };
     let rows: String = counts.iter().map(row).collect();
     format!(
-        "<section>\n<h2>Refused</h2>\n<table>\n<tr><th class=\"text\">reason</th><th>times</th></tr>\n\
+        "<section>\n<h2>Refused</h2>\n<table class=\"short\">\n<tr><th class=\"text\">reason</th><th>times</th></tr>\n\
          {rows}</table>\n</section>\n"
     )
 }
