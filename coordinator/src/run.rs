@@ -298,14 +298,24 @@ impl Run {
 
     /// A member of a generation that is over already may know more of why it is.
     fn left_late(&mut self, leave: &Leave) {
-        let mut ended = self.ended.iter_mut();
-        let ended = ended.find(|ended| ended.generation == leave.generation);
-        if let (Some(ended), Reason::Failed { message, lost }) = (ended, &leave.reason)
-            && let Some(reporter) = ended.rank_of(&leave.process)
-        {
-            ended.report(reporter, *lost, message);
-        } else if leave.generation > self.newest {
+        if leave.generation > self.newest {
             self.errand.learn();
+        }
+        let mut ended = self.ended.iter_mut();
+        let Some(ended) = ended.find(|ended| ended.generation == leave.generation) else {
+            return;
+        };
+        let Some(reporter) = ended.rank_of(&leave.process) else {
+            return;
+        };
+        let is_newest = leave.generation == self.newest;
+        match &leave.reason {
+            Reason::Failed { message, lost } => ended.report(reporter, *lost, message),
+            // It was not heard of, and came to the end nevertheless.
+            Reason::Finished if is_newest && matches!(self.stage, Stage::Gathering { .. }) => {
+                self.finish("the run is finished");
+            }
+            Reason::Finished | Reason::Stopped { .. } | Reason::DamagedStart { .. } => {}
         }
     }
 

@@ -62,8 +62,8 @@ pub(crate) fn any(seed: u64) -> Script {
     let rate = |chance: &mut Chance, most| if is_rough { chance.between(0, most) } else { 0 };
     let (lost, doubled) = (rate(&mut chance, 20), rate(&mut chance, 15));
     let late = rate(&mut chance, 10);
-    let calm = chance.between(5000, 40_000);
-    let count = chance.between(0, 9);
+    let calm = chance.between(8000, 35_000);
+    let count = chance.between(1, 13);
     let mut faults: Vec<_> = (0..count)
         .map(|_| (chance.between(500, calm), fault(&mut chance, places.len())))
         .collect();

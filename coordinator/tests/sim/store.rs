@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use synfire_shared::checkpoint::ManifestName;
 use synfire_shared::generation::{Generation, GenerationName, Survey};
 
+use super::judge::BATCHES;
+
 /// A batch that was learnt from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Learnt {
@@ -46,11 +48,10 @@ impl Store {
             .unwrap_or(0)
     }
 
-    /// The newest checkpoint that counts and is whole is damaged.
+    /// The newest checkpoint that counts and is whole is damaged, if it is not the last of the run.
     pub(crate) fn damage(&mut self) {
-        let newest = self
-            .survey()
-            .newest_counting(None, &|m| self.damaged.contains(&m));
+        let is_out = |m: ManifestName| self.damaged.contains(&m) || m.batches_done == BATCHES;
+        let newest = self.survey().newest_counting(None, &is_out);
         self.damaged.extend(newest);
     }
 
