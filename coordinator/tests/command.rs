@@ -92,8 +92,8 @@ fn wrong_usage_is_told_with_status_64() {
 #[test]
 fn what_cannot_be_used_is_an_error_that_names_it() {
     let folder = Folder::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listening.local_addr().unwrap().to_string();
     let short = folder.0.join("short");
     std::fs::write(&short, "abc").unwrap();
     let short = short.to_str().unwrap();
@@ -120,7 +120,6 @@ fn what_cannot_be_used_is_an_error_that_names_it() {
             "{part}: {said}"
         );
     }
-    let _listening = std::net::TcpListener::bind(&taken).unwrap();
     let output = command(&folder, &["--ranks", "1", "--listen", &taken])
         .output()
         .unwrap();

@@ -7,6 +7,8 @@ use axum::extract::State;
 use axum::response::Response;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 
+use synfire_shared::protocol::Status;
+
 use super::show::images_per_second;
 use super::{Shared, routes};
 use crate::view::{RankView, View};
@@ -131,11 +133,10 @@ fn missing(view: &View) -> String {
     if view.missing.is_empty() || view.reason.is_some() || !is_waited {
         return String::new();
     }
-    let lines: String = view
-        .missing
-        .iter()
-        .map(|line| format!("<li>{}</li>\n", escape(line)))
-        .collect();
+    let mut lines = String::new();
+    for line in &view.missing {
+        let _ = writeln!(lines, "<li>{}</li>", escape(line));
+    }
     let left = view.seconds_left.map_or_else(String::new, |seconds| {
         format!("<p class=\"soft\">In {seconds:.0} s the run goes on with who is there.</p>\n")
     });
@@ -158,33 +159,27 @@ fn ranks(view: &View) -> String {
 fn rank(rank: &RankView) -> String {
     let member = &rank.member;
     let place = format!("{} (pid {})", escape(&member.host), member.pid);
-    let numbers = match rank.status {
-        Some(status) => format!(
-            "<td class=\"text\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
-            if rank.has_left {
-                "left"
-            } else {
-                status.phase.name()
-            },
+    let phase = match rank.status {
+        _ if rank.has_left => "left",
+        Some(status) => status.phase.name(),
+        None => "not heard of",
+    };
+    let numbers = |status: Status| {
+        format!(
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
             status.epoch + 1,
             status.batch,
             status.update,
             real(status.images_per_second, 0),
             real(status.loss, 4),
-        ),
-        None => {
-            let phase = if rank.has_left {
-                "left"
-            } else {
-                "not heard of"
-            };
-            format!("<td class=\"text\">{phase}</td>{}", "<td>–</td>".repeat(5))
-        }
+        )
     };
+    let numbers = rank.status.map_or_else(|| "<td>–</td>".repeat(5), numbers);
     let is_late = !rank.has_left && rank.silent_seconds > LATE_SECONDS;
     let late = if is_late { " class=\"late\"" } else { "" };
     format!(
-        "<tr><td class=\"text\">{}</td><td class=\"text\">{place}</td>{numbers}\
+        "<tr><td class=\"text\">{}</td><td class=\"text\">{place}</td>\
+         <td class=\"text\">{phase}</td>{numbers}\
          <td{late}>{:.1} s ago</td></tr>\n",
         member.rank, rank.silent_seconds
     )
