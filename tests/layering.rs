@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shape", &[]),
     ("pickle", &[]),
     ("collective", &[]),
+    ("control", &[]),
     ("data", &["pickle"]),
     ("graph", &["shape"]),
     ("kernel", &["shape"]),
@@ -51,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "checkpoint",
+            "control",
             "data",
             "engine",
             "graph",
@@ -103,17 +105,19 @@ fn back_ends_do_not_know_each_other() {
 }
 
 #[test]
-fn the_vocabulary_crate_knows_no_tensors_and_no_trainer() {
-    let manifest = worker().join("../../shared/Cargo.toml");
-    let manifest = fs::read_to_string(manifest).unwrap();
-    let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
-    let names: Vec<&str> = dependencies
-        .lines()
-        .filter_map(|line| Some(line.split_once('=')?.0.trim()))
-        .collect();
-    assert!(names.contains(&"serde"), "{names:?}");
-    for name in ["burn", "cudarc", "mpi", "rayon", "synfire"] {
-        assert!(!names.contains(&name), "shared depends on {name}");
+fn the_vocabulary_crate_and_the_coordinator_know_no_tensors_and_no_trainer() {
+    for (crate_name, known) in [("shared", "serde"), ("coordinator", "axum")] {
+        let manifest = worker().join("../..").join(crate_name).join("Cargo.toml");
+        let manifest = fs::read_to_string(manifest).unwrap();
+        let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
+        let names: Vec<&str> = dependencies
+            .lines()
+            .filter_map(|line| Some(line.split_once('=')?.0.trim()))
+            .collect();
+        assert!(names.contains(&known), "{names:?}");
+        for name in ["burn", "cudarc", "mpi", "rayon", "synfire"] {
+            assert!(!names.contains(&name), "{crate_name} depends on {name}");
+        }
     }
 }
 

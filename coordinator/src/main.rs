@@ -80,7 +80,7 @@ struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     deadline: u32,
     /// The file with the token that workers show; without the file one is drawn and written there.
-    /// By default the token is SYNFIRE_TOKEN of the environment, or is drawn and printed
+    /// By default the token is that of the environment (`SYNFIRE_TOKEN`), or is drawn and printed
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Serve HTTPS with this certificate, in PEM form, with those that sign it behind it
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });
         }
     };
-    run(arguments, policy).unwrap_or_else(|error| {
+    run(&arguments, policy).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
@@ -142,7 +142,7 @@ fn policy(arguments: &Arguments) -> Result<Policy, clap::Error> {
         .map_err(|error| Arguments::command().error(kind, error))
 }
 
-fn run(arguments: Arguments, policy: Policy) -> anyhow::Result<ExitCode> {
+fn run(arguments: &Arguments, policy: Policy) -> anyhow::Result<ExitCode> {
     let store = Store::create(&arguments.run).context("--run")?;
     let tls = match (&arguments.tls_cert, &arguments.tls_key) {
         (Some(certificate), Some(key)) => Some(Tls::read(certificate, key)?),

@@ -44,7 +44,7 @@ fn only_who_shows_the_token_is_let_in() {
             answer.head.contains("www-authenticate: bearer"),
             "{answer:?}"
         );
-        assert_eq!(refused(address, "token"), f64::from(times));
+        assert_eq!(refused(address, "token"), times);
     }
     for route in [
         "POST /v1/heartbeat",
@@ -94,15 +94,12 @@ fn what_is_no_message_is_refused() {
         r#"{"order": "stop", "signal": 9}"#,
     );
     assert_eq!(order.status, 400, "{order:?}");
-    assert_eq!(refused(address, "malformed"), 10.0);
+    assert_eq!(refused(address, "malformed"), 10);
     assert_eq!(post(address, "/v1/nothing", "{}").status, 404);
     assert_eq!(get(address, "/v1/join").status, 405);
     assert_eq!(post(address, "/metrics", "").status, 405);
-    for nonsense in [
-        &b"\0\0\0\0\r\n\r\n"[..],
-        b"GET / HTTP/9\r\n\r\n",
-        &[0xff; 40_000],
-    ] {
+    let large = vec![0xff; 40_000];
+    for nonsense in [&b"\0\0\0\0\r\n\r\n"[..], b"GET / HTTP/9\r\n\r\n", &large] {
         let mut stream = connect(address);
         let _ = stream.write_all(nonsense);
         let mut answer = Vec::new();
@@ -119,7 +116,7 @@ fn a_body_that_is_too_long_is_refused_and_that_of_a_stranger_not_read() {
     let long = "x".repeat(MAX_REQUEST_BYTES + 1);
     let answer = post(address, "/v1/heartbeat", &long);
     assert_eq!(answer.status, 413, "{answer:?}");
-    assert_eq!(refused(address, "body"), 1.0);
+    assert_eq!(refused(address, "body"), 1);
     // The body never comes, the answer does.
     let head = "POST /v1/heartbeat HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n";
     assert_eq!(raw(address, head.as_bytes()).status, 401);
@@ -157,7 +154,7 @@ fn silent_strangers_keep_no_rank_out() {
     let answer = get(address, "/");
     assert_eq!(answer.status, 200);
     assert!(answer.head.contains("connection: close"), "{answer:?}");
-    assert!(refused(address, "connections") >= 30.0);
+    assert!(refused(address, "connections") >= 30);
 }
 
 #[test]
@@ -173,7 +170,7 @@ fn another_protocol_or_version_is_refused_and_told_so() {
         reason.contains("version 7 of the protocol, the coordinator 1"),
         "{reason}"
     );
-    assert_eq!(refused(address, "protocol"), 1.0);
+    assert_eq!(refused(address, "protocol"), 1);
     let mut old = Fake::new(1, None);
     old.request.version = "0.0.9".into();
     let answer = old.join(address);
@@ -181,7 +178,7 @@ fn another_protocol_or_version_is_refused_and_told_so() {
         (answer.status, &answer.json()["code"]),
         (409, &json!("version"))
     );
-    assert_eq!(refused(address, "version"), 1.0);
+    assert_eq!(refused(address, "version"), 1);
 }
 
 #[test]
@@ -203,7 +200,7 @@ fn a_second_process_for_a_live_rank_is_refused() {
     );
     let reason = answer.json()["reason"].to_string();
     assert!(reason.contains("node-2"), "{reason}");
-    assert!(refused(address, "rank_taken") >= 1.0);
+    assert!(refused(address, "rank_taken") >= 1);
     assert_eq!(a.heartbeat(address, generation, 2)["directive"], "continue");
 }
 
@@ -231,14 +228,14 @@ fn a_rank_that_falls_silent_is_named_within_5_seconds_and_a_new_generation_forms
     // 4 s of silence and a look; a second more for a busy machine.
     assert!((3.9..6.0).contains(&seconds), "{seconds}");
     let name = "synfire_coordinator_lost_generations_total{reason=\"silent\"}";
-    assert_eq!(metric(address, name), 1.0);
+    assert_eq!(metric(address, name), "1");
     // Who wakes up is told, too.
     assert_eq!(b.heartbeat(address, generation, 8)["directive"], "abandon");
     let next = form(address, &[&a, &b]);
     assert!(next > generation);
     assert_eq!(
         metric(address, "synfire_coordinator_generations_total"),
-        2.0
+        "2"
     );
 }
 
@@ -300,7 +297,7 @@ fn a_checkpoint_orders_and_the_end_are_passed_on() {
     );
     assert_eq!(
         metric(address, "synfire_coordinator_checkpoint_batches"),
-        11.0
+        "11"
     );
     order(r#"{"order": "stop", "signal": 15}"#);
     let told = fake.heartbeat(address, generation, 1);
@@ -354,10 +351,10 @@ fn ranks_are_targets_for_prometheus_and_shown_on_the_page() {
     assert_eq!(status["stage"], "training");
     assert_eq!(status["members"][0]["status"]["update"], 42);
     assert_eq!(status["members"][1]["status"], Value::Null);
-    assert_eq!(metric(address, "synfire_coordinator_ranks"), 2.0);
+    assert_eq!(metric(address, "synfire_coordinator_ranks"), "2");
     assert_eq!(
         metric(address, "synfire_coordinator_images_per_second"),
-        120.5
+        "120.5"
     );
 }
 

@@ -54,14 +54,14 @@ impl Folder {
 fn work(mut generations: Generations, todo: &Receiver<Task>, told: &mpsc::Sender<Stored>) {
     while let Ok(task) = todo.recv() {
         let stored = match task {
-            Task::Survey => generations.survey().map_or_else(failed, surveyed),
+            Task::Survey => generations.survey().map_or_else(|e| failed(&e), surveyed),
             Task::Put(generation) => {
                 let put = generations.put(&generation);
-                put.map_or_else(failed, |()| Stored::Put)
+                put.map_or_else(|e| failed(&e), |()| Stored::Put)
             }
             Task::Withdraw(name) => {
                 let withdrawn = generations.withdraw(name);
-                withdrawn.map_or_else(failed, |()| Stored::Withdrawn)
+                withdrawn.map_or_else(|e| failed(&e), |()| Stored::Withdrawn)
             }
         };
         if told.blocking_send(stored).is_err() {
@@ -86,9 +86,9 @@ fn surveyed(survey: Survey) -> Stored {
 }
 
 /// An error with its causes, in one line.
-fn failed(error: StoreError) -> Stored {
+fn failed(error: &StoreError) -> Stored {
     let mut reason = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
         if !reason.contains(&inner_text) {

@@ -7,6 +7,8 @@ use axum::extract::State;
 use axum::response::Response;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 
+use synfire_shared::protocol::Status;
+
 use super::show::images_per_second;
 use super::{Shared, routes};
 use crate::view::{RankView, View};
@@ -59,7 +61,7 @@ fn html(view: &View, frame: &Frame<'_>) -> String {
 fn header(frame: &Frame<'_>) -> String {
     let folder = frame
         .folder
-        .map_or_else(String::new, |f| format!("Run {}. ", escape(f)));
+        .map_or_else(String::new, |f| format!("Run folder {}; ", escape(f)));
     let version = escape(frame.version);
     format!(
         "<header>\n<h1>synfire coordinator</h1>\n\
@@ -116,12 +118,9 @@ fn numbers(view: &View) -> String {
     }
     match &view.checkpoint {
         Some(newest) => {
-            let note = format!(
-                "{} batches, epoch {}",
-                newest.batches_done,
-                newest.epoch + 1
-            );
-            number("", "Newest checkpoint", &escape(&newest.manifest), &note);
+            let note = format!("epoch {}, {}", newest.epoch + 1, escape(&newest.manifest));
+            let batches = format!("{} batches", newest.batches_done);
+            number("", "Newest checkpoint", &batches, &note);
         }
         None => number("", "Newest checkpoint", "–", "none was reported here"),
     }
@@ -130,14 +129,14 @@ fn numbers(view: &View) -> String {
 
 /// Who is waited for.
 fn missing(view: &View) -> String {
-    if view.missing.is_empty() || view.reason.is_some() {
+    let is_waited = view.stage != "training" || !view.waiting.is_empty();
+    if view.missing.is_empty() || view.reason.is_some() || !is_waited {
         return String::new();
     }
-    let lines: String = view
-        .missing
-        .iter()
-        .map(|line| format!("<li>{}</li>\n", escape(line)))
-        .collect();
+    let mut lines = String::new();
+    for line in &view.missing {
+        let _ = writeln!(lines, "<li>{}</li>", escape(line));
+    }
     let left = view.seconds_left.map_or_else(String::new, |seconds| {
         format!("<p class=\"soft\">In {seconds:.0} s the run goes on with who is there.</p>\n")
     });
@@ -160,33 +159,27 @@ fn ranks(view: &View) -> String {
 fn rank(rank: &RankView) -> String {
     let member = &rank.member;
     let place = format!("{} (pid {})", escape(&member.host), member.pid);
-    let numbers = match rank.status {
-        Some(status) => format!(
-            "<td class=\"text\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
-            if rank.has_left {
-                "left"
-            } else {
-                status.phase.name()
-            },
+    let phase = match rank.status {
+        _ if rank.has_left => "left",
+        Some(status) => status.phase.name(),
+        None => "not heard of",
+    };
+    let numbers = |status: Status| {
+        format!(
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
             status.epoch + 1,
             status.batch,
             status.update,
             real(status.images_per_second, 0),
             real(status.loss, 4),
-        ),
-        None => {
-            let phase = if rank.has_left {
-                "left"
-            } else {
-                "not heard of"
-            };
-            format!("<td class=\"text\">{phase}</td>{}", "<td>–</td>".repeat(5))
-        }
+        )
     };
+    let numbers = rank.status.map_or_else(|| "<td>–</td>".repeat(5), numbers);
     let is_late = !rank.has_left && rank.silent_seconds > LATE_SECONDS;
     let late = if is_late { " class=\"late\"" } else { "" };
     format!(
-        "<tr><td class=\"text\">{}</td><td class=\"text\">{place}</td>{numbers}\
+        "<tr><td class=\"text\">{}</td><td class=\"text\">{place}</td>\
+         <td class=\"text\">{phase}</td>{numbers}\
          <td{late}>{:.1} s ago</td></tr>\n",
         member.rank, rank.silent_seconds
     )
@@ -205,9 +198,11 @@ fn waiting(view: &View) -> String {
             waiting.waiting_seconds
         )
     };
-    let rows: String = view.waiting.iter().map(row).collect();
+    let mut waiting: Vec<_> = view.waiting.iter().collect();
+    waiting.sort_by_key(|waiting| (waiting.rank.is_none(), waiting.rank));
+    let rows: String = waiting.into_iter().map(row).collect();
     format!(
-        "<section>\n<h2>Waiting</h2>\n<table>\n<tr><th class=\"text\">host</th><th>wants rank</th>\
+        "<section>\n<h2>Waiting</h2>\n<table class=\"short\">\n<tr><th class=\"text\">host</th><th>wants rank</th>\
          <th>for</th></tr>\n{rows}</table>\n</section>\n"
     )
 }
@@ -243,7 +238,7 @@ fn refusals(counts: &[(String, u64)]) -> String {
     };
     let rows: String = counts.iter().map(row).collect();
     format!(
-        "<section>\n<h2>Refused</h2>\n<table>\n<tr><th class=\"text\">reason</th><th>times</th></tr>\n\
+        "<section>\n<h2>Refused</h2>\n<table class=\"short\">\n<tr><th class=\"text\">reason</th><th>times</th></tr>\n\
          {rows}</table>\n</section>\n"
     )
 }

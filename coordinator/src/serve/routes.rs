@@ -13,7 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use hyper::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, StatusCode};
@@ -85,7 +85,7 @@ async fn join(State(shared): App, request: Request) -> Response {
     let peer = request.extensions().get::<Arc<Peer>>().map(|peer| peer.ip);
     let body = match body(&shared, request).await {
         Ok(body) => body,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     // Another version's request may have another form, and is to be told why it is refused.
     if let Ok(Head { protocol }) = serde_json::from_slice(&body)
@@ -101,7 +101,7 @@ async fn join(State(shared): App, request: Request) -> Response {
     }
     let mut request: JoinRequest = match parsed(&shared, &body) {
         Ok(request) => request,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     if let Some(ip) = peer {
         // Who listens on all addresses is reached by the one that it came from.
@@ -144,25 +144,25 @@ async fn event<M: DeserializeOwned + Send + 'static>(
     let read = body(shared, request).await;
     match read.and_then(|body| parsed(shared, &body)) {
         Ok(message) => ask(shared, move |id| event(id, message)).await,
-        Err(refused) => refused,
+        Err(refused) => *refused,
     }
 }
 
-async fn body(shared: &Shared, request: Request) -> Result<axum::body::Bytes, Response> {
+async fn body(shared: &Shared, request: Request) -> Result<axum::body::Bytes, Box<Response>> {
     let read = to_bytes(request.into_body(), MAX_REQUEST_BYTES).await;
     read.map_err(|_| {
         shared.metrics.refused("body");
         let reason = format!("the body breaks off, or has more than {MAX_REQUEST_BYTES} bytes");
-        refusal(413, "body", &reason)
+        Box::new(refusal(413, "body", &reason))
     })
 }
 
-fn parsed<M: DeserializeOwned>(shared: &Shared, body: &[u8]) -> Result<M, Response> {
+fn parsed<M: DeserializeOwned>(shared: &Shared, body: &[u8]) -> Result<M, Box<Response>> {
     serde_json::from_slice(body).map_err(|error| {
         let name = Refusal::Malformed.name();
         shared.metrics.refused(name);
         let reason: String = error.to_string().chars().take(200).collect();
-        refusal(400, name, &reason)
+        Box::new(refusal(400, name, &reason))
     })
 }
 
@@ -212,11 +212,8 @@ pub(super) fn answer(status: u16, kind: &'static str, body: impl Into<Body>) -> 
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let none: (HeaderName, _) = (
-        hyper::header::REFERRER_POLICY,
-        HeaderValue::from_static("no-referrer"),
-    );
-    headers.insert(none.0, none.1);
+    let nowhere = HeaderValue::from_static("no-referrer");
+    headers.insert(REFERRER_POLICY, nowhere);
     answer
 }
 

@@ -212,15 +212,19 @@ pub fn form(address: SocketAddr, processes: &[&Fake]) -> u64 {
     generation.unwrap()
 }
 
-/// The value of a metric, 0 where it is not there yet.
-pub fn metric(address: SocketAddr, name: &str) -> f64 {
+/// The value of a metric as it is written, 0 where it is not there yet.
+pub fn metric(address: SocketAddr, name: &str) -> String {
     let text = get(address, "/metrics").body;
-    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
-    text.lines().find_map(value).unwrap_or(0.0)
+    let value = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(' ')
+            .map(str::to_owned)
+    };
+    text.lines().find_map(value).unwrap_or_else(|| "0".into())
 }
 
 /// How often something was refused.
-pub fn refused(address: SocketAddr, reason: &str) -> f64 {
+pub fn refused(address: SocketAddr, reason: &str) -> u32 {
     let name = format!("synfire_coordinator_refusals_total{{reason=\"{reason}\"}}");
-    metric(address, &name)
+    metric(address, &name).parse().unwrap()
 }

@@ -112,7 +112,9 @@ impl CoordinatorMetrics {
     /// How often something was refused, by reason.
     pub fn refusals(&self) -> BTreeMap<String, u64> {
         let families = self.refusals.collect();
-        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let metrics = families
+            .iter()
+            .flat_map(prometheus::proto::MetricFamily::get_metric);
         let count = |metric: &prometheus::proto::Metric| {
             let reason = metric.get_label().first()?.value().to_owned();
             // Counts are whole numbers far below 2^53.

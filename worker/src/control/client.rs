@@ -14,6 +14,8 @@ use synfire_shared::token::Token;
 
 /// A longer file of certificates is refused: the system's own has some 200 KiB.
 const MAX_CERTIFICATES_BYTES: u64 = 4 << 20;
+/// A connection that was not used for so long is not used again: the coordinator closes it after 5 s.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// Where the coordinator is, and how to be known there.
 #[derive(Clone, Debug)]
@@ -70,6 +72,7 @@ impl Client {
             .default_headers(headers)
             // The token goes to the coordinator and nobody else.
             .redirect(redirect::Policy::none())
+            .pool_idle_timeout(IDLE)
             .no_proxy();
         if let Some(path) = &coordinator.ca {
             http = http.tls_certs_only(certificates(path)?);

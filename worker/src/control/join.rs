@@ -3,7 +3,6 @@
 use super::client::{CallError, Client};
 use super::{ControlError, Coordinator, Membership, Notice};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use synfire_shared::protocol::{self, Assignment, JoinRequest, JoinResponse, Refusal};
 use tokio::runtime::Runtime;
@@ -66,7 +65,8 @@ pub enum Joined {
 /// A process's connection to its coordinator, for as many generations as it is in.
 #[derive(Debug)]
 pub struct Control {
-    client: Arc<Client>,
+    coordinator: Coordinator,
+    client: Client,
     runtime: Runtime,
     /// The newest generation that this process was given a place in.
     newest: u64,
@@ -78,9 +78,10 @@ impl Control {
     /// # Errors
     /// [`ControlError::Url`], [`ControlError::Certificates`] or [`ControlError::Setup`].
     pub fn new(coordinator: &Coordinator) -> Result<Self, ControlError> {
-        let client = Arc::new(Client::new(coordinator)?);
+        let client = Client::new(coordinator)?;
         let runtime = super::membership::runtime()?;
         Ok(Self {
+            coordinator: coordinator.clone(),
             client,
             runtime,
             newest: 0,
@@ -164,7 +165,9 @@ impl Control {
         generation: u64,
         notify: Box<dyn FnMut(Notice) + Send>,
     ) -> Result<Membership, ControlError> {
-        Membership::begin(Arc::clone(&self.client), process, generation, notify)
+        // A connection belongs to the runtime that made it, and this one stands still now.
+        let client = Client::new(&self.coordinator)?;
+        Membership::begin(client, process, generation, notify)
     }
 
     fn failed(&self, error: CallError, silent: Duration) -> ControlError {

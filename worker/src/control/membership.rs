@@ -152,7 +152,7 @@ impl fmt::Debug for Membership {
 
 impl Membership {
     pub(super) fn begin(
-        client: Arc<Client>,
+        client: Client,
         process: &str,
         generation: u64,
         notify: Box<dyn FnMut(Notice) + Send>,
@@ -172,6 +172,7 @@ impl Membership {
             notify: Mutex::new(notify),
         });
         let url = client.url();
+        let client = Arc::new(client);
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = runtime()?;
         let work = {
