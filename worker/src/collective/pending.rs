@@ -151,7 +151,8 @@ impl Board {
                 return result;
             }
             let deadline = state.deadline;
-            let limit = if asked { deadline + VERDICT } else { deadline };
+            let grace = if asked { VERDICT } else { Duration::ZERO };
+            let limit = deadline.saturating_add(grace);
             let left = limit.saturating_sub(began.elapsed());
             if !left.is_zero() {
                 state = self.pause(state, left);

@@ -109,9 +109,16 @@ pub(super) struct Progress {
     pub(super) first: u64,
     pub(super) scratch: Scratch,
     /// A deadline is over, but not who is missing known: until then others may say.
-    pub(super) verdict: Option<(Instant, Duration)>,
+    pub(super) verdict: Option<Verdict>,
     /// When the group was over for this rank, by a failure or because its caller has gone.
     pub(super) over: Option<Instant>,
+}
+
+/// What is to be said of a call that took longer than the deadline.
+pub(super) struct Verdict {
+    sequence: u64,
+    deadline: Duration,
+    until: Instant,
 }
 
 impl Progress {
@@ -133,8 +140,8 @@ impl Progress {
                 (true, _) => Some(Duration::ZERO),
                 (false, Some(since)) => Some(FAREWELL.saturating_sub(since.elapsed())),
                 (false, None) => {
-                    let until = self.verdict.map(|(until, _)| until);
-                    until.map(|until| until.saturating_duration_since(Instant::now()))
+                    let verdict = self.verdict.as_ref();
+                    verdict.map(|verdict| verdict.until.saturating_duration_since(Instant::now()))
                 }
             };
             // Interrupted by a signal it has no events, which is no harm.
@@ -417,7 +424,11 @@ impl Progress {
         if missing.is_empty() {
             // Whoever does not answer may know whom it waits for, and says so at its own deadline.
             let until = Instant::now() + FAREWELL;
-            self.verdict.get_or_insert((until, deadline));
+            self.verdict.get_or_insert(Verdict {
+                sequence,
+                deadline,
+                until,
+            });
         } else {
             self.miss(deadline, missing);
         }
@@ -430,7 +441,13 @@ impl Progress {
 
     /// What is left to say after a deadline, when nobody knew better.
     fn judge(&mut self) {
-        let Some((until, deadline)) = self.verdict else {
+        // The call may have ended meanwhile.
+        let first = self.first;
+        self.verdict.take_if(|verdict| verdict.sequence < first);
+        let Some(Verdict {
+            deadline, until, ..
+        }) = self.verdict
+        else {
             return;
         };
         if let (true, Some(round)) = (Instant::now() >= until, self.rounds.front()) {
