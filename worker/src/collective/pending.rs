@@ -1,6 +1,6 @@
 //! What is under way, and how a wait for it ends.
 //!
-//! A member of a group has one [`Board`]: the calls it has started, in order, with what came of
+//! A member of a group has one `Board`: the calls it has started, in order, with what came of
 //! them. Whoever does the work pins results there; the caller waits in front of it.
 
 use std::collections::VecDeque;
