@@ -1,6 +1,6 @@
 //! What is under way, and how a wait for it ends.
 //!
-//! A member of a group has one [`Board`]: the calls it has started, in order, with what came of
+//! A member of a group has one `Board`: the calls it has started, in order, with what came of
 //! them. Whoever does the work pins results there; the caller waits in front of it.
 
 use std::collections::VecDeque;
@@ -151,7 +151,8 @@ impl Board {
                 return result;
             }
             let deadline = state.deadline;
-            let limit = if asked { deadline + VERDICT } else { deadline };
+            let grace = if asked { VERDICT } else { Duration::ZERO };
+            let limit = deadline.saturating_add(grace);
             let left = limit.saturating_sub(began.elapsed());
             if !left.is_zero() {
                 state = self.pause(state, left);

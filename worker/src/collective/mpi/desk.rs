@@ -21,16 +21,8 @@ pub(super) struct Desk {
 
 struct Inquiry {
     since: Instant,
-    deadline: Duration,
     /// By rank, how many calls it has begun; this rank counts as having begun all.
     begun: Vec<Option<u64>>,
-}
-
-/// What has come of an inquiry.
-pub(super) struct Verdict {
-    pub(super) deadline: Duration,
-    /// Those who have not begun this call, or say nothing.
-    pub(super) missing: Vec<usize>,
 }
 
 impl Desk {
@@ -40,7 +32,7 @@ impl Desk {
     }
 
     /// Asks all others.
-    pub(super) fn inquire(&mut self, deadline: Duration) {
+    pub(super) fn inquire(&mut self) {
         let world = self.world.size();
         let mut begun = vec![None; usize::try_from(world).unwrap_or_default()];
         for rank in 0..world {
@@ -54,13 +46,13 @@ impl Desk {
         }
         self.inquiry = Some(Inquiry {
             since: Instant::now(),
-            deadline,
             begun,
         });
     }
 
-    /// Answers questions and takes answers in. The verdict on call `sequence`, when there is one.
-    pub(super) fn attend(&mut self, begun: u64, sequence: u64) -> Option<Verdict> {
+    /// Answers questions and takes answers in. At the end of an inquiry, those who have not begun call
+    /// `sequence`, or say nothing.
+    pub(super) fn attend(&mut self, begun: u64, sequence: u64) -> Option<Vec<usize>> {
         while let Some(rank) = self.next(QUESTION) {
             let other = self.world.process_at_rank(rank);
             let (_, _) = other.receive_with_tag::<u64>(QUESTION);
@@ -81,10 +73,7 @@ impl Desk {
         }
         let inquiry = self.inquiry.take()?;
         let absent = |rank: &usize| inquiry.begun[*rank].is_none_or(|begun| begun <= sequence);
-        Some(Verdict {
-            deadline: inquiry.deadline,
-            missing: (0..inquiry.begun.len()).filter(absent).collect(),
-        })
+        Some((0..inquiry.begun.len()).filter(absent).collect())
     }
 
     /// Who has sent such a message.

@@ -72,8 +72,8 @@ struct Calls {
     /// The thread has ended.
     ended: bool,
     abort: Option<String>,
-    /// A wait took longer than this.
-    expired: Option<Duration>,
+    /// A wait for this call took longer than the deadline.
+    expired: Option<(u64, Duration)>,
 }
 
 impl Link {
@@ -89,9 +89,8 @@ impl Link {
 }
 
 impl Driver for Link {
-    fn expired(&self, _: u64, deadline: Duration) {
-        // Calls end in order: the thread knows the one that all wait for.
-        self.urge(|calls| calls.expired = Some(deadline));
+    fn expired(&self, sequence: u64, deadline: Duration) {
+        self.urge(|calls| calls.expired = Some((sequence, deadline)));
     }
 
     fn interrupted(&self) {}

@@ -40,6 +40,8 @@ struct Clerk {
     link: Arc<Link>,
     /// The call under way, counted from 0.
     sequence: u64,
+    /// The call that took longer than the deadline, while the others are asked.
+    expired: Option<(u64, Duration)>,
     world: SimpleCommunicator,
 }
 
@@ -79,6 +81,7 @@ impl Progress {
                 board,
                 link,
                 sequence: 0,
+                expired: None,
                 world,
             },
             buffers: Buffers::default(),
@@ -300,15 +303,22 @@ impl Clerk {
             if abort.is_some() {
                 self.world.abort(1);
             }
-            if let Some(deadline) = expired {
-                self.desk.inquire(deadline);
+            self.expired = expired.or(self.expired);
+            if expired.is_some() {
+                self.desk.inquire();
             }
         }
         let begun = self.link.begun.load(Ordering::Acquire);
-        if let Some(verdict) = self.desk.attend(begun, self.sequence) {
+        let Some(missing) = self.desk.attend(begun, self.sequence) else {
+            return;
+        };
+        // Calls end in order; the one that took too long may have ended just now.
+        if let Some((sequence, deadline)) = self.expired.take()
+            && self.sequence <= sequence
+        {
             self.board.fail(CollectiveError::Deadline {
-                seconds: verdict.deadline.as_secs_f64(),
-                missing: verdict.missing.into_iter().map(rank_of).collect(),
+                seconds: deadline.as_secs_f64(),
+                missing: missing.into_iter().map(rank_of).collect(),
             });
         }
     }

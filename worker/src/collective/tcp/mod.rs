@@ -10,11 +10,17 @@
 //! - `handshake`: how the ranks find each other.
 //! - `frame`: what travels.
 //! - `peer`: one connection.
+//! - `lane`: segments in their order.
 //! - `round`: one call.
+//! - `link`: what the caller asks of the thread.
 //! - `progress`: the thread that moves everything.
+//! - `ending`: how it ends.
 
+mod ending;
 mod frame;
 mod handshake;
+mod lane;
+mod link;
 mod peer;
 mod progress;
 mod round;
@@ -31,8 +37,9 @@ use synfire_shared::ids::{Rank, World};
 
 use super::pending::{Board, Call, Driver, Ticket, check_bytes, check_root, check_values};
 use super::{Collective, CollectiveError, Interrupt, Pending, Wire, rank_of};
+use link::{Command, Link};
 use peer::Peer;
-use progress::{Command, Link, Progress};
+use progress::Progress;
 
 /// The most ranks of a group.
 pub const MAX_WORLD: usize = 256;

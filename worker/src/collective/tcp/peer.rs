@@ -203,3 +203,34 @@ impl Peer {
         self.deaf || (self.queue.is_empty() && self.parts.is_empty() && self.output.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn who_leaves_still_tells_that_ended_calls_had_begun() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        let mut peer = Peer::new(TcpStream::from_std(stream));
+        let start = Start {
+            what: What::default(),
+            length: 1,
+        };
+        for sequence in 0..3 {
+            peer.queue.push_back(Out::Start { sequence, start });
+            peer.parts.push_back((sequence, 0));
+        }
+        peer.clear_queue(2);
+        let next = || peer.next_out();
+        let left: Vec<Out> = std::iter::from_fn(next).collect();
+        let sequences = left.iter().map(|out| match out {
+            Out::Start { sequence, .. } => *sequence,
+            Out::Part { .. } | Out::Result { .. } | Out::Farewell(_) => u64::MAX,
+        });
+        assert_eq!(sequences.collect::<Vec<_>>(), [0, 1]);
+    }
+}

@@ -6,95 +6,18 @@
 //! rank that has not begun is known to all by name.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Waker};
-use synfire_shared::ids::Rank;
+use mio::{Events, Poll};
 
-use super::super::pending::{Board, Call, Driver};
+use super::super::pending::{Board, Call};
 use super::super::{CollectiveError, rank_of};
+use super::ending::Verdict;
 use super::frame::{self, HEADER, Header, Kind};
+use super::link::{Command, FAREWELL, Link};
 use super::peer::{Out, Peer, Start};
 use super::round::{Payload, Round, Scratch};
-
-/// How long a rank that leaves tries to tell the others.
-pub(super) const FAREWELL: Duration = Duration::from_secs(1);
-
-/// What the caller's side asks of the thread.
-pub(super) enum Command {
-    Call(Call),
-    /// A wait for this call took longer than the deadline.
-    Expired {
-        sequence: u64,
-        deadline: Duration,
-    },
-    /// The group is over for this rank.
-    Fail(CollectiveError),
-    /// No more calls come.
-    Close,
-}
-
-/// What the caller and the thread share.
-pub(super) struct Link {
-    commands: Mutex<VecDeque<Command>>,
-    waker: Waker,
-    /// Whether all that will be written is.
-    flushed: (Mutex<bool>, Condvar),
-}
-
-impl Link {
-    pub(super) fn new(waker: Waker) -> Self {
-        Self {
-            commands: Mutex::default(),
-            waker,
-            flushed: (Mutex::new(false), Condvar::new()),
-        }
-    }
-
-    pub(super) fn commands(&self) -> MutexGuard<'_, VecDeque<Command>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn send(&self, command: Command) {
-        self.commands().push_back(command);
-        self.wake();
-    }
-
-    pub(super) fn wake(&self) {
-        // A wake that fails would be noticed at the deadline; there is no better way to tell.
-        let _ = self.waker.wake();
-    }
-
-    fn flush(&self) {
-        *self
-            .flushed
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
-        self.flushed.1.notify_all();
-    }
-
-    pub(super) fn wait_until_flushed(&self) {
-        let flushed = self.flushed.0.lock();
-        let flushed = flushed.unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .flushed
-            .1
-            .wait_timeout_while(flushed, FAREWELL, |f| !*f);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl Driver for Link {
-    fn expired(&self, sequence: u64, deadline: Duration) {
-        self.send(Command::Expired { sequence, deadline });
-    }
-
-    fn interrupted(&self) {
-        self.wake();
-    }
-}
 
 /// All that the thread has.
 pub(super) struct Progress {
@@ -109,7 +32,7 @@ pub(super) struct Progress {
     pub(super) first: u64,
     pub(super) scratch: Scratch,
     /// A deadline is over, but not who is missing known: until then others may say.
-    pub(super) verdict: Option<(Instant, Duration)>,
+    pub(super) verdict: Option<Verdict>,
     /// When the group was over for this rank, by a failure or because its caller has gone.
     pub(super) over: Option<Instant>,
 }
@@ -133,8 +56,8 @@ impl Progress {
                 (true, _) => Some(Duration::ZERO),
                 (false, Some(since)) => Some(FAREWELL.saturating_sub(since.elapsed())),
                 (false, None) => {
-                    let until = self.verdict.map(|(until, _)| until);
-                    until.map(|until| until.saturating_duration_since(Instant::now()))
+                    let verdict = self.verdict.as_ref();
+                    verdict.map(|verdict| verdict.until.saturating_duration_since(Instant::now()))
                 }
             };
             // Interrupted by a signal it has no events, which is no harm.
@@ -376,115 +299,6 @@ impl Progress {
                 peer.starts.pop_front();
             }
         }
-    }
-
-    /// A rank that has left ends the group with the first call that needs it: what it had finished,
-    /// the others finish. One whose connection is closed without a word is missed where more must come from it.
-    fn notice_the_lost(&mut self) {
-        let left = self.peers.iter().flatten().find_map(|peer| {
-            let (sequence, error) = peer.farewell.as_ref()?;
-            (*sequence <= self.first).then(|| error.clone())
-        });
-        if let Some(error) = left {
-            return self.fail(error);
-        }
-        let lost = self.peers.iter().enumerate().find_map(|(rank, peer)| {
-            let peer = peer.as_ref().filter(|peer| peer.farewell.is_none())?;
-            let reason = peer.closed.as_ref()?;
-            let missed = self.rounds.front().is_some_and(|round| round.awaits(rank));
-            missed.then(|| (rank, reason.clone()))
-        });
-        if let Some((rank, reason)) = lost {
-            self.lose(rank, reason);
-        }
-    }
-
-    fn lose(&mut self, rank: usize, reason: String) {
-        let rank = rank_of(rank);
-        self.fail(CollectiveError::Lost { rank, reason });
-    }
-
-    fn expire(&mut self, sequence: u64, deadline: Duration) {
-        // Calls end in order, so the oldest is the one that all wait for. None is left if the one
-        // that took too long has just ended.
-        if sequence < self.first {
-            return;
-        }
-        let Some(round) = self.rounds.front() else {
-            return;
-        };
-        let missing = round.missing();
-        if missing.is_empty() {
-            // Whoever does not answer may know whom it waits for, and says so at its own deadline.
-            let until = Instant::now() + FAREWELL;
-            self.verdict.get_or_insert((until, deadline));
-        } else {
-            self.miss(deadline, missing);
-        }
-    }
-
-    fn miss(&mut self, deadline: Duration, missing: Vec<Rank>) {
-        let seconds = deadline.as_secs_f64();
-        self.fail(CollectiveError::Deadline { seconds, missing });
-    }
-
-    /// What is left to say after a deadline, when nobody knew better.
-    fn judge(&mut self) {
-        let Some((until, deadline)) = self.verdict else {
-            return;
-        };
-        if let (true, Some(round)) = (Instant::now() >= until, self.rounds.front()) {
-            let mut missing = round.missing();
-            if missing.is_empty() {
-                missing = round.silent();
-            }
-            self.miss(deadline, missing);
-        }
-    }
-
-    /// The end of the group for this rank; the others are told why.
-    fn fail(&mut self, error: CollectiveError) {
-        if self.over.is_some() {
-            return;
-        }
-        self.over = Some(Instant::now());
-        self.board.fail(error);
-        let failure = self.board.failure().expect("it has just failed");
-        let farewell = frame::farewell(rank_of(self.rank), self.first, &failure);
-        self.rounds.clear();
-        for peer in self.peers.iter_mut().flatten() {
-            peer.clear_queue(self.first);
-            peer.queue.push_back(Out::Farewell(farewell.clone()));
-        }
-    }
-
-    /// The caller is gone. What is under way is given up: the others see the end of the connection.
-    fn close(&mut self) {
-        if self.over.is_none() {
-            self.over = Some(Instant::now());
-            self.rounds.clear();
-            for peer in self.peers.iter_mut().flatten() {
-                peer.clear_queue(self.first);
-            }
-        }
-    }
-
-    /// Whether the group is over for this rank and the others have what is theirs.
-    fn may_end(&mut self) -> bool {
-        let Some(since) = self.over else {
-            return false;
-        };
-        let late = since.elapsed() >= FAREWELL;
-        if late || self.peers.iter().flatten().all(Peer::is_flushed) {
-            self.link.flush();
-            for peer in self.peers.iter().flatten() {
-                // So that they see the end, while what they still send is read and not refused:
-                // a refusal could take away what they have not read yet.
-                let _ = peer.stream.shutdown(std::net::Shutdown::Write);
-            }
-        }
-        let mut peers = self.peers.iter().flatten();
-        late || peers.all(|peer| peer.closed.is_some() && peer.is_flushed())
     }
 }
 
