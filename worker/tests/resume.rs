@@ -124,6 +124,7 @@ fn numbers(folder: &Path) -> Vec<serde_json::Value> {
             "images_per_second",
             "train_seconds",
             "data_wait_seconds",
+            "exchange_wait_seconds",
             "resident_mib",
             "peak_resident_mib",
         ] {

@@ -201,7 +201,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     /// Whether the folder is another's now.
-    pub(super) fn is_taken_over(&self) -> bool {
+    pub fn is_taken_over(&self) -> bool {
         matches!(self, Self::TakenOver { .. } | Self::Superseded { .. })
     }
 

@@ -42,7 +42,7 @@ use synfire_shared::storage;
 pub use writer::{Attempt, Written};
 
 /// The folder of checkpoints in a run folder.
-const CHECKPOINTS: &str = "checkpoints";
+pub const CHECKPOINTS: &str = "checkpoints";
 /// One line of JSON per epoch.
 const METRICS: &str = "metrics.jsonl";
 /// The epochs so far, to look at.

@@ -4,6 +4,8 @@
 //!
 //! - this file: the arguments, and which verb they mean.
 //! - `pack`, `train`, `evaluate`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `launch`: ranks on this machine.
+//! - `ranks`: with whom `train` trains.
 //! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
@@ -16,8 +18,10 @@
 mod bench;
 mod evaluate;
 mod inspect;
+mod launch;
 mod model;
 mod pack;
+mod ranks;
 mod table;
 mod trace;
 mod train;
@@ -50,6 +54,8 @@ enum Verb {
     Pack(pack::Arguments),
     /// Train a network; without a configuration, a small one on built-in pictures
     Train(train::Arguments),
+    /// Train with several ranks on this machine, started and looked after by this process
+    Launch(launch::Arguments),
     /// Test the weights of a checkpoint, by time step
     Evaluate(evaluate::Arguments),
     /// Replay recorded reference traces and compare every number
@@ -113,6 +119,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Pack(arguments) => pack::run(&arguments),
         Verb::Train(arguments) => train::run(&arguments),
+        Verb::Launch(arguments) => launch::run(&arguments),
         Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),

@@ -69,6 +69,17 @@ pub(super) enum Company {
     Coordinator(Seat),
 }
 
+impl Company {
+    /// The rank, as far as it is known.
+    pub(super) fn rank(&self) -> u32 {
+        match self {
+            Self::Alone => 0,
+            Self::Mpi(launch) => launch.rank.0,
+            Self::Coordinator(seat) => seat.place.rank.unwrap_or(0),
+        }
+    }
+}
+
 /// What a rank needs to join.
 #[derive(Clone, Debug)]
 pub(super) struct Seat {
@@ -130,7 +141,7 @@ impl Arguments {
 #[cfg(feature = "mpi")]
 pub(super) fn run_under_mpi(
     launch: MpiLaunch,
-    job: &super::train::Job,
+    job: &super::train::Job<'_>,
 ) -> anyhow::Result<ExitCode> {
     mpirun::run(launch, job)
 }
@@ -138,8 +149,13 @@ pub(super) fn run_under_mpi(
 /// Says that this program was built without MPI: N processes that do not know of each other would be
 /// N runs.
 #[cfg(not(feature = "mpi"))]
-pub(super) fn run_under_mpi(launch: MpiLaunch, _: &super::train::Job) -> anyhow::Result<ExitCode> {
-    let ranks = launch.world.map_or("several".to_owned(), |world| world.0.to_string());
+pub(super) fn run_under_mpi(
+    launch: MpiLaunch,
+    _: &super::train::Job<'_>,
+) -> anyhow::Result<ExitCode> {
+    let ranks = launch
+        .world
+        .map_or("several".to_owned(), |world| world.0.to_string());
     bail!(
         "this process was started as one of {ranks} by {}, but synfire was built without MPI: build \
          it with --features mpi, or start the ranks with synfire launch -n {ranks} -- train ...; to \

@@ -1,23 +1,26 @@
 //! `synfire train`.
 
+use super::ranks::{self, Company, Means};
 use super::say;
 use super::table::{Table, duration, mib, percent, thousands};
-use super::watch::{self, Watch};
+use super::watch::{self, Served, Watch};
+use crate::collective::Collective;
 use crate::data::BadSample;
 use crate::engine::plan::Role;
 use crate::memory::peak_resident_mib;
 use crate::train::{self, EpochRecord, Event, Kept, Options, Progress, Resume, Trained};
 use crate::weights;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use synfire_shared::{Run, run::QUICKSTART};
 
@@ -61,6 +64,47 @@ pub(super) struct Arguments {
     save_weights: Option<PathBuf>,
     #[command(flatten)]
     watch: watch::Arguments,
+    #[command(flatten)]
+    ranks: ranks::Arguments,
+}
+
+impl Arguments {
+    /// The run as configured.
+    pub(super) fn run(&self) -> anyhow::Result<Run> {
+        read(self.config.as_ref(), &self.set)
+    }
+
+    /// Whether nothing says with whom to train.
+    pub(super) fn is_without_company(&self) -> anyhow::Result<bool> {
+        Ok(matches!(self.ranks.company()?, Company::Alone))
+    }
+
+    /// Whether metrics are asked for.
+    pub(super) fn has_metrics(&self) -> bool {
+        self.watch.is_serving()
+    }
+}
+
+/// How a run ended that did not fail.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outcome {
+    Finished,
+    Stopped(usize),
+}
+
+impl Outcome {
+    /// The exit status.
+    pub(super) fn code(self) -> ExitCode {
+        match self {
+            Self::Finished => ExitCode::SUCCESS,
+            Self::Stopped(signal) => stopped_by(signal),
+        }
+    }
+}
+
+/// As a shell counts a process that a signal ended: the run is not over.
+pub(super) fn stopped_by(signal: usize) -> ExitCode {
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -69,40 +113,139 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         say!("{}", run.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(path) = &arguments.save_weights {
+    let company = arguments.ranks.company()?;
+    if !matches!(company, Company::Alone) {
+        ensure!(
+            arguments.resume == "auto",
+            "--resume {}: several ranks start from the newest checkpoint in run.folder, or anew \
+             without one; to start from another run's weights set init.from",
+            arguments.resume
+        );
+    }
+    let rank = company.rank();
+    if let Some(path) = arguments.save_weights.as_ref().filter(|_| rank == 0) {
         can_be_written(path).context("--save-weights")?;
     }
-    let mut display = Display::new(&run);
-    let options = options(&run, &arguments.resume)?;
-    let mut watch = Watch::start(&arguments.watch, &run)?;
-    let trained = train::train(&run, &options, &mut |event| {
-        display.show(&event);
-        watch.see(&event);
-    });
-    display.finish();
-    let mut trained = trained?;
-    if let Some(kept) = &trained.kept {
-        show_kept(kept);
+    let job = Job {
+        served: Served::start(&arguments.watch, rank)?,
+        run,
+        arguments,
+        place: AtomicU32::new(rank),
+    };
+    match company {
+        Company::Alone => {
+            let options = options(&job.run, &arguments.resume)?;
+            let outcome = job.train(&options, None, None, &mut |_| ())?;
+            Ok(outcome.code())
+        }
+        Company::Mpi(launch) => ranks::run_under_mpi(launch, &job),
+        Company::Coordinator(seat) => ranks::run_member(&seat, &mut Means::Tcp, &job),
     }
-    if let Some(signal) = trained.stopped {
-        say!(
-            "stopped by {}; the same command goes on",
-            signal_name(signal)
-        );
+}
+
+/// What one process is to train, whatever its company.
+pub(super) struct Job<'a> {
+    pub(super) run: Run,
+    arguments: &'a Arguments,
+    served: Option<Served>,
+    /// The rank, as far as it is known.
+    place: AtomicU32,
+}
+
+impl Job<'_> {
+    /// Where this process serves its metrics.
+    pub(super) fn metrics_address(&self) -> Option<SocketAddr> {
+        self.served.as_ref().map(Served::address)
+    }
+
+    /// A flag that the first signal sets; the second one ends the process.
+    pub(super) fn stop_flag(&self) -> anyhow::Result<Arc<AtomicUsize>> {
+        let stop = Arc::default();
+        register(&stop)?;
+        Ok(stop)
+    }
+
+    /// Something that other ranks say as well: rank 0 is enough.
+    pub(super) fn tell_note(&self, note: &str) {
+        if self.place.load(Ordering::Relaxed) == 0 {
+            say!("{note}");
+        }
+    }
+
+    pub(super) fn tell_warning(&self, warning: &str) {
+        self.warner()(warning);
+    }
+
+    /// Tells warnings of this rank from any thread.
+    pub(super) fn warner(&self) -> impl Fn(&str) + Send + 'static {
+        let place = self.place.load(Ordering::Relaxed);
+        move |warning| eprintln!("{}warning: {warning}", prefix(place))
+    }
+
+    /// Trains, alone or as one of the ranks of a generation: `group` has rank, world and number.
+    pub(super) fn train(
+        &self,
+        options: &Options,
+        collective: Option<Box<dyn Collective>>,
+        group: Option<(u32, u32, u64)>,
+        see: &mut dyn FnMut(&Event),
+    ) -> anyhow::Result<Outcome> {
+        let rank = group.map_or(0, |(rank, ..)| rank);
+        self.place.store(rank, Ordering::Relaxed);
+        if let Some((_, world, generation)) = group {
+            self.tell_note(&format!("generation {generation} of {world} ranks"));
+        }
+        let mut display = Display::new(&self.run, rank);
+        let (arguments, served) = (&self.arguments.watch, self.served.as_ref());
+        let mut watch = Watch::start(arguments, &self.run, served, rank == 0)?;
+        let mut tell = |event: Event| {
+            display.show(&event);
+            watch.see(&event);
+            see(&event);
+        };
+        let trained = match collective {
+            None => train::train(&self.run, options, &mut tell),
+            Some(collective) => train::train_in(&self.run, options, collective, &mut tell),
+        };
+        display.finish();
+        let mut trained = trained?;
+        if let Some(kept) = &trained.kept {
+            show_kept(kept);
+        }
+        if let Some(signal) = trained.stopped {
+            if rank == 0 {
+                say!(
+                    "stopped by {}; the same command goes on",
+                    signal_name(signal)
+                );
+            }
+            watch.finish()?;
+            return Ok(Outcome::Stopped(signal));
+        }
+        if rank == 0 {
+            self.conclude(&mut trained)?;
+        }
         watch.finish()?;
-        // As a shell counts a process that a signal ended: the run is not over.
-        return Ok(ExitCode::from(
-            u8::try_from(128 + signal).unwrap_or(u8::MAX),
-        ));
+        Ok(Outcome::Finished)
     }
-    summarise(&run, &mut trained, arguments.config.is_none());
-    if let Some(path) = &arguments.save_weights {
-        let node = &mut trained.node;
-        weights::save(path, &node.learner.network, &mut *node.kernels)?;
-        say!("weights written to {}", path.display());
+
+    fn conclude(&self, trained: &mut Trained) -> anyhow::Result<()> {
+        summarise(&self.run, trained, self.arguments.config.is_none());
+        if let Some(path) = &self.arguments.save_weights {
+            let node = &mut trained.node;
+            weights::save(path, &node.learner.network, &mut *node.kernels)?;
+            say!("weights written to {}", path.display());
+        }
+        Ok(())
     }
-    watch.finish()?;
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Which rank says something; rank 0 is the run.
+fn prefix(rank: u32) -> String {
+    match rank {
+        0 => String::new(),
+        rank => format!("rank {rank}: "),
+    }
 }
 
 /// Whether a file can be written in the end, found out before the work is done.
@@ -127,16 +270,22 @@ fn options(run: &Run, resume: &str) -> anyhow::Result<Options> {
         ..Options::default()
     };
     if run.folder.is_some() {
-        let again = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order the first signal, of either kind, sets the flag that the second finds.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
-            flag::register(signal, Arc::clone(&again))?;
-            let number = usize::try_from(signal).expect("signals count from 1");
-            flag::register_usize(signal, Arc::clone(&options.stop), number)?;
-        }
+        register(&options.stop)?;
     }
     Ok(options)
+}
+
+/// Has the first signal set a flag; the second one ends the process.
+fn register(stop: &Arc<AtomicUsize>) -> anyhow::Result<()> {
+    let again = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order the first signal, of either kind, sets the flag that the second finds.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))?;
+        flag::register(signal, Arc::clone(&again))?;
+        let number = usize::try_from(signal).expect("signals count from 1");
+        flag::register_usize(signal, Arc::clone(stop), number)?;
+    }
+    Ok(())
 }
 
 fn signal_name(signal: usize) -> &'static str {
@@ -195,12 +344,14 @@ struct Display {
     bad_samples: usize,
     /// Whether the configuration names weights to start from.
     has_init: bool,
+    /// Of several ranks, 0 shows the run, the others what is amiss with them.
+    rank: u32,
 }
 
 impl Display {
-    fn new(run: &Run) -> Self {
+    fn new(run: &Run, rank: u32) -> Self {
         let now = Instant::now();
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (rank == 0 && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  ETA {eta}  {msg}");
             ProgressBar::new(0).with_style(style.expect("the template is a constant"))
         });
@@ -212,6 +363,7 @@ impl Display {
             last_line: now,
             bad_samples: 0,
             has_init: run.init.from.is_some(),
+            rank,
         }
     }
 
@@ -223,6 +375,9 @@ impl Display {
     }
 
     fn show(&mut self, event: &Event) {
+        if self.rank != 0 && !matches!(event, Event::Warning(_) | Event::BadSamples(_)) {
+            return;
+        }
         match event {
             Event::Began {
                 engine,
@@ -280,9 +435,10 @@ impl Display {
     }
 
     fn warn(&self, warning: &str) {
+        let line = format!("{}warning: {warning}", prefix(self.rank));
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("warning: {warning}")),
-            None => eprintln!("warning: {warning}"),
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 

@@ -24,6 +24,13 @@ pub(super) struct Arguments {
     report: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// Whether metrics are asked for.
+    pub(super) fn is_serving(&self) -> bool {
+        self.metrics_addr.is_some()
+    }
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse() {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
@@ -32,9 +39,46 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| wanted.into())
 }
 
+/// The metrics of this process, served as long as it runs.
+pub(super) struct Served {
+    metrics: Arc<Metrics>,
+    exporter: Exporter,
+}
+
+impl Served {
+    /// Serves metrics, if that is asked for; `rank` is added to the port, unless it is 0, so that
+    /// ranks on one machine do not meet.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub(super) fn start(arguments: &Arguments, rank: u32) -> anyhow::Result<Option<Self>> {
+        let Some(mut address) = arguments.metrics_addr else {
+            return Ok(None);
+        };
+        if address.port() != 0 {
+            let port = u16::try_from(u32::from(address.port()) + rank);
+            let port = port.with_context(|| {
+                format!(
+                    "--metrics-addr: rank {rank} has no port above {}",
+                    address.port()
+                )
+            })?;
+            address.set_port(port);
+        }
+        let metrics = Arc::new(Metrics::new());
+        let exporter = Exporter::start(address, Arc::clone(&metrics))?;
+        say!("metrics at http://{}/metrics", exporter.address());
+        Ok(Some(Self { metrics, exporter }))
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.exporter.address()
+    }
+}
+
 /// Metrics and report of a run, each if asked for; a run folder has a report in any case.
 pub(super) struct Watch {
-    metrics: Option<(Measure, Exporter)>,
+    metrics: Option<Measure>,
     report: Report,
     path: Option<PathBuf>,
     /// The report in the run folder.
@@ -44,33 +88,35 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Of several ranks one writes the report.
+    ///
     /// # Errors
-    /// If the address cannot be listened on, or the report's folder is not there.
-    pub(super) fn start(arguments: &Arguments, run: &Run) -> anyhow::Result<Self> {
-        if let Some(path) = &arguments.report {
+    /// If the report's folder is not there.
+    pub(super) fn start(
+        arguments: &Arguments,
+        run: &Run,
+        served: Option<&Served>,
+        reports: bool,
+    ) -> anyhow::Result<Self> {
+        let path = arguments.report.clone().filter(|_| reports);
+        if let Some(path) = &path {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
             if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
                 let folder = folder.display();
                 anyhow::bail!("--report: {folder} is no folder: make it first");
             }
         }
-        let metrics = arguments.metrics_addr.map(|address| {
-            let metrics = Arc::new(Metrics::new());
-            let exporter = Exporter::start(address, Arc::clone(&metrics))?;
-            say!("metrics at http://{}/metrics", exporter.address());
-            anyhow::Ok((Measure::new(run, metrics), exporter))
-        });
         Ok(Self {
-            metrics: metrics.transpose()?,
+            metrics: served.map(|served| Measure::new(run, Arc::clone(&served.metrics))),
             report: Report::new(run),
-            path: arguments.report.clone(),
+            path,
             page: None,
             failed: None,
         })
     }
 
     pub(super) fn see(&mut self, event: &Event) {
-        if let Some((measure, _)) = &mut self.metrics {
+        if let Some(measure) = &mut self.metrics {
             measure.see(event);
         }
         self.report.see(event);

@@ -13,6 +13,15 @@ pub struct MpiLaunch {
     pub launcher: &'static str,
 }
 
+impl MpiLaunch {
+    /// The variable of the environment that told the rank.
+    pub fn variable(&self) -> &'static str {
+        let mut launchers = LAUNCHERS.iter();
+        let found = launchers.find(|(_, _, launcher)| *launcher == self.launcher);
+        found.map_or("PMI_RANK", |(rank, ..)| rank)
+    }
+}
+
 /// Variables of rank and world, by launcher; the first that is there counts.
 const LAUNCHERS: &[(&str, &str, &str)] = &[
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI"),

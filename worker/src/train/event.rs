@@ -62,7 +62,7 @@ pub struct EpochRecord {
     pub data_wait_seconds: f64,
     /// Of these, seconds in which averages over ranks were waited for.
     pub exchange_wait_seconds: f64,
-    /// Updates made in them by this process.
+    /// Updates made in them.
     pub updates: u64,
 }
 

@@ -43,7 +43,7 @@ pub struct EpochLine {
     /// Of these, seconds in which averages over ranks were waited for.
     #[serde(default)]
     pub exchange_wait_seconds: f64,
-    /// Updates of the weights in this epoch, by the process that ended it.
+    /// Updates of the weights in this epoch.
     #[serde(default)]
     pub updates: u64,
     /// The process's resident memory at its end.

@@ -76,6 +76,8 @@ pub(super) struct Counted {
     pub(super) data_wait_seconds: f64,
     #[serde(default)]
     pub(super) exchange_wait_seconds: f64,
+    #[serde(default)]
+    pub(super) updates: u64,
     pub(super) best: Option<Hits>,
 }
 
@@ -348,6 +350,7 @@ impl Saving {
                     seconds: record.train_seconds,
                     data_wait_seconds: record.data_wait_seconds,
                     exchange_wait_seconds: record.exchange_wait_seconds,
+                    updates: record.updates,
                     best: None,
                 }
             };

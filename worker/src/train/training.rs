@@ -136,13 +136,13 @@ impl<'a> Training<'a> {
         let (begin, waited) = (Instant::now(), self.prefetch.waited());
         let mut counted = self.saving.take_counted();
         let (seconds, data_wait_seconds) = (counted.seconds, counted.data_wait_seconds);
-        let updates = node.learner.optimiser.updates();
         let mut images_per_second = self.rate(batch, &counted);
         let mut timings = Vec::with_capacity(REPORT_EVERY);
         while batch < batches && self.batches_done < self.batches_in_all {
             match self.learn(node, epoch, batch, tell) {
                 Ok(Some(timing)) => {
                     counted.exchange_wait_seconds += timing.exchange_wait_seconds;
+                    counted.updates += timing.updates;
                     timings.push(timing);
                 }
                 other => {
@@ -205,7 +205,7 @@ impl<'a> Training<'a> {
             images_per_second,
             data_wait_seconds: counted.data_wait_seconds,
             exchange_wait_seconds: counted.exchange_wait_seconds,
-            updates: node.learner.optimiser.updates() - updates,
+            updates: counted.updates,
         };
         let next = self.next_place(epoch, batch);
         self.saving.end_of_epoch(node, &record, next, ends);
