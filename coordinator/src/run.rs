@@ -67,6 +67,7 @@ pub struct Run {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) begun: u64,
     told: Duration,
+    last_message: Duration,
     actions: Vec<Action>,
 }
 
@@ -88,6 +89,7 @@ impl Run {
             checkpoint: None,
             begun: 0,
             told: Duration::ZERO,
+            last_message: Duration::ZERO,
             actions: Vec::new(),
         }
     }
@@ -96,6 +98,9 @@ impl Run {
     /// done now. Every message is answered at once.
     pub fn handle(&mut self, time: Duration, event: Event) -> Vec<Action> {
         self.clock.show(time);
+        if !matches!(event, Event::Tick | Event::Stored(_)) {
+            self.message();
+        }
         match event {
             Event::Tick => {}
             Event::Join(id, request) => self.join(id, *request),
@@ -140,6 +145,15 @@ impl Run {
             Stage::Live(live) => Some(live),
             Stage::Over { live, .. } => live.as_mut(),
             Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
+        }
+    }
+
+    /// Something arrives from outside.
+    fn message(&mut self) {
+        let (now, last) = (self.now(), self.last_message);
+        self.last_message = now;
+        if let Stage::Live(live) = &mut self.stage {
+            live.excuse(now, last);
         }
     }
 
