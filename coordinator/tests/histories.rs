@@ -7,6 +7,13 @@
 //! `SYNFIRE_HISTORY=n cargo test --release -p synfire-coordinator --test histories` plays one of the
 //! random ones and prints it; `SYNFIRE_HISTORIES=n` plays so many.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test, all of it"
+)]
+
 mod sim;
 
 use std::num::NonZero;

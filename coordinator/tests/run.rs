@@ -1,5 +1,11 @@
 //! What the state machine answers, one conversation at a time.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test, all of it"
+)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -242,69 +248,71 @@ fn trains(ranks: u32) -> Talk {
     talk
 }
 
+type Change = fn(&mut JoinRequest);
+
+const DIFFERENCES: [(Refusal, &str, Change); 11] = [
+    (Refusal::Protocol, "version 9 of the protocol", |r| {
+        r.protocol = 9;
+    }),
+    (
+        Refusal::Version,
+        "the worker is version 0.2.0, the coordinator 0.1.0",
+        |r| {
+            r.version = "0.2.0".into();
+        },
+    ),
+    (Refusal::Malformed, "process is not 32", |r| {
+        r.process.clear();
+    }),
+    (Refusal::Data, "training set has the digest", |r| {
+        r.identity.data = Digest::of(b"x");
+    }),
+    (Refusal::Plan, "order of samples has the digest", |r| {
+        r.identity.plan = Digest::of(b"x");
+    }),
+    (Refusal::Folder, "run.folder is \"other\"", |r| {
+        r.identity.folder = Some("other".into());
+    }),
+    (
+        Refusal::World,
+        "one of 3 ranks, the coordinator waits for 2",
+        |r| r.world = Some(3),
+    ),
+    (
+        Refusal::World,
+        "as rank 2, the coordinator waits for 2 ranks",
+        |r| r.rank = Some(2),
+    ),
+    (
+        Refusal::WorldTooLarge,
+        "2 ranks cannot share 1 lanes of a global batch of 67",
+        |r| {
+            (r.identity.lanes, r.identity.batch) = (1, 67);
+        },
+    ),
+    (
+        Refusal::WorldTooLarge,
+        "at most 1 ranks, or a data.batch of 66 or 68",
+        |r| {
+            (r.identity.lanes, r.identity.batch) = (1, 67);
+        },
+    ),
+    (
+        Refusal::Configuration,
+        "loss.kind is not set here, \"ce\" on the other ranks; model.width is 1 here, 0.5 on \
+             the other ranks; run.seed is 2 here, 1 on the other ranks; 1 more",
+        |r| {
+            r.identity.settings = settings("run.seed=2 data.batch=8 model.width=1 x.y=z");
+            r.identity.configuration = Digest::of_settings(&r.identity.settings);
+        },
+    ),
+];
+
 #[test]
 fn who_differs_is_refused_and_told_why() {
-    type Change = fn(&mut JoinRequest);
     let mut talk = Talk::new(2);
     talk.join(&request(0));
-    let cases: [(Refusal, &str, Change); 11] = [
-        (Refusal::Protocol, "version 9 of the protocol", |r| {
-            r.protocol = 9
-        }),
-        (
-            Refusal::Version,
-            "the worker is version 0.2.0, the coordinator 0.1.0",
-            |r| {
-                r.version = "0.2.0".into();
-            },
-        ),
-        (Refusal::Malformed, "process is not 32", |r| {
-            r.process.clear()
-        }),
-        (Refusal::Data, "training set has the digest", |r| {
-            r.identity.data = Digest::of(b"x")
-        }),
-        (Refusal::Plan, "order of samples has the digest", |r| {
-            r.identity.plan = Digest::of(b"x");
-        }),
-        (Refusal::Folder, "run.folder is \"other\"", |r| {
-            r.identity.folder = Some("other".into());
-        }),
-        (
-            Refusal::World,
-            "one of 3 ranks, the coordinator waits for 2",
-            |r| r.world = Some(3),
-        ),
-        (
-            Refusal::World,
-            "as rank 2, the coordinator waits for 2 ranks",
-            |r| r.rank = Some(2),
-        ),
-        (
-            Refusal::WorldTooLarge,
-            "2 ranks cannot share 1 lanes of a global batch of 67",
-            |r| {
-                (r.identity.lanes, r.identity.batch) = (1, 67);
-            },
-        ),
-        (
-            Refusal::WorldTooLarge,
-            "at most 1 ranks, or a data.batch of 66 or 68",
-            |r| {
-                (r.identity.lanes, r.identity.batch) = (1, 67);
-            },
-        ),
-        (
-            Refusal::Configuration,
-            "loss.kind is not set here, \"ce\" on the other ranks; model.width is 1 here, 0.5 on \
-             the other ranks; run.seed is 2 here, 1 on the other ranks; 1 more",
-            |r| {
-                r.identity.settings = settings("run.seed=2 data.batch=8 model.width=1 x.y=z");
-                r.identity.configuration = Digest::of_settings(&r.identity.settings);
-            },
-        ),
-    ];
-    for (code, reason, change) in cases {
+    for (code, reason, change) in DIFFERENCES {
         let mut other = request(1);
         change(&mut other);
         let (got, told) = talk.refused(&other);

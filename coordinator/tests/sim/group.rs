@@ -204,7 +204,7 @@ impl Sim {
             world,
         });
         (g.progress, g.update) = (now, 4 * (batch + 1));
-        let (history, is_time) = (g.history.clone(), g.history.len() % EVERY == 0);
+        let (history, is_time) = (g.history.clone(), g.history.len().is_multiple_of(EVERY));
         self.judge.learns(generation, &history);
         if is_time {
             self.writes(group);
