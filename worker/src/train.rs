@@ -176,10 +176,20 @@ pub fn train_in(
             return Err(error);
         }
     };
+    let stopped = training.stopped(&node);
+    let kept = training.finish(tell);
+    if let Some(exchange) = &mut node.learner.exchange {
+        let collective = exchange.collective();
+        match &kept {
+            // Nobody is done before the last checkpoint is there.
+            Ok(_) => group::meet(collective)?,
+            Err(error) => group::tell(error, collective),
+        }
+    }
     Ok(Trained {
         epochs,
-        stopped: training.stopped(&node),
-        kept: training.finish(tell)?,
+        stopped,
+        kept: kept?,
         node,
         seconds: begin.elapsed().as_secs_f64(),
     })

@@ -88,6 +88,8 @@ impl Target {
         let bytes = manifest.sealed().to_bytes();
         total += bytes.len() as u64;
         self.put(&key_of(self.manifest(number)), bytes.into())?;
+        // A later generation that began meanwhile may not have seen it: only now it counts for sure.
+        self.check()?;
         Ok(total)
     }
 

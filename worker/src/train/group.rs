@@ -191,6 +191,13 @@ pub(super) fn join_bad(
     Ok(all.into_iter().flatten().collect())
 }
 
+/// Waits for all ranks; rank 0 may have a checkpoint to write first.
+pub(super) fn meet(collective: &mut dyn Collective) -> Result<(), TrainError> {
+    collective.set_deadline(STARTUP);
+    collective.gather(&[])?;
+    Ok(())
+}
+
 /// Tells the other ranks why this one ends, if it is not they who end it.
 pub(super) fn tell(error: &TrainError, collective: &mut dyn Collective) {
     let is_known = matches!(
