@@ -103,9 +103,9 @@ fn back_ends_do_not_know_each_other() {
 }
 
 #[test]
-fn the_vocabulary_crate_and_the_coordinator_know_no_tensors_and_no_trainer() {
-    for (crate_name, known) in [("shared", "serde"), ("coordinator", "axum")] {
-        let manifest = worker().join("../..").join(crate_name).join("Cargo.toml");
+fn the_vocabulary_and_the_coordinator_know_no_tensors_and_no_trainer() {
+    for (package, known) in [("shared", "serde"), ("coordinator", "synfire-shared")] {
+        let manifest = worker().join("../..").join(package).join("Cargo.toml");
         let manifest = fs::read_to_string(manifest).unwrap();
         let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
         let names: Vec<&str> = dependencies
@@ -114,7 +114,32 @@ fn the_vocabulary_crate_and_the_coordinator_know_no_tensors_and_no_trainer() {
             .collect();
         assert!(names.contains(&known), "{names:?}");
         for name in ["burn", "cudarc", "mpi", "rayon", "synfire"] {
-            assert!(!names.contains(&name), "{crate_name} depends on {name}");
+            assert!(!names.contains(&name), "{package} depends on {name}");
+        }
+    }
+}
+
+#[test]
+fn what_the_coordinator_decides_it_decides_without_clock_socket_or_chance() {
+    let sources = worker().join("../../coordinator/src");
+    let mut files = rust_files(&sources.join("run"));
+    let pure = [
+        "admit", "clock", "ended", "event", "live", "policy", "pool", "run", "view",
+    ];
+    files.extend(pure.map(|name| sources.join(name).with_extension("rs")));
+    assert!(files.len() >= 11, "only {} files", files.len());
+    for file in files {
+        let code = code_of(&fs::read_to_string(&file).unwrap());
+        for word in [
+            "Instant",
+            "SystemTime",
+            "TcpStream",
+            "rand::",
+            "tokio",
+            "axum",
+            "storage::",
+        ] {
+            assert!(!code.contains(word), "{} names {word}", file.display());
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Seat {
     pub(crate) member: Member,
     /// When it was last heard of.
     pub(crate) heard: Duration,
+    /// Since when its silence counts: before, nobody was heard of.
+    since: Duration,
     /// Whether it sent a heartbeat in this generation.
     pub(crate) has_beaten: bool,
     /// Why it left, if it did.
@@ -49,6 +51,12 @@ pub(crate) struct Live {
     pub(crate) grace: Duration,
     /// A rank left because all of them stop: the others are not disturbed.
     pub(crate) is_ending: bool,
+}
+
+impl Seat {
+    fn silent_since(&self) -> Duration {
+        self.heard.max(self.since)
+    }
 }
 
 impl Live {
@@ -147,6 +155,14 @@ impl Live {
         }
     }
 
+    /// A message arrives, of whomever: after a time without any, in which this process may have been
+    /// cut off, silence counts from now.
+    pub(crate) fn excuse(&mut self, now: Duration, last_message: Duration) {
+        if now.saturating_sub(last_message) > LATER {
+            self.seats.iter_mut().for_each(|seat| seat.since = now);
+        }
+    }
+
     /// The places of ranks that have not left.
     pub(crate) fn staying(&self) -> impl Iterator<Item = (usize, &Seat)> {
         self.seats
@@ -179,9 +195,9 @@ impl Live {
             }
             let peers = self.staying().filter(|(other, _)| other != at);
             let heard = peers.map(|(_, peer)| peer.heard).chain(others).max();
-            let messages_arrive = heard.is_some_and(|heard| heard >= seat.heard + LATER);
+            let messages_arrive = heard.is_some_and(|heard| heard >= seat.silent_since() + LATER);
             let limit = if messages_arrive { SILENCE } else { ALONE };
-            now.saturating_sub(seat.heard) > limit
+            now.saturating_sub(seat.silent_since()) > limit
         };
         let dead = self.staying().filter(is_dead);
         let (at, seat) = dead.min_by_key(|(_, seat)| seat.heard)?;
@@ -197,7 +213,6 @@ impl Live {
     }
 
     fn hung(&self, now: Duration, deadline: Duration) -> Option<(usize, Loss, String)> {
-        let now = now.as_secs_f64();
         let slowest = self
             .staying()
             .map(|(_, seat)| real(seat.status.slowest_step_seconds));
@@ -208,7 +223,8 @@ impl Live {
                 Phase::Training | Phase::Testing => limit,
                 Phase::Starting | Phase::Ending => OUTSIDE * limit,
             };
-            seat.has_beaten && now - seat.progress > limit
+            // By its own last word: who is not heard of may go on well.
+            seat.has_beaten && seat.heard.as_secs_f64() - seat.progress > limit
         };
         if !self.staying().any(|(_, seat)| late(seat)) {
             return None;
@@ -217,7 +233,7 @@ impl Live {
         let beating = self.staying().filter(|(_, seat)| seat.has_beaten);
         let (at, seat) = beating.min_by(|a, b| a.1.progress.total_cmp(&b.1.progress))?;
         let (place, update) = (place(&seat.member), seat.status.update);
-        let seconds = now - seat.progress;
+        let seconds = now.as_secs_f64() - seat.progress;
         let reason = format!("{place} made no progress for {seconds:.0} s, after update {update}");
         Some((at, Loss::Hung, reason))
     }
@@ -227,6 +243,7 @@ fn seats(generation: &Generation) -> Vec<Seat> {
     let seat = |member: &Member| Seat {
         member: member.clone(),
         heard: Duration::ZERO,
+        since: Duration::ZERO,
         has_beaten: false,
         left: None,
         status: Status::default(),

@@ -2,18 +2,20 @@
 //!
 //! # Layout
 //!
-//! - this file: what is known, and what each event does to it; `join`: who asks to be a rank.
+//! - this file: what is known, and what each event does to it.
+//! - `join`: who asks to be a rank; `leave`: who goes, and why.
 //! - `form`: how a generation is allocated in the run folder, and met by other coordinators.
 
 mod form;
 mod join;
+mod leave;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use synfire_shared::protocol::{
-    Checkpoint, Directive, Done, Heartbeat, Identity, Leave, Order, Reason, Refusal, Refused,
-    Status, shortened,
+    Checkpoint, Directive, Done, Heartbeat, Identity, Order, Reason, Refusal, Refused, Status,
+    shortened,
 };
 
 use crate::clock::Clock;
@@ -67,6 +69,7 @@ pub struct Run {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) begun: u64,
     told: Duration,
+    last_message: Duration,
     actions: Vec<Action>,
 }
 
@@ -88,6 +91,7 @@ impl Run {
             checkpoint: None,
             begun: 0,
             told: Duration::ZERO,
+            last_message: Duration::ZERO,
             actions: Vec::new(),
         }
     }
@@ -96,6 +100,9 @@ impl Run {
     /// done now. Every message is answered at once.
     pub fn handle(&mut self, time: Duration, event: Event) -> Vec<Action> {
         self.clock.show(time);
+        if !matches!(event, Event::Tick | Event::Stored(_)) {
+            self.message();
+        }
         match event {
             Event::Tick => {}
             Event::Join(id, request) => self.join(id, *request),
@@ -140,6 +147,15 @@ impl Run {
             Stage::Live(live) => Some(live),
             Stage::Over { live, .. } => live.as_mut(),
             Stage::Reading | Stage::Gathering { .. } | Stage::Forming => None,
+        }
+    }
+
+    /// Something arrives from outside.
+    fn message(&mut self) {
+        let (now, last) = (self.now(), self.last_message);
+        self.last_message = now;
+        if let Stage::Live(live) = &mut self.stage {
+            live.excuse(now, last);
         }
     }
 
@@ -225,97 +241,6 @@ impl Run {
             self.count(Counter::Stale);
             let reason = self.why_over(checkpoint.generation, process);
             self.refuse(id, Refusal::Generation, &reason);
-        }
-    }
-
-    fn leave(&mut self, id: ReplyId, leave: &Leave) {
-        if let Err(malformed) = leave.check() {
-            self.refuse(id, Refusal::Malformed, &malformed.to_string());
-            return;
-        }
-        self.reply(id, Reply::Done(Done {}));
-        let now = self.now();
-        let live = self
-            .live_mut()
-            .filter(|live| live.number() == leave.generation);
-        let seat = live.and_then(|live| {
-            let at = live.seat_of(&leave.process)?;
-            let seat = &mut live.seats[at];
-            let is_first = seat.left.is_none();
-            seat.left.get_or_insert_with(|| leave.reason.clone());
-            seat.heard = now;
-            is_first.then_some(at)
-        });
-        match seat {
-            Some(at) => {
-                self.note_damage(&leave.reason);
-                self.left(at, &leave.reason);
-            }
-            None => self.left_late(leave),
-        }
-    }
-
-    fn note_damage(&mut self, reason: &Reason) {
-        let start = self.live().and_then(|live| live.generation.start.as_ref());
-        if let (Reason::DamagedStart { manifest, .. }, Some(start)) = (reason, start)
-            && *manifest == start.manifest
-        {
-            self.damaged.insert(manifest.clone());
-        }
-    }
-
-    /// A rank of the generation that trains left it.
-    fn left(&mut self, at: usize, reason: &Reason) {
-        let Stage::Live(live) = &mut self.stage else {
-            return;
-        };
-        let (number, member) = (live.number(), live.seats[at].member.clone());
-        let place = place(&member);
-        match reason {
-            // Said once the last checkpoint is written; what the others still write does no harm.
-            Reason::Finished => {
-                self.finish("the run is finished");
-            }
-            Reason::Stopped { signal } => {
-                live.is_ending = true;
-                self.log(Level::Info, format!("{place} stopped on signal {signal}"));
-            }
-            Reason::Failed { .. } | Reason::DamagedStart { .. } if live.is_ending => {}
-            Reason::Failed { message, lost } => {
-                let members = live.members();
-                let mut ended = Ended::new(number, Loss::Failed, String::new(), members);
-                ended.report(member.rank, *lost, message);
-                self.end(ended);
-            }
-            Reason::DamagedStart { manifest, message } => {
-                let reason = format!("{place} found {manifest} damaged: {message}");
-                let reason = shortened(&reason);
-                let members = live.members();
-                self.end(Ended::new(number, Loss::DamagedStart, reason, members));
-            }
-        }
-    }
-
-    /// A member of a generation that is over already may know more of why it is.
-    fn left_late(&mut self, leave: &Leave) {
-        if leave.generation > self.newest {
-            self.errand.learn();
-        }
-        let mut ended = self.ended.iter_mut();
-        let Some(ended) = ended.find(|ended| ended.generation == leave.generation) else {
-            return;
-        };
-        let Some(reporter) = ended.rank_of(&leave.process) else {
-            return;
-        };
-        let is_newest = leave.generation == self.newest;
-        match &leave.reason {
-            Reason::Failed { message, lost } => ended.report(reporter, *lost, message),
-            // It was not heard of, and came to the end nevertheless.
-            Reason::Finished if is_newest && matches!(self.stage, Stage::Gathering { .. }) => {
-                self.finish("the run is finished");
-            }
-            Reason::Finished | Reason::Stopped { .. } | Reason::DamagedStart { .. } => {}
         }
     }
 

@@ -86,7 +86,7 @@ impl Group {
     pub(crate) fn status(&self, rank: u32, now: u64, hung_since: Option<u64>) -> Status {
         let batches_done = self.history.len() as u64;
         // Who hangs stands still a little longer than those who wait for it.
-        let since = hung_since.map_or(self.progress + u64::from(rank), |_| self.progress);
+        let since = hung_since.map_or(self.progress + 1 + u64::from(rank), |_| self.progress);
         Status {
             phase: match (self.is_whole(), self.is_done()) {
                 (false, _) => Phase::Starting,
@@ -204,7 +204,7 @@ impl Sim {
             world,
         });
         (g.progress, g.update) = (now, 4 * (batch + 1));
-        let (history, is_time) = (g.history.clone(), g.history.len() % EVERY == 0);
+        let (history, is_time) = (g.history.clone(), g.history.len().is_multiple_of(EVERY));
         self.judge.learns(generation, &history);
         if is_time {
             self.writes(group);
@@ -302,6 +302,10 @@ impl Sim {
             Writing::LookAgain(history) => {
                 self.groups[group].is_writing = false;
                 self.groups[group].saved = history.len();
+                self.judge.confirms(ManifestName {
+                    batches_done: history.len() as u64,
+                    generation: number,
+                });
                 self.reports(process, number, history.len() as u64);
             }
         }

@@ -1,9 +1,9 @@
 //! What must never happen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use synfire_shared::checkpoint::manifest_of_name;
+use synfire_shared::checkpoint::{ManifestName, manifest_of_name};
 use synfire_shared::generation::{Generation, GenerationName, Lineage};
 use synfire_shared::ids::{Epoch, Rank, World};
 use synfire_shared::shard_plan::{ShardPlan, Shuffle};
@@ -56,6 +56,8 @@ pub(crate) struct Judge {
     /// What the newest generation has learnt, what it started from included.
     line: History,
     final_state: Option<History>,
+    /// Checkpoints of which their writers saw that they count.
+    confirmed: BTreeSet<ManifestName>,
 }
 
 impl Judge {
@@ -92,8 +94,44 @@ impl Judge {
                 self.line
             ));
         }
+        if let Some(newest) = self.newest_confirmed(generation, store)
+            && start.len() < newest
+        {
+            let at = start.len();
+            self.blame(format!(
+                "generation {number} starts from {at} batches, {newest} were saved"
+            ));
+        }
         self.newest = number;
         self.line.clone_from(start);
+    }
+
+    /// A rank saw that its checkpoint counts.
+    pub(crate) fn confirms(&mut self, manifest: ManifestName) {
+        self.confirmed.insert(manifest);
+    }
+
+    /// The batches of the newest checkpoint that counted for its writer and is whole, unless an
+    /// allocation that came to nothing stands in the way.
+    fn newest_confirmed(&self, own: &Generation, store: &Store) -> Option<usize> {
+        let others = store
+            .generations
+            .values()
+            .filter(|g| g.name() != own.name());
+        let mut links = Vec::new();
+        for generation in others {
+            let begun = self.begun.get(&generation.generation)?;
+            if *begun != generation.name().to_string() {
+                return None;
+            }
+            links.push(generation.link());
+        }
+        let whole = self
+            .confirmed
+            .iter()
+            .filter(|name| !store.damaged.contains(name));
+        let newest = Lineage::of(links).newest(whole.copied())?;
+        usize::try_from(newest.batches_done).ok()
     }
 
     /// The ranks of a generation learnt from a batch.

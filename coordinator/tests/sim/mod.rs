@@ -136,7 +136,7 @@ struct Sim {
 
 /// Plays a history; what must not happen is an error. With `is_told` every step is printed.
 pub(crate) fn play(script: &Script, is_told: bool) -> Result<Outcome, String> {
-    let mut sim = Sim::new(script.clone(), is_told);
+    let mut sim = Sim::new(script, is_told);
     sim.judge.outcome.histories = 1;
     while let Some(((at, _), what)) = sim.queue.pop_first() {
         sim.now = sim.now.max(at);
@@ -170,7 +170,7 @@ pub(crate) fn play(script: &Script, is_told: bool) -> Result<Outcome, String> {
 }
 
 impl Sim {
-    fn new(script: Script, is_told: bool) -> Self {
+    fn new(script: &Script, is_told: bool) -> Self {
         let mut sim = Self {
             now: 0,
             queue: BTreeMap::new(),
@@ -226,11 +226,11 @@ impl Sim {
             What::CoordinatorStarts => self.coordinator_starts(),
             What::CoordinatorEnds(at) => self.coordinators[at].is_up = false,
             What::Tick(at) => self.tick(at),
-            What::ToCoordinator(at, event) => self.to_coordinator(at, event),
-            What::ToProcess(process, reply) => self.to_process(process, reply),
+            What::ToCoordinator(at, event) => self.reaches_coordinator(at, event),
+            What::ToProcess(process, reply) => self.reaches_process(process, reply),
             What::StoreActs(at, work) => self.store_acts(at, work),
             What::StoreAnswers(at, stored) => {
-                self.to_coordinator(at, Event::Stored(stored));
+                self.reaches_coordinator(at, Event::Stored(stored));
             }
             What::Lands(work) => self.lands(work),
             What::Ask(process) => self.ask(process),

@@ -49,7 +49,7 @@ impl Sim {
         }
         let next = self.coordinators[at].frozen_until.max(self.now + 250);
         self.at(next, What::Tick(at));
-        self.to_coordinator(at, Event::Tick);
+        self.reaches_coordinator(at, Event::Tick);
     }
 
     /// Whether a message gets lost, doubled, late: when its copies arrive.
@@ -94,7 +94,7 @@ impl Sim {
         }
     }
 
-    pub(crate) fn to_coordinator(&mut self, at: usize, event: Event) {
+    pub(crate) fn reaches_coordinator(&mut self, at: usize, event: Event) {
         let coordinator = &mut self.coordinators[at];
         if !coordinator.is_up {
             return;

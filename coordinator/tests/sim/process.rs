@@ -142,7 +142,7 @@ impl Sim {
         self.after(1000, What::Beat(process, generation));
     }
 
-    pub(crate) fn to_process(&mut self, process: usize, reply: Reply) {
+    pub(crate) fn reaches_process(&mut self, process: usize, reply: Reply) {
         if !self.processes[process].mode.is_alive() {
             return;
         }

@@ -49,7 +49,7 @@ pub(crate) fn any(seed: u64) -> Script {
         // A spare process may claim the rank of another one.
         let rank = has_ranks
             .then_some(place % ranks)
-            .filter(|_| place < ranks || seed % 2 == 0);
+            .filter(|_| place < ranks || seed.is_multiple_of(2));
         let at = if chance.percent(80) {
             chance.between(0, 2000)
         } else {

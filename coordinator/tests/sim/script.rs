@@ -171,7 +171,7 @@ impl Script {
             }
             "place" => self.places.push((small(2), number(1)?)),
             "messages" => {
-                (self.lost, self.doubled, self.late) = (number(1)?, number(2)?, number(3)?)
+                (self.lost, self.doubled, self.late) = (number(1)?, number(2)?, number(3)?);
             }
             "slow" => self.slow = number(1)?,
             "calm" => self.calm = number(1)?,
