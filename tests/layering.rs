@@ -134,7 +134,7 @@ fn what_the_coordinator_decides_it_decides_without_clock_socket_or_chance() {
             "Instant",
             "SystemTime",
             "TcpStream",
-            "rand::",
+            " rand::",
             "tokio",
             "axum",
             "storage::",
