@@ -424,8 +424,9 @@ impl Display {
                 buckets: (numbers, count),
                 ..
             } => say!(
-                "{} ranks average over {collective} in {count} buckets of up to {}",
+                "{} ranks average over {collective} in {count} bucket{} of up to {}",
                 world.0,
+                if *count == 1 { "" } else { "s" },
                 mib(4 * *numbers as u64)
             ),
             Event::Recording { .. }
