@@ -13,6 +13,8 @@ pub(crate) struct Ended {
     pub(crate) reason: String,
     /// Its ranks, with the updates that each had done.
     pub(crate) members: Vec<(Member, u64)>,
+    /// The rank that was not heard of, or made no progress.
+    pub(crate) lost: Option<Member>,
     /// A rank that is blamed by another one, which may itself have been left by a third.
     blamed: Option<u32>,
 }
@@ -30,7 +32,16 @@ impl Ended {
             loss,
             reason,
             members,
+            lost: None,
             blamed: None,
+        }
+    }
+
+    /// The same, where this rank was not heard of or made no progress.
+    pub(crate) fn of(self, lost: Member) -> Self {
+        Self {
+            lost: Some(lost),
+            ..self
         }
     }
 

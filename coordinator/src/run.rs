@@ -322,7 +322,9 @@ impl Run {
                 }
                 self.log(Level::Warn, reason);
             } else {
-                self.end(Ended::new(number, loss, shortened(&reason), members));
+                let member = live.seats[at].member.clone();
+                let ended = Ended::new(number, loss, shortened(&reason), members);
+                self.end(ended.of(member));
             }
             return;
         }

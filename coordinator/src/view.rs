@@ -89,6 +89,8 @@ pub struct EndedView {
     pub loss: &'static str,
     /// The reason.
     pub reason: String,
+    /// The rank that was not heard of, or made no progress, if that is the reason.
+    pub lost: Option<Member>,
 }
 
 impl Run {
@@ -118,6 +120,7 @@ impl Run {
             generation: ended.generation,
             loss: ended.loss.name(),
             reason: ended.reason.clone(),
+            lost: ended.lost.clone(),
         };
         View {
             stage: self.stage_name(),

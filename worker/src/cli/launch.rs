@@ -1,11 +1,19 @@
 //! `synfire launch`: the ranks of a run on this machine, with the coordinator in this process.
+//!
+//! # Layout
+//!
+//! - this file: ranks are started, looked after and ended.
+//! - `display`: what is shown of them.
+
+mod display;
 
 use super::{say, train};
 use anyhow::{Context as _, bail, ensure};
-use clap::Parser as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
+use display::Display;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
@@ -14,8 +22,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use synfire_coordinator::serve::draw_token;
-use synfire_coordinator::{Level, Options, Policy, Server, View};
-use synfire_shared::protocol::{Order, Phase};
+use synfire_coordinator::{Options, Policy, Server, View};
+use synfire_shared::protocol::Order;
 use synfire_shared::storage::Store;
 use synfire_shared::token;
 
@@ -23,8 +31,8 @@ use synfire_shared::token;
 const LOOK: Duration = Duration::from_millis(100);
 /// For the ranks to end once the run is over or they were told to stop, before they are killed.
 const END: Duration = Duration::from_secs(60);
-/// For a rank that is counted as dead to be killed and started again.
-const SILENT_SECONDS: f64 = 6.0;
+const OWN_COORDINATOR: &str = "synfire launch has a coordinator of its own: leave out --coordinator, \
+                               --token-file and --rank, and start it without mpirun";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -68,11 +76,31 @@ enum InnerVerb {
     Train(train::Arguments),
 }
 
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+/// What each rank runs, and with how many others.
+fn parsed(arguments: &Arguments) -> Result<(train::Arguments, Policy), clap::Error> {
     let Inner {
         verb: InnerVerb::Train(inner),
-    } = match Inner::try_parse_from(&arguments.command) {
-        Ok(inner) => inner,
+    } = Inner::try_parse_from(&arguments.command)?;
+    let wrong = |kind, text: &str| Inner::command().error(kind, text);
+    if inner.name_company() {
+        return Err(wrong(ErrorKind::ArgumentConflict, OWN_COORDINATOR));
+    }
+    let policy = Policy {
+        ranks: arguments.ranks,
+        min_ranks: arguments.min_ranks.unwrap_or(arguments.ranks),
+        wait: Duration::from_secs(10),
+        deadline: Duration::from_mins(1),
+        version: env!("CARGO_PKG_VERSION").into(),
+        folder: None,
+    };
+    let policy = policy.checked();
+    let policy = policy.map_err(|e| wrong(ErrorKind::ValueValidation, &e.to_string()))?;
+    Ok((inner, policy))
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let (inner, policy) = match parsed(arguments) {
+        Ok(parsed) => parsed,
         Err(error) => {
             let _ = error.print();
             let code = if error.use_stderr() {
@@ -84,16 +112,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
     };
     let run = inner.run()?;
-    ensure!(
-        inner.is_without_company()?,
-        "synfire launch has a coordinator of its own: leave out --coordinator and --rank, and start \
-         it without mpirun"
-    );
+    ensure!(inner.is_without_company()?, OWN_COORDINATOR);
     let policy = Policy {
-        min_ranks: arguments.min_ranks.unwrap_or(arguments.ranks),
-        wait: Duration::from_secs(10),
         folder: run.folder.clone(),
-        ..Policy::new(arguments.ranks, env!("CARGO_PKG_VERSION"))?
+        ..policy
     };
     let store = match &run.folder {
         Some(folder) => Store::create(folder).context("run.folder")?,
@@ -109,7 +131,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         listen: arguments.listen,
         token: draw_token()?,
         tls: None,
-        policy: policy.checked()?,
+        policy,
         observer: Some(Box::new(display.observer())),
     };
     let server = Server::start(options, store, crate::checkpoint::CHECKPOINTS)?;
@@ -167,11 +189,13 @@ impl Launch<'_> {
         let mut told = None;
         loop {
             let signal = self.signal.swap(0, Ordering::Relaxed);
-            if signal != 0 {
-                // A second signal does not wait for a checkpoint.
-                if told.is_some() {
-                    return Ok(train::stopped_by(signal));
-                }
+            // A second signal does not wait for a checkpoint.
+            if signal != 0 && told.is_some() {
+                return Ok(train::stopped_by(signal));
+            }
+            // A rank that was stopped stops the run.
+            let signal = Some(signal).filter(|&signal| signal != 0);
+            if let (None, Some(signal)) = (told, signal.or_else(|| self.stopped_rank())) {
                 told = Some((signal, Instant::now()));
                 let order = Order::Stop {
                     signal: i32::try_from(signal).unwrap_or(SIGTERM),
@@ -185,7 +209,7 @@ impl Launch<'_> {
             self.display.show(&view);
             self.reap()?;
             if self.ranks.iter().all(|rank| rank.ended.is_some()) {
-                return Ok(self.outcome(told.map(|(signal, _)| signal)));
+                return self.outcome(told.map(|(signal, _)| signal));
             }
             let is_late = told.is_some_and(|(_, when)| when.elapsed() > END);
             if is_late {
@@ -258,6 +282,12 @@ impl Launch<'_> {
         }
     }
 
+    /// The signal that a rank ended on.
+    fn stopped_rank(&self) -> Option<usize> {
+        let mut codes = self.ranks.iter().filter_map(|rank| rank.ended?.code());
+        codes.find_map(stop_signal)
+    }
+
     /// Learns which ranks have ended.
     fn reap(&mut self) -> anyhow::Result<()> {
         for rank in self.ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
@@ -269,16 +299,17 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// Kills ranks that the coordinator has not heard of: they stand still.
+    /// Kills a rank that ended the newest generation by standing still, unless it is back.
     fn kill_silent(&mut self, view: &View) {
-        for member in &view.members {
-            let is_silent = member.silent_seconds > SILENT_SECONDS && !member.has_left;
-            let pid = member.member.pid;
-            let of_pid = |rank: &&mut Rank| rank.child.id() == pid && rank.ended.is_none();
-            if let (true, Some(rank)) = (is_silent, self.ranks.iter_mut().find(of_pid)) {
-                // Standing still is no reason not to be killed.
-                let _ = rank.child.kill();
-            }
+        let Some(lost) = view.ended.first().and_then(|ended| ended.lost.as_ref()) else {
+            return;
+        };
+        let is_back = view.members.iter().any(|m| m.member.pid == lost.pid)
+            || view.waiting.iter().any(|waiting| waiting.pid == lost.pid);
+        let of_pid = |rank: &&mut Rank| rank.child.id() == lost.pid && rank.ended.is_none();
+        if let (false, Some(rank)) = (is_back, self.ranks.iter_mut().find(of_pid)) {
+            // Standing still is no reason not to be killed.
+            let _ = rank.child.kill();
         }
     }
 
@@ -292,11 +323,13 @@ impl Launch<'_> {
                 continue;
             }
             let rank = self.ranks[index].rank;
-            // What a configuration or data set is to blame for happens again.
-            let is_own_fault = status.code().is_some();
             let how = shown(status);
-            if is_own_fault {
-                bail!("rank {rank} ended with {how}: see its error above");
+            match status.code() {
+                // What a configuration or data set is to blame for happens again.
+                Some(code) if stop_signal(code).is_none() => return Err(failed(rank, code)),
+                // It was stopped: so are the others, after the same batch.
+                Some(_) => continue,
+                None => {}
             }
             if self.restarts >= self.arguments.max_restarts {
                 let min_ranks = self.arguments.min_ranks.unwrap_or(self.arguments.ranks);
@@ -324,20 +357,24 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// How the run ended.
-    fn outcome(&self, signal: Option<usize>) -> ExitCode {
-        if self
-            .ranks
-            .iter()
-            .any(|rank| rank.ended.is_some_and(|s| s.success()))
-        {
-            return ExitCode::SUCCESS;
+    /// How the run ended, all ranks having done so.
+    fn outcome(&self, signal: Option<usize>) -> anyhow::Result<ExitCode> {
+        let statuses = || {
+            self.ranks
+                .iter()
+                .filter_map(|rank| Some((rank.rank, rank.ended?)))
+        };
+        if statuses().any(|(_, status)| status.success()) {
+            return Ok(ExitCode::SUCCESS);
         }
-        let codes = self.ranks.iter().filter_map(|rank| rank.ended?.code());
-        match (signal, codes.max()) {
-            (Some(signal), _) => train::stopped_by(signal),
-            (None, Some(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-            (None, None) => ExitCode::FAILURE,
+        let codes = || statuses().filter_map(|(rank, status)| Some((rank, status.code()?)));
+        let signal = signal.or_else(|| codes().find_map(|(_, code)| stop_signal(code)));
+        if let Some(signal) = signal {
+            return Ok(train::stopped_by(signal));
+        }
+        match codes().next() {
+            Some((rank, code)) => Err(failed(rank, code)),
+            None => Ok(ExitCode::FAILURE),
         }
     }
 
@@ -369,88 +406,20 @@ fn send(signal: usize, process: u32) {
     }
 }
 
+/// The signal that an exit status tells of.
+fn stop_signal(code: i32) -> Option<usize> {
+    let signal = [SIGINT, SIGTERM].into_iter().find(|s| code == 128 + s)?;
+    usize::try_from(signal).ok()
+}
+
+fn failed(rank: u32, code: i32) -> anyhow::Error {
+    anyhow::anyhow!("rank {rank} ended with status {code}: see its error above")
+}
+
 fn shown(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("status {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "no status".into(),
-    }
-}
-
-/// One display for all ranks: rank 0's lines, the others' with their rank, and a bar on a terminal.
-#[derive(Clone)]
-struct Display {
-    bar: Option<ProgressBar>,
-}
-
-impl Display {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  ETA {eta}  {msg}");
-            ProgressBar::new(0).with_style(style.expect("the template is a constant"))
-        });
-        Self { bar }
-    }
-
-    fn suspended(&self, print: impl FnOnce()) {
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
-    }
-
-    fn line(&self, rank: u32, line: &str, is_error: bool) {
-        // Their own bars have no place here, and their lines one each.
-        let line = line.trim_end_matches('\r');
-        let line = format!(
-            "[{rank}] {}",
-            line.strip_prefix(&format!("rank {rank}: ")).unwrap_or(line)
-        );
-        self.suspended(|| {
-            if is_error {
-                eprintln!("{line}");
-            } else {
-                say!("{line}");
-            }
-        });
-    }
-
-    fn warn(&self, warning: &str) {
-        self.suspended(|| eprintln!("warning: {warning}"));
-    }
-
-    fn observer(&self) -> impl FnMut(Level, &str) + Send + 'static {
-        let display = self.clone();
-        move |level, line| match level {
-            Level::Info => tracing::info!("{line}"),
-            Level::Warn => display.warn(line),
-        }
-    }
-
-    fn show(&self, view: &View) {
-        let (Some(bar), Some(first)) = (&self.bar, view.members.first()) else {
-            return;
-        };
-        let Some(status) = first
-            .status
-            .filter(|status| status.phase != Phase::Starting)
-        else {
-            return;
-        };
-        bar.set_length(status.batches_in_all);
-        bar.set_position(status.batches_done);
-        bar.set_message(format!(
-            "{} ranks  epoch {}  {:.0} images/s  loss {:.4}",
-            view.members.len(),
-            status.epoch + 1,
-            status.images_per_second,
-            status.loss
-        ));
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }

@@ -91,6 +91,11 @@ pub(super) struct Seat {
 }
 
 impl Arguments {
+    /// Whether arguments say with whom to train.
+    pub(super) fn name_company(&self) -> bool {
+        self.coordinator.is_some() || self.rank.is_some() || self.token_file.is_some()
+    }
+
     /// What the arguments and the environment say.
     pub(super) fn company(&self) -> anyhow::Result<Company> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

@@ -74,6 +74,11 @@ impl Arguments {
         read(self.config.as_ref(), &self.set)
     }
 
+    /// Whether arguments say with whom to train.
+    pub(super) fn name_company(&self) -> bool {
+        self.ranks.name_company()
+    }
+
     /// Whether nothing says with whom to train.
     pub(super) fn is_without_company(&self) -> anyhow::Result<bool> {
         Ok(matches!(self.ranks.company()?, Company::Alone))
