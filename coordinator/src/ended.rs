@@ -13,6 +13,8 @@ pub(crate) struct Ended {
     pub(crate) reason: String,
     /// Its ranks, with the updates that each had done.
     pub(crate) members: Vec<(Member, u64)>,
+    /// The manifest that it started from.
+    pub(crate) start: Option<String>,
     /// The rank that was not heard of, or made no progress.
     pub(crate) lost: Option<Member>,
     /// A rank that is blamed by another one, which may itself have been left by a third.
@@ -32,9 +34,15 @@ impl Ended {
             loss,
             reason,
             members,
+            start: None,
             lost: None,
             blamed: None,
         }
+    }
+
+    /// The same, of a generation that started from this manifest.
+    pub(crate) fn from(self, start: Option<String>) -> Self {
+        Self { start, ..self }
     }
 
     /// The same, where this rank was not heard of or made no progress.

@@ -230,8 +230,10 @@ impl Live {
             return None;
         }
         // The others wait for the one that stood still first.
-        let beating = self.staying().filter(|(_, seat)| seat.has_beaten);
-        let (at, seat) = beating.min_by(|a, b| a.1.progress.total_cmp(&b.1.progress))?;
+        let beating = || self.staying().filter(|(_, seat)| seat.has_beaten);
+        let oldest = |a: &(usize, &Seat), b: &(usize, &Seat)| a.1.progress.total_cmp(&b.1.progress);
+        let idle = beating().filter(|(_, seat)| !seat.status.waits);
+        let (at, seat) = idle.min_by(oldest).or_else(|| beating().min_by(oldest))?;
         let (place, update) = (place(&seat.member), seat.status.update);
         let seconds = now.as_secs_f64() - seat.progress;
         let reason = format!("{place} made no progress for {seconds:.0} s, after update {update}");

@@ -134,6 +134,7 @@ fn policy(arguments: &Arguments) -> Result<Policy, clap::Error> {
         wait: Duration::from_secs(arguments.wait.into()),
         deadline: Duration::from_secs(arguments.deadline.into()),
         version: env!("CARGO_PKG_VERSION").into(),
+        takes_back: true,
         folder: Some(arguments.run.clone()),
     };
     let kind = clap::error::ErrorKind::ValueValidation;

@@ -18,6 +18,9 @@ pub struct Policy {
     pub deadline: Duration,
     /// The version of the program, which workers have too.
     pub version: String,
+    /// Whether the ranks of a generation that is in the run folder already may still train, and are
+    /// waited for: not where the coordinator and its ranks start and end together.
+    pub takes_back: bool,
     /// The run folder, if workers have to name the same.
     pub folder: Option<String>,
 }
@@ -55,6 +58,7 @@ impl Policy {
             wait: Duration::from_mins(1),
             deadline: Duration::from_mins(1),
             version: version.to_owned(),
+            takes_back: true,
             folder: None,
         };
         policy.checked()

@@ -43,7 +43,12 @@ pub(crate) enum Stage {
     /// A generation trains.
     Live(Live),
     /// There is nothing more to do; the last generation may still write.
-    Over { reason: String, live: Option<Live> },
+    Over {
+        reason: String,
+        /// The exit status of those who ask for more to do.
+        status: u8,
+        live: Option<Live>,
+    },
 }
 
 /// The state of a run: who trains, from where, who waits.
@@ -129,6 +134,14 @@ impl Run {
         }
     }
 
+    /// The exit status that says how the run ended.
+    pub(crate) fn status(&self) -> u8 {
+        match &self.stage {
+            Stage::Over { status, .. } => *status,
+            Stage::Reading | Stage::Gathering { .. } | Stage::Forming | Stage::Live(_) => 0,
+        }
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.clock.now()
     }
@@ -160,6 +173,10 @@ impl Run {
     }
 
     fn heartbeat(&mut self, id: ReplyId, heartbeat: &Heartbeat) {
+        if let Err(malformed) = heartbeat.check() {
+            self.refuse(id, Refusal::Malformed, &malformed.to_string());
+            return;
+        }
         let directive = self.directive(heartbeat);
         self.reply(id, Reply::Directive(directive));
     }
@@ -254,8 +271,9 @@ impl Run {
             Order::Save => self.is_save_wanted = matches!(self.stage, Stage::Live(_)),
             Order::Stop { signal } => {
                 self.stop.get_or_insert(signal);
-                if !matches!(self.stage, Stage::Live(_) | Stage::Over { .. }) {
-                    self.finish(&self.stopped());
+                // Until the run folder is read, ranks may train that are to be told.
+                if matches!(self.stage, Stage::Gathering { .. } | Stage::Forming) {
+                    self.finish_stopped();
                 }
             }
         }
@@ -266,8 +284,15 @@ impl Run {
         format!("the run was stopped by an operator, as by signal {signal}")
     }
 
+    /// There is nothing more to do, because an operator says so.
+    fn finish_stopped(&mut self) {
+        let signal = self.stop.unwrap_or_default();
+        let status = u8::try_from(signal.saturating_add(128)).unwrap_or(1);
+        self.finish(&self.stopped(), status);
+    }
+
     /// There is nothing more to do.
-    fn finish(&mut self, reason: &str) {
+    fn finish(&mut self, reason: &str, status: u8) {
         self.log(Level::Info, reason.into());
         let stage = std::mem::replace(&mut self.stage, Stage::Reading);
         let live = match stage {
@@ -277,12 +302,22 @@ impl Run {
         };
         self.stage = Stage::Over {
             reason: reason.to_owned(),
+            status,
             live,
         };
     }
 
     /// The generation that trains is over: all of its ranks are told so when they are heard.
     fn end(&mut self, ended: Ended) {
+        let start = self.live().and_then(|live| live.generation.start.as_ref());
+        let ended = ended.from(start.map(|start| start.manifest.clone()));
+        let was_heard = self
+            .live()
+            .is_none_or(|live| live.seats.iter().any(|seat| seat.has_beaten));
+        if !was_heard && self.pool.all().next().is_none() {
+            // Of a generation that nobody was heard of, nobody need train the same.
+            self.identity = None;
+        }
         self.count(Counter::Lost(ended.loss));
         let text = format!("generation {} is over: {}", ended.generation, ended.reason);
         self.log(Level::Warn, text);
@@ -292,7 +327,7 @@ impl Run {
         self.stage = Stage::Gathering { since: None };
         self.told = self.now();
         if self.stop.is_some() {
-            self.finish(&self.stopped());
+            self.finish_stopped();
         }
     }
 

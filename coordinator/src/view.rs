@@ -17,6 +17,8 @@ pub struct View {
     pub stage: &'static str,
     /// Why it is over, if it is.
     pub reason: Option<String>,
+    /// The exit status that says how it ended.
+    pub status: u8,
     /// The number of ranks wanted.
     pub ranks: u32,
     /// The fewest that train.
@@ -125,6 +127,7 @@ impl Run {
         View {
             stage: self.stage_name(),
             reason: self.over().map(str::to_owned),
+            status: self.status(),
             ranks: self.policy.ranks,
             min_ranks: self.policy.min_ranks,
             generation: live.map(Live::number),

@@ -669,6 +669,7 @@ fn ranks_that_stop_or_end_together_are_not_disturbed() {
     assert_eq!(talk.beat(0, 1), Directive::Continue);
     let over = JoinResponse::Over {
         reason: "the run is finished".into(),
+        status: 0,
     };
     assert_eq!(talk.join(&request(5)), over);
     talk.leave(0, 1, Reason::Finished);

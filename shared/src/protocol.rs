@@ -130,8 +130,11 @@ pub enum JoinResponse {
     Start(Assignment),
     /// There is nothing more to do.
     Over {
-        /// Why: the run finished, or was stopped.
+        /// Why: the run finished, or was stopped, or cannot go on.
         reason: String,
+        /// The exit status that says so: 0, or 128 and the signal, or 1.
+        #[serde(default)]
+        status: u8,
     },
 }
 
@@ -317,7 +320,7 @@ pub struct Status {
     pub batches_in_all: u64,
     /// Updates done in the whole run.
     pub update: u64,
-    /// Images of this rank per second of training.
+    /// Images of all ranks per second of training.
     #[serde(with = "real")]
     pub images_per_second: f64,
     /// The training loss of the epoch so far.
@@ -329,6 +332,9 @@ pub struct Status {
     /// Seconds since the training thread last made progress.
     #[serde(with = "real")]
     pub busy_seconds: f64,
+    /// Whether it waits for other ranks: then it is not the one that stands still.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// JSON has no word for NaN, which a loss that diverged is.

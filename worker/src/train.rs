@@ -158,6 +158,7 @@ pub fn train_in(
             bucket,
             overlaps: run.ranks.overlap,
             stop: Arc::clone(&options.stop),
+            waiting: group::waiting(&options.pulse),
         };
         let network = &node.learner.network;
         let exchange = Exchange::new(collective, part, network, run.time_steps);

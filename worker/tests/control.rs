@@ -90,7 +90,7 @@ fn joined(control: &mut Control, request: &JoinRequest) -> Assignment {
         .unwrap()
     {
         Joined::Start(assignment) => assignment,
-        Joined::Over { reason } => panic!("over: {reason}"),
+        Joined::Over { reason, .. } => panic!("over: {reason}"),
     }
 }
 

@@ -168,7 +168,7 @@ impl Run {
         let number = survey.number();
         if number <= self.newest {
             if matches!(self.stage, Stage::Reading) {
-                self.stage = Stage::Gathering { since: None };
+                self.nobody_trains();
             }
             return;
         }
@@ -181,6 +181,11 @@ impl Run {
             let ended = Ended::new(live.number(), Loss::TakenOver, reason, live.members());
             self.end(ended);
         }
+        if !self.policy.takes_back {
+            // Whoever wrote for it writes in vain once the next one is there.
+            self.nobody_trains();
+            return;
+        }
         let jitter = Duration::from_millis(nonce % JITTER_MS);
         let live = Live::found(survey.newest, self.now(), self.now() + GRACE + jitter);
         if let Some(live) = live {
@@ -192,6 +197,14 @@ impl Run {
         } else {
             // It was withdrawn since it was listed.
             self.stage = Stage::Gathering { since: None };
+        }
+    }
+
+    /// The run folder is read, and no generation of it is waited for.
+    fn nobody_trains(&mut self) {
+        self.stage = Stage::Gathering { since: None };
+        if self.stop.is_some() {
+            self.finish_stopped();
         }
     }
 
@@ -208,6 +221,7 @@ impl Run {
         if start.is_none() && survey.newest_counting(None, &|_| false).is_some() {
             self.finish(
                 "all checkpoints are damaged: restore one, or start again in another run.folder",
+                1,
             );
             return;
         }

@@ -18,7 +18,8 @@ impl Run {
     pub(super) fn join(&mut self, id: ReplyId, request: JoinRequest) {
         if let Some(reason) = self.over() {
             let reason = reason.to_owned();
-            self.reply(id, Reply::Join(JoinResponse::Over { reason }));
+            let status = self.status();
+            self.reply(id, Reply::Join(JoinResponse::Over { reason, status }));
             return;
         }
         if let Some(refused) = admit::refusal(&self.policy, self.identity.as_ref(), &request) {

@@ -53,7 +53,7 @@ impl Run {
         match reason {
             // Said once the last checkpoint is written; what the others still write does no harm.
             Reason::Finished => {
-                self.finish("the run is finished");
+                self.finish("the run is finished", 0);
             }
             Reason::Stopped { signal } => {
                 live.is_ending = true;
@@ -87,12 +87,18 @@ impl Run {
         let Some(reporter) = ended.rank_of(&leave.process) else {
             return;
         };
+        if let (Reason::DamagedStart { manifest, .. }, Some(start)) = (&leave.reason, &ended.start)
+            && manifest == start
+        {
+            self.damaged.insert(manifest.clone());
+            return;
+        }
         let is_newest = leave.generation == self.newest;
         match &leave.reason {
             Reason::Failed { message, lost } => ended.report(reporter, *lost, message),
             // It was not heard of, and came to the end nevertheless.
             Reason::Finished if is_newest && matches!(self.stage, Stage::Gathering { .. }) => {
-                self.finish("the run is finished");
+                self.finish("the run is finished", 0);
             }
             Reason::Finished | Reason::Stopped { .. } | Reason::DamagedStart { .. } => {}
         }

@@ -53,11 +53,10 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
 
 /// Of all ranks together.
 pub(super) fn images_per_second(view: &View) -> f64 {
+    // Each tells that of all ranks together.
     let all = view.members.iter().filter_map(|rank| rank.status);
-    let finite = |speed: &f64| speed.is_finite();
-    all.map(|status| status.images_per_second)
-        .filter(finite)
-        .sum()
+    let speeds = all.map(|status| status.images_per_second);
+    speeds.filter(|speed| speed.is_finite()).fold(0.0, f64::max)
 }
 
 /// A group of Prometheus's service discovery over HTTP.

@@ -172,7 +172,7 @@ impl Sim {
         }
         match response {
             JoinResponse::Wait { .. } => {}
-            JoinResponse::Over { reason } => {
+            JoinResponse::Over { reason, .. } => {
                 self.judge.outcome.over.get_or_insert(reason);
                 self.processes[process].mode = Mode::Done;
             }

@@ -174,7 +174,7 @@ impl JoinResponse {
                 missing.iter().try_for_each(|line| text("missing", line))
             }
             Self::Start(assignment) => assignment.check(),
-            Self::Over { reason } => text("reason", reason),
+            Self::Over { reason, .. } => text("reason", reason),
         }
     }
 }

@@ -71,8 +71,12 @@ fn messages_look_like_this_and_read_back() {
             r#"{"kind":"failed","message":"x","lost":2}"#,
         ),
         (
-            serde_json::to_string(&JoinResponse::Over { reason: "x".into() }).unwrap(),
-            r#"{"answer":"over","reason":"x"}"#,
+            serde_json::to_string(&JoinResponse::Over {
+                reason: "x".into(),
+                status: 0,
+            })
+            .unwrap(),
+            r#"{"answer":"over","reason":"x","status":0}"#,
         ),
         (serde_json::to_string(&Done {}).unwrap(), "{}"),
     ];

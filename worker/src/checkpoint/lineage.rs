@@ -75,10 +75,6 @@ pub(super) fn begin_alone(
     identity: &Identity,
     start: Option<ManifestName>,
 ) -> Result<u64, CheckpointError> {
-    let name = GenerationName {
-        number: newest + 1,
-        nonce: drawn(0),
-    };
     let process = format!("{:016x}{:016x}", drawn(1), drawn(2));
     let member = protocol::Member {
         rank: 0,
@@ -101,10 +97,22 @@ pub(super) fn begin_alone(
         manifest: start.to_string(),
         batches_done: start.batches_done,
     });
+    let name = GenerationName {
+        number: newest + 1,
+        nonce: drawn(0),
+    };
     let generation = Generation::new(name, vec![member], identity, start);
     let key = name.key();
     let put = store.put(&key, generation.to_bytes().into());
     put.map_err(|e| stored("write", &format!("{shown}/{key}"), e))?;
+    // Who puts and then looks sees every rival that will not see it.
+    let has_rival = |other: &GenerationName| *other != name && other.number >= name.number;
+    if names(&**store, shown)?.iter().any(has_rival) {
+        let deleted = store.delete(&key);
+        deleted.map_err(|e| stored("delete", &format!("{shown}/{key}"), e))?;
+        let folder = shown.to_owned();
+        return Err(CheckpointError::Superseded { folder });
+    }
     Ok(name.number)
 }
 

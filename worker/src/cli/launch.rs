@@ -30,7 +30,7 @@ use synfire_shared::token;
 /// Between two looks at ranks and signals.
 const LOOK: Duration = Duration::from_millis(100);
 /// For the ranks to end once the run is over or they were told to stop, before they are killed.
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_mins(10);
 const OWN_COORDINATOR: &str = "synfire launch has a coordinator of its own: leave out --coordinator, \
                                --token-file and --rank, and start it without mpirun";
 
@@ -90,6 +90,7 @@ fn parsed(arguments: &Arguments) -> Result<(train::Arguments, Policy), clap::Err
         min_ranks: arguments.min_ranks.unwrap_or(arguments.ranks),
         wait: Duration::from_secs(10),
         deadline: Duration::from_mins(1),
+        takes_back: false,
         version: env!("CARGO_PKG_VERSION").into(),
         folder: None,
     };
@@ -115,6 +116,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     ensure!(inner.is_without_company()?, OWN_COORDINATOR);
     let policy = Policy {
         folder: run.folder.clone(),
+        deadline: run
+            .ranks
+            .deadline_seconds
+            .map_or(policy.deadline, Duration::from_secs_f64),
         ..policy
     };
     let store = match &run.folder {

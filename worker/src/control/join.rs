@@ -59,6 +59,8 @@ pub enum Joined {
     Over {
         /// Why.
         reason: String,
+        /// The exit status that says so.
+        status: u8,
     },
 }
 
@@ -116,7 +118,9 @@ impl Control {
                     self.newest = assignment.generation;
                     return Ok(Joined::Start(assignment));
                 }
-                Ok(JoinResponse::Over { reason }) => return Ok(Joined::Over { reason }),
+                Ok(JoinResponse::Over { reason, status }) => {
+                    return Ok(Joined::Over { reason, status });
+                }
                 Ok(JoinResponse::Wait {
                     missing,
                     seconds_left,

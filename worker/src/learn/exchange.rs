@@ -26,8 +26,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use words::Words;
 
+/// Is told before and after each wait for the other ranks.
+pub type Waiting = Arc<dyn Fn(bool) + Send + Sync>;
+
 /// How a rank takes part.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Part {
     /// The rank's places in the global batch.
     pub places: Range<usize>,
@@ -41,6 +44,20 @@ pub struct Part {
     pub overlaps: bool,
     /// The signal that this process was given; 0 for none.
     pub stop: Arc<AtomicUsize>,
+    /// Who is told of waits.
+    pub waiting: Waiting,
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part")
+            .field("places", &self.places)
+            .field("batch", &self.batch)
+            .field("wire", &self.wire)
+            .field("bucket", &self.bucket)
+            .field("overlaps", &self.overlaps)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A bucket: a range of the gradients, and the memory in which it travels.
@@ -146,11 +163,6 @@ impl Exchange {
         &self.part
     }
 
-    /// What one rank gives of all that is averaged: its samples W / B.
-    pub fn share(&self) -> f64 {
-        f64::from(self.scale)
-    }
-
     /// The ranges of the gradients that travel at once, in the order of their start.
     pub fn buckets(&self) -> impl Iterator<Item = Range<usize>> {
         self.buckets.iter().map(|bucket| bucket.range.clone())
@@ -215,6 +227,7 @@ impl Exchange {
             // What is under way ends by itself.
             return Err(failure.clone());
         }
+        (self.part.waiting)(true);
         for index in 0..self.buckets.len() {
             let pending = self.under_way.pop_front();
             let begin = Instant::now();
@@ -232,6 +245,7 @@ impl Exchange {
             update(kernels, span);
             bucket.numbers = Some(numbers);
         }
+        (self.part.waiting)(false);
         self.unload_last(kernels, network, ends_batch);
         Ok(())
     }

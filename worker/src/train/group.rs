@@ -2,14 +2,16 @@
 //! counted of the test set.
 
 use super::saving::Counted;
-use super::{Tally, TrainError};
+use super::{Pulse, Tally, TrainError};
 use crate::collective::{Collective, CollectiveError};
 use crate::data::{BadSample, Source};
 use crate::kernel::Arena;
+use crate::learn::exchange::Waiting;
 use crate::node::Node;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use synfire_shared::checkpoint::Position;
 use synfire_shared::ids::Rank;
@@ -189,6 +191,12 @@ pub(super) fn join_bad(
 ) -> Result<Vec<BadSample>, TrainError> {
     let all: Vec<Vec<BadSample>> = exchanged(collective, &bad.to_vec())?;
     Ok(all.into_iter().flatten().collect())
+}
+
+/// Tells a pulse of waits for other ranks, each of which is the end of some work.
+pub(super) fn waiting(pulse: &Arc<Pulse>) -> Waiting {
+    let pulse = Arc::clone(pulse);
+    Arc::new(move |waits| pulse.beat(|beat| beat.waits = waits))
 }
 
 /// Waits for all ranks; rank 0 may have a checkpoint to write first.

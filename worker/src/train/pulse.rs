@@ -12,7 +12,7 @@ pub enum Phase {
     Training,
     /// It goes through the test set.
     Testing,
-    /// It waits until the last checkpoint is written.
+    /// It waits until the last checkpoint is written, or for other ranks behind a test.
     Ending,
 }
 
@@ -37,6 +37,8 @@ pub struct Beat {
     pub loss: f64,
     /// The slowest time step so far, without waits for other ranks.
     pub slowest_step_seconds: f64,
+    /// Whether it waits for other ranks.
+    pub waits: bool,
 }
 
 /// Who is told of every beat, on the training thread, which must not be held up.

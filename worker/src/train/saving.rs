@@ -87,6 +87,8 @@ pub(super) struct Saving {
     recording: Option<Recording>,
     policy: run::Checkpoint,
     stop: Arc<AtomicUsize>,
+    /// Whether other ranks wait for this one.
+    has_peers: bool,
     /// Set where a checkpoint is asked for.
     asked: Arc<AtomicBool>,
     /// Where training starts.
@@ -113,6 +115,7 @@ impl Saving {
             recording: None,
             policy: run.checkpoint,
             stop: Arc::clone(&options.stop),
+            has_peers: false,
             asked: Arc::clone(&options.save),
             position: Position::default(),
             counted: None,
@@ -150,6 +153,7 @@ impl Saving {
 
     /// Starts where rank 0 does.
     pub(super) fn start_at(&mut self, (position, counted): (Position, Option<Counted>)) {
+        self.has_peers = true;
         self.position = position;
         self.best = counted.as_ref().and_then(|counted| counted.best);
         self.counted = counted;
@@ -338,6 +342,7 @@ impl Saving {
     ) {
         self.settle();
         let names = &node.learner.network.plan().neurons;
+        let is_last = is_last || self.stopped().is_some();
         let Some(recording) = &mut self.recording else {
             return;
         };
@@ -345,7 +350,8 @@ impl Saving {
         recording.add_line(&EpochLine::new(record, names).text());
         let test = record.test.as_ref().and_then(hits);
         let is_best = self.policy.keep_best && better(self.best, test) != self.best;
-        let is_last = is_last || self.stopped().is_some();
+        // Other ranks are not made to wait for an older one to be written.
+        let is_best = is_best && (!self.has_peers || recording.has_room());
         if is_last || is_best || self.is_due(batches_done) {
             // A run that ends inside an epoch goes on there, with what it has counted.
             let counted = if batch == 0 {

@@ -178,6 +178,8 @@ impl<'a> Training<'a> {
             }
             let place = (epoch, batch, self.batches_done);
             if stops {
+                // All ranks stop here.
+                self.join_bad_samples(node, tell)?;
                 self.saving.stop(node, place, counted);
                 return Ok(None);
             }
@@ -275,7 +277,13 @@ impl<'a> Training<'a> {
             return Ok(());
         };
         let mine = std::mem::take(&mut self.bad);
+        self.pulse
+            .beat(|beat| (beat.phase, beat.waits) = (Phase::Ending, true));
+        exchange.collective().set_deadline(group::STARTUP);
         let all = group::join_bad(exchange.collective(), &mine)?;
+        let deadline = group::deadline(self.run, self.slowest_step);
+        exchange.collective().set_deadline(deadline);
+        self.pulse.beat(|beat| beat.waits = false);
         self.told_bad_samples(&all, mine.len(), tell);
         Ok(())
     }
@@ -326,8 +334,14 @@ impl<'a> Training<'a> {
             return Ok(tested);
         };
         let (mine, signal) = (bad_samples.len(), stop.load(Ordering::Relaxed));
+        self.pulse
+            .beat(|beat| (beat.phase, beat.waits) = (Phase::Ending, true));
         let collective = exchange.collective();
+        // Parts of the test set take their time.
+        collective.set_deadline(group::STARTUP);
         let (tested, all, signal) = group::join_tests(collective, tested, signal, bad_samples)?;
+        collective.set_deadline(group::deadline(self.run, self.slowest_step));
+        self.pulse.beat(|beat| beat.waits = false);
         if tested.is_none() {
             self.stopped_in_test = signal;
         }
@@ -425,7 +439,8 @@ impl<'a> Training<'a> {
                 update: node.learner.optimiser.updates(),
                 images_per_second: rate,
                 slowest_step_seconds: self.slowest_step,
-                ..*beat
+                waits: false,
+                loss: beat.loss,
             }
         });
     }

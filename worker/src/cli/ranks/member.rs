@@ -1,7 +1,6 @@
 //! One rank of a generation that a coordinator forms: it joins, trains, and joins again when a
 //! generation is over.
 
-use super::super::say;
 use super::super::train::{Job, Outcome};
 use super::{Seat, identity};
 use crate::collective::tcp::Tcp;
@@ -9,7 +8,7 @@ use crate::collective::{Collective, CollectiveError, Interrupt};
 use crate::control::{self, Control, ControlError, Joined, Membership, Notice, Waiting};
 use crate::data::Source;
 use crate::train::{Beat, Event, Generation, Options, Phase, Pulse, TrainError};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -146,9 +145,10 @@ impl<'a> Member<'a> {
         self.request.collective = address;
         let assignment = match self.join()? {
             Some(Joined::Start(assignment)) => assignment,
-            Some(Joined::Over { reason }) => {
-                say!("the run is over: {reason}");
-                return Ok(Ended::Over(ExitCode::SUCCESS));
+            Some(Joined::Over { reason, status }) => {
+                ensure!(status != 1, "the run is over: {reason}");
+                self.job.tell_note(&format!("the run is over: {reason}"));
+                return Ok(Ended::Over(ExitCode::from(status)));
             }
             None => {
                 let signal = self.stop.load(Ordering::Relaxed);
@@ -218,7 +218,14 @@ impl<'a> Member<'a> {
                     });
                     Err(error.into())
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    let message = format!("{error:#}");
+                    let _ = membership.leave(Reason::Failed {
+                        message,
+                        lost: None,
+                    });
+                    Err(error)
+                }
             },
         }
     }
@@ -309,7 +316,16 @@ impl<'a> Member<'a> {
 /// Whether another generation may go better.
 fn is_of_the_group(error: &TrainError) -> bool {
     match error {
-        TrainError::Ranks(_) | TrainError::DamagedStart { .. } => true,
+        // What ranks differ in, they differ in again.
+        TrainError::Ranks(error) => matches!(
+            error,
+            CollectiveError::Lost { .. }
+                | CollectiveError::Deadline { .. }
+                | CollectiveError::Left { .. }
+                | CollectiveError::Interrupted { .. }
+                | CollectiveError::Io { .. }
+        ),
+        TrainError::DamagedStart { .. } => true,
         TrainError::Checkpoint(error) => error.is_taken_over(),
         _ => false,
     }
@@ -387,6 +403,7 @@ fn copy(beat: Beat, status: &mut protocol::Status) {
     status.images_per_second = beat.images_per_second;
     status.loss = beat.loss;
     status.slowest_step_seconds = beat.slowest_step_seconds;
+    status.waits = beat.waits;
 }
 
 /// Stops as if by SIGTERM when standard input ends: the launcher holds its other end.

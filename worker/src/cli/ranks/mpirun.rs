@@ -118,8 +118,11 @@ fn meet(mpi: &mut Mpi, job: &Job<'_>) -> anyhow::Result<(Seat, Option<Server>)> 
 
 /// Starts the coordinator.
 fn serve(job: &Job<'_>, world: u32, is_one_machine: bool) -> anyhow::Result<(Server, Where)> {
+    let deadline = job.run.ranks.deadline_seconds;
     let policy = Policy {
         folder: job.run.folder.clone(),
+        takes_back: false,
+        deadline: deadline.map_or(Duration::from_mins(1), Duration::from_secs_f64),
         ..Policy::new(world, env!("CARGO_PKG_VERSION"))?
     };
     let store = match &job.run.folder {
@@ -131,6 +134,12 @@ fn serve(job: &Job<'_>, world: u32, is_one_machine: bool) -> anyhow::Result<(Ser
     } else {
         Ipv4Addr::UNSPECIFIED
     };
+    if !is_one_machine {
+        job.tell_warning(
+            "the coordinator in rank 0 listens on all addresses of its machine, for the ranks on \
+             others, and its token travels unencrypted: the network should be your own",
+        );
+    }
     let token = draw_token()?;
     let options = Options {
         listen: SocketAddr::from((address, 0)),
