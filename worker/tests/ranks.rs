@@ -288,7 +288,7 @@ fn killed_stopped_and_woken_at_any_moment_a_run_ends_with_the_same_bits() {
     let folders = [scratch.folder("whole"), scratch.folder("struck")];
     // All that counted is still there in the end.
     let more = ["--set", "run.epochs=99", "--set", "checkpoint.keep_last=40"];
-    whole_and_struck(&scratch, folders, (faults, 40 * faults), &more, || ());
+    whole_and_struck(&scratch, folders, (faults, 20 * faults), &more, || ());
 }
 
 #[test]
