@@ -268,3 +268,25 @@ fn a_run_starts_from_weights_and_goes_on_without_them() {
     assert!(text(&output.stderr).contains("authors.pth was not saved from this model"));
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// With the feature, `tests/mpi_train.rs` is about the same.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn ranks_of_mpirun_are_refused_where_mpi_is_not_built_in() {
+    for (variables, launcher) in [
+        (["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"], "Open MPI"),
+        (["PMI_RANK", "PMI_SIZE"], "PMI"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
+        command.args(["train", "--set", "run.max_batches=1"]);
+        command.env(variables[0], "0").env(variables[1], "2");
+        let output = command.output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let unset = format!("unset {}", variables[0]);
+        for words in ["one of 2", launcher, "built without MPI", &unset] {
+            assert!(said.contains(words), "no {words:?} in: {said}");
+        }
+        assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    }
+}

@@ -27,6 +27,8 @@ use synfire_shared::ids::Rank;
 #[path = "../../tests/support/ranks.rs"]
 mod ranks;
 
+mod mpirun;
+
 /// In the environment of the ranks: what they do.
 const CASE: &str = "SYNFIRE_TEST_MPI_CASE";
 
@@ -35,21 +37,12 @@ const LIMIT: &str = "150";
 
 /// A job of so many ranks that play this case.
 fn job(ranks: usize, case: &str) -> Output {
-    let mpirun = env::var("SYNFIRE_MPIRUN").unwrap_or_else(|_| "mpirun".into());
-    let version = Command::new(&mpirun).arg("--version").output();
-    let version = version.unwrap_or_else(|error| panic!("{mpirun}: {error}: set SYNFIRE_MPIRUN"));
-    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let mpirun = mpirun::mpirun().0;
     let mut command = Command::new("timeout");
-    command.args(["-s", "KILL", LIMIT, &mpirun]);
-    if version.contains("Open MPI") || version.contains("OpenRTE") {
-        // Also as root, and on fewer cores than ranks.
-        command.args([
-            "--oversubscribe",
-            "--allow-run-as-root",
-            "--bind-to",
-            "none",
-        ]);
-    }
+    command
+        .args(["-s", "KILL", LIMIT])
+        .arg(mpirun.get_program());
+    command.args(mpirun.get_args());
     command.arg("-n").arg(ranks.to_string());
     command.arg(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "needs_mpi_one_rank", "--nocapture"]);

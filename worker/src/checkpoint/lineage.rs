@@ -92,10 +92,10 @@ pub(super) fn begin_alone(
         configuration: Digest::of_settings(&identity.settings),
         settings: identity.settings.clone(),
         data: identity.data,
-        plan: Digest::default(),
-        lanes: 1,
-        batch: 1,
-        folder: None,
+        plan: identity.plan,
+        lanes: identity.lanes,
+        batch: identity.batch,
+        folder: identity.folder.clone(),
     };
     let start = start.map(|start| protocol::Start {
         manifest: start.to_string(),

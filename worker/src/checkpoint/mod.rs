@@ -69,6 +69,14 @@ pub struct Identity {
     pub settings: BTreeMap<String, String>,
     /// The digest of the training set.
     pub data: Digest,
+    /// The digest of the order of samples.
+    pub plan: Digest,
+    /// The most ranks that can share a batch.
+    pub lanes: u32,
+    /// The samples of a batch.
+    pub batch: u32,
+    /// The run folder, as it was written.
+    pub folder: Option<String>,
 }
 
 /// Where a run folder lies.

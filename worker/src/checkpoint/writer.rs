@@ -375,6 +375,10 @@ mod tests {
         let identity = Identity {
             settings: BTreeMap::new(),
             data: Digest::of(b"data"),
+            plan: Digest::of(b"plan"),
+            lanes: 4,
+            batch: 4,
+            folder: None,
         };
         let keep = run::Checkpoint {
             every_minutes: 1.0,

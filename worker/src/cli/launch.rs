@@ -40,11 +40,11 @@ const OWN_COORDINATOR: &str = "synfire launch has a coordinator of its own: leav
   synfire launch -n 4 --max-restarts 10 -- train mine.toml --set run.folder=runs/1
   synfire launch -n 4 --min-ranks 3 -- train mine.toml --set run.folder=s3://bucket/runs/1
 
-Each rank is a process of its own with run.threads threads, by default its part of the cores. SIGINT
-(Ctrl-C) or SIGTERM ends the run on all ranks after the batch at hand, saved, and the same command goes
-on. A rank that dies or stands still is started again, and all go on from the newest checkpoint in
-run.folder. Ranks average their gradients over tcp, which is for one machine: across machines use
-mpirun.")]
+Each rank is a process of its own with run.threads threads, by default its part of the cores.
+SIGINT (Ctrl-C) or SIGTERM ends the run on all ranks after the batch at hand, saved, and the same
+command goes on. A rank that dies or stands still is started again, and all go on from the newest
+checkpoint in run.folder. Ranks average their gradients over tcp, which is for one machine: across
+machines use mpirun.")]
 pub(super) struct Arguments {
     /// How many ranks
     #[arg(short = 'n', long, value_name = "N")]

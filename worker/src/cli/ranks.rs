@@ -88,6 +88,8 @@ pub(super) struct Seat {
     pub(super) waits: Waits,
     pub(super) bind: IpAddr,
     pub(super) with_parent: bool,
+    /// The coordinator is in rank 0's process: one that is silent means that rank 0 is lost.
+    pub(super) is_rank_0_the_coordinator: bool,
 }
 
 impl Arguments {
@@ -138,6 +140,7 @@ impl Arguments {
             },
             bind: self.bind,
             with_parent: self.with_parent,
+            is_rank_0_the_coordinator: false,
         }))
     }
 }

@@ -191,7 +191,7 @@ impl Job<'_> {
     pub(super) fn train(
         &self,
         options: &Options,
-        collective: Option<Box<dyn Collective>>,
+        mut collective: Option<Box<dyn Collective>>,
         group: Option<(u32, u32, u64)>,
         see: &mut dyn FnMut(&Event),
     ) -> anyhow::Result<Outcome> {
@@ -202,7 +202,12 @@ impl Job<'_> {
         }
         let mut display = Display::new(&self.run, rank);
         let (arguments, served) = (&self.arguments.watch, self.served.as_ref());
-        let mut watch = Watch::start(arguments, &self.run, served, rank == 0)?;
+        let watch = Watch::start(arguments, &self.run, served, rank == 0);
+        if let (Err(error), Some(collective)) = (&watch, &mut collective) {
+            // The others wait for this rank already.
+            collective.abort(&format!("{error:#}"));
+        }
+        let mut watch = watch?;
         let mut tell = |event: Event| {
             display.show(&event);
             watch.see(&event);
@@ -429,8 +434,9 @@ impl Display {
                 buckets: (numbers, count),
                 ..
             } => say!(
-                "{} ranks average over {collective} in {count} buckets of up to {}",
+                "{} ranks average over {collective} in {count} bucket{} of up to {}",
                 world.0,
+                if *count == 1 { "" } else { "s" },
                 mib(4 * *numbers as u64)
             ),
             Event::Recording { .. }

@@ -12,8 +12,9 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
-use synfire_shared::checkpoint::{Hits, ManifestName, Position};
+use synfire_shared::checkpoint::{Digest, Hits, ManifestName, Position};
 use synfire_shared::run::{self, Run};
+use synfire_shared::shard_plan::ShardPlan;
 
 /// Where a run starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -170,9 +171,14 @@ impl Saving {
             init::initialise(&run.init, node, tell)?;
             return Ok(saving);
         }
+        let plan = source.shard_plan();
         let identity = Identity {
             settings: run.settings(),
             data: source.info().fingerprint,
+            plan: plan.map_or_else(Digest::default, ShardPlan::digest),
+            lanes: plan.map_or(1, ShardPlan::num_lanes),
+            batch: plan.map_or(1, ShardPlan::batch),
+            folder: run.folder.clone(),
         };
         let mut damaged = Vec::new();
         let mut warn = |number: Option<ManifestName>, warning: String| {

@@ -256,6 +256,7 @@ impl<'a> Member<'a> {
     ) -> anyhow::Result<Membership> {
         let (line, save, stop) = (line.clone(), Arc::clone(save), Arc::clone(&self.stop));
         let warn = self.job.warner();
+        let is_rank_0 = self.seat.is_rank_0_the_coordinator;
         let notify = move |notice| match notice {
             Notice::Save => save.store(true, Ordering::Relaxed),
             Notice::Stop { signal } => {
@@ -263,6 +264,9 @@ impl<'a> Member<'a> {
                 let _ = stop.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
             }
             Notice::Abandon { reason } => line.abandon(reason),
+            Notice::Unreachable { seconds, reason } if is_rank_0 => line.abandon(format!(
+                "rank 0, which has the coordinator, has not answered for {seconds} s ({reason})"
+            )),
             Notice::Unreachable { seconds, reason } => warn(&format!(
                 "the coordinator has not answered for {seconds} s ({reason}); training goes on"
             )),

@@ -36,7 +36,7 @@ pub(super) fn run(launch: MpiLaunch, job: &Job<'_>) -> anyhow::Result<ExitCode> 
     if let Some(world) = launch.world {
         ensure!(
             world == mpi.world(),
-            "{} started {} ranks, but MPI ({}) knows of {}: synfire was built with another MPI than \
+            "{} started {} ranks, but {} knows of {}: synfire was built with another MPI than \
              this mpirun belongs to; build it with that one's mpicc (MPICC=mpicc.openmpi or \
              mpicc.mpich)",
             launch.launcher,
@@ -111,6 +111,7 @@ fn meet(mpi: &mut Mpi, job: &Job<'_>) -> anyhow::Result<(Seat, Option<Server>)> 
         waits: Waits::default(),
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
         with_parent: false,
+        is_rank_0_the_coordinator: true,
     };
     Ok((seat, server))
 }
