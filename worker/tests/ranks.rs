@@ -304,7 +304,10 @@ fn a_rank_that_stands_still_is_named_and_one_left_over_does_not_wait_to_save() {
     group.workers[0].wait_until_it_says("over: rank 1 on ");
     assert!(begin.elapsed() < NOTICED, "{:?}", begin.elapsed());
     let log = group.workers[0].log();
-    let named = log.lines().find(|line| line.contains("over: rank 1 on ")).unwrap();
+    let named = log
+        .lines()
+        .find(|line| line.contains("over: rank 1 on "))
+        .unwrap();
     for words in ["pid ", " was last heard of ", " after update "] {
         assert!(named.contains(words), "{words}: {log}");
     }

@@ -138,9 +138,8 @@ impl<'g, 'a> Faults<'g, 'a> {
                 (Cure::Coordinator, draw % 2000)
             }
         };
-        if std::env::var_os("SYNFIRE_SHOW").is_some() {
-            println!("{:?} {fault:?} for {after} ms at {}", self.begin.elapsed(), self.group.folder.newest());
-        }
+        let (seconds, batches) = (self.begin.elapsed().as_secs(), self.group.folder.newest());
+        println!("{seconds} s, batch {batches}: {fault:?}, cured after {after} ms");
         self.cures.push((Instant::now() + ms(after), cure));
     }
 

@@ -140,7 +140,10 @@ impl Folder<'_> {
         let parts = manifest.parts.into_iter();
         let parts = parts.filter(|(kind, _)| !kind.starts_with("progress"));
         let parts: Vec<_> = parts.map(|(kind, part)| (kind, part.sha256)).collect();
-        assert!(parts.iter().any(|(kind, _)| kind.starts_with("weights")), "{parts:?}");
+        assert!(
+            parts.iter().any(|(kind, _)| kind.starts_with("weights")),
+            "{parts:?}"
+        );
         (manifest.position.batches_done, parts)
     }
 
