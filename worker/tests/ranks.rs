@@ -288,7 +288,7 @@ fn killed_stopped_and_woken_at_any_moment_a_run_ends_with_the_same_bits() {
     let folders = [scratch.folder("whole"), scratch.folder("struck")];
     // All that counted is still there in the end.
     let more = ["--set", "run.epochs=99", "--set", "checkpoint.keep_last=40"];
-    whole_and_struck(&scratch, folders, (faults, 40 * faults), &more, || ());
+    whole_and_struck(&scratch, folders, (faults, 20 * faults), &more, || ());
 }
 
 #[test]
@@ -301,10 +301,13 @@ fn a_rank_that_stands_still_is_named_and_one_left_over_does_not_wait_to_save() {
     group.wait_for_batches(5);
     let begin = Instant::now();
     group.workers[1].signal("STOP");
-    group.workers[0].wait_until_it_says("rank 1 (");
+    group.workers[0].wait_until_it_says("over: rank 1 on ");
     assert!(begin.elapsed() < NOTICED, "{:?}", begin.elapsed());
     let log = group.workers[0].log();
-    let named = log.lines().find(|line| line.contains("rank 1 (")).unwrap();
+    let named = log
+        .lines()
+        .find(|line| line.contains("over: rank 1 on "))
+        .unwrap();
     for words in ["pid ", " was last heard of ", " after update "] {
         assert!(named.contains(words), "{words}: {log}");
     }

@@ -45,6 +45,7 @@ pub(crate) struct Faults<'g, 'a> {
     batches: u64,
     cures: Vec<(Instant, Cure)>,
     happened: Happened,
+    begin: Instant,
 }
 
 impl<'g, 'a> Faults<'g, 'a> {
@@ -54,6 +55,7 @@ impl<'g, 'a> Faults<'g, 'a> {
             batches,
             cures: Vec::new(),
             happened: Happened::default(),
+            begin: Instant::now(),
         }
     }
 
@@ -122,13 +124,13 @@ impl<'g, 'a> Faults<'g, 'a> {
                 self.group.workers[worker].signal("STOP");
                 self.happened.pauses += 1;
                 // Some are so short that nobody notices.
-                let after = if draw.is_multiple_of(3) { 0 } else { 5000 };
-                (Cure::Wake(worker), after + draw / 4 % 2000)
+                let after = if draw.is_multiple_of(2) { 0 } else { 4500 };
+                (Cure::Wake(worker), after + draw / 4 % 1500)
             }
             Fault::PauseAndKill(worker) => {
                 self.group.workers[worker].signal("STOP");
                 self.happened.pauses += 1;
-                (Cure::Kill(worker), draw % 7000)
+                (Cure::Kill(worker), draw % 6000)
             }
             Fault::Coordinator => {
                 self.group.coordinator.kill();
@@ -136,6 +138,8 @@ impl<'g, 'a> Faults<'g, 'a> {
                 (Cure::Coordinator, draw % 2000)
             }
         };
+        let (seconds, batches) = (self.begin.elapsed().as_secs(), self.group.folder.newest());
+        println!("{seconds} s, batch {batches}: {fault:?}, cured after {after} ms");
         self.cures.push((Instant::now() + ms(after), cure));
     }
 

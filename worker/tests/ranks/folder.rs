@@ -138,9 +138,12 @@ impl Folder<'_> {
     pub(crate) fn bits(&self) -> (u64, Vec<(String, Digest)>) {
         let manifest = self.last_checkpoint();
         let parts = manifest.parts.into_iter();
-        let parts = parts.filter(|(kind, _)| kind != "progress");
+        let parts = parts.filter(|(kind, _)| !kind.starts_with("progress"));
         let parts: Vec<_> = parts.map(|(kind, part)| (kind, part.sha256)).collect();
-        assert!(parts.iter().any(|(kind, _)| kind == "weights"), "{parts:?}");
+        assert!(
+            parts.iter().any(|(kind, _)| kind.starts_with("weights")),
+            "{parts:?}"
+        );
         (manifest.position.batches_done, parts)
     }
 

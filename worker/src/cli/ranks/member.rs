@@ -157,8 +157,16 @@ impl<'a> Member<'a> {
         };
         let (line, save) = (Line::default(), Arc::new(AtomicBool::new(false)));
         let membership = self.membership(&assignment, &line, &save)?;
-        let collective = match connect(&assignment, listener, means) {
+        let stops = || self.why_not(&line);
+        let collective = match connect(&assignment, listener, means, &stops) {
             Ok(collective) => collective,
+            // It would be the same in every generation.
+            Err(error @ CollectiveError::Group { .. }) => {
+                let message = error.to_string();
+                let lost = None;
+                let _ = membership.leave(Reason::Failed { message, lost });
+                return Err(error.into());
+            }
             Err(error) => return Ok(self.failed(membership, &line, error.into())),
         };
         line.watch(collective.interrupt());
@@ -286,6 +294,13 @@ impl<'a> Member<'a> {
         Ok(member?)
     }
 
+    /// Why this rank does not wait for others, if so.
+    fn why_not(&self, line: &Line) -> Option<String> {
+        let is_stopped = self.stop.load(Ordering::Relaxed) != 0;
+        let stopped = is_stopped.then(|| "it was told to stop".to_owned());
+        line.told().abandoned.clone().or(stopped)
+    }
+
     /// The generation is over for this rank: tells why, unless the coordinator did.
     fn failed(&self, membership: Membership, line: &Line, error: TrainError) -> Ended {
         if let Some(reason) = line.told().abandoned.take() {
@@ -355,6 +370,7 @@ fn connect(
     assignment: &Assignment,
     listener: Option<TcpListener>,
     means: &mut Means,
+    stops: &dyn Fn() -> Option<String>,
 ) -> Result<Box<dyn Collective>, CollectiveError> {
     let group = |reason: String| CollectiveError::Group { reason };
     match means {
@@ -378,7 +394,8 @@ fn connect(
             }
             let listener = listener.ok_or_else(|| group("nothing listens".into()))?;
             let rank = Rank(assignment.rank);
-            let tcp = Tcp::connect(rank, &addresses, listener, &assignment.secret, CONNECT)?;
+            let secret = &assignment.secret;
+            let tcp = Tcp::connect_unless(stops, rank, &addresses, listener, secret, CONNECT)?;
             Ok(Box::new(tcp))
         }
         #[cfg(feature = "mpi")]

@@ -52,6 +52,7 @@ pub(super) fn meet(
     seat: &Seat<'_>,
     listener: &TcpListener,
     deadline: Duration,
+    stops: &dyn Fn() -> Option<String>,
 ) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
     let began = Instant::now();
     let world = seat.addresses.len();
@@ -72,6 +73,9 @@ pub(super) fn meet(
         let missing: Vec<_> = (0..world).filter(absent).map(rank_of).collect();
         if missing.is_empty() {
             return Ok(peers);
+        }
+        if let Some(reason) = stops() {
+            return Err(CollectiveError::Interrupted { reason });
         }
         if began.elapsed() >= deadline {
             let seconds = deadline.as_secs_f64();

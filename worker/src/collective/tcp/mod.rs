@@ -73,6 +73,23 @@ impl Tcp {
         secret: &str,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
+        Self::connect_unless(&|| None, rank, addresses, listener, secret, deadline)
+    }
+
+    /// As [`Self::connect`], but gives up as soon as `reason` says why: another rank is lost, or
+    /// this one is to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Interrupted`] with that reason; others as there.
+    pub fn connect_unless(
+        reason: &dyn Fn() -> Option<String>,
+        rank: Rank,
+        addresses: &[SocketAddr],
+        listener: TcpListener,
+        secret: &str,
+        deadline: Duration,
+    ) -> Result<Self, CollectiveError> {
         let (place, world) = (rank.0 as usize, addresses.len());
         if place >= world || world > MAX_WORLD {
             let reason = format!("{rank} of {world}, and at most {MAX_WORLD} are possible");
@@ -83,7 +100,7 @@ impl Tcp {
             addresses,
             secret,
         };
-        let streams = handshake::meet(&seat, &listener, deadline)?;
+        let streams = handshake::meet(&seat, &listener, deadline, reason)?;
         drop(listener);
         let board = Board::new();
         let link = start(place, streams, &board)
@@ -223,7 +240,7 @@ mod tests {
 
     /// A process that stops after it has begun a call: its connections stay.
     fn stopped(seat: &handshake::Seat<'_>, listener: &TcpListener) -> Vec<std::net::TcpStream> {
-        let streams = handshake::meet(seat, listener, LONG).unwrap();
+        let streams = handshake::meet(seat, listener, LONG, &|| None).unwrap();
         let call = Call::Mean {
             values: vec![0.0; 10],
             wire: Wire::F32,
@@ -242,6 +259,23 @@ mod tests {
             stream.write_all(&frame).unwrap();
         }
         streams
+    }
+
+    #[test]
+    fn who_waits_for_a_rank_that_is_lost_gives_up_when_told() {
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        // The other one listens, and is never heard of.
+        let (own, other) = (listener(), listener());
+        let addresses = [own.local_addr().unwrap(), other.local_addr().unwrap()];
+        let asked = std::cell::Cell::new(0);
+        let reason = || {
+            asked.set(asked.get() + 1);
+            (asked.get() > 3).then(|| "rank 1 is lost".to_owned())
+        };
+        let tcp = Tcp::connect_unless(&reason, Rank(0), &addresses, own, "secret", LONG);
+        let error = tcp.unwrap_err();
+        assert!(matches!(error, CollectiveError::Interrupted { .. }), "{error}");
+        assert!(error.to_string().contains("rank 1 is lost"), "{error}");
     }
 
     #[test]
@@ -300,7 +334,7 @@ mod tests {
                         addresses,
                         secret: "",
                     };
-                    let mut streams = handshake::meet(&seat, &listeners[1], LONG).unwrap();
+                    let mut streams = handshake::meet(&seat, &listeners[1], LONG, &|| None).unwrap();
                     let stream = streams[0].as_mut().unwrap();
                     stream.write_all(&nonsense).unwrap();
                     streams
