@@ -265,8 +265,9 @@ fn needs_mpi_the_same_seed_gives_the_same_bits_and_other_ranks_go_on() {
 #[ignore = "needs MPI"]
 fn needs_mpi_a_signal_to_mpirun_saves() {
     let folder = Folder::new("signal");
-    // Only a signal writes a checkpoint before the end.
-    let rarely = "checkpoint.every_batches=1000000";
+    // It would last for long, and but for ends of epochs only a signal writes a checkpoint.
+    let (long, rarely) = ("run.epochs=1000", "checkpoint.every_batches=1000000");
+    let set = ["--set", long, "--set", rarely];
     let is_open_mpi = mpirun::mpirun().1;
     // Seconds until Open MPI hands the signal on, and again until it kills.
     let options: &[&str] = if is_open_mpi {
@@ -274,7 +275,7 @@ fn needs_mpi_a_signal_to_mpirun_saves() {
     } else {
         &[]
     };
-    let mut job = Job::with_options(options, 2, &folder, &["--set", rarely]);
+    let mut job = Job::with_options(options, 2, &folder, &set);
     let ranks = job.ranks();
     signal("TERM", job.child.id());
     let (status, text) = job.end();
@@ -287,8 +288,8 @@ fn needs_mpi_a_signal_to_mpirun_saves() {
     ranks.into_iter().for_each(assert_ends);
     let saved = folder.newest();
     assert!(saved > 0);
-    let [set, more] = &batches(saved + 1);
-    let text = Job::of(2, &folder, &[set, more]).succeeds();
+    let [flag, more] = &batches(saved + 1);
+    let text = Job::of(2, &folder, &[&set[..], &[flag.as_str(), more]].concat()).succeeds();
     assert!(text.contains("resumed from"), "{text}");
 }
 
