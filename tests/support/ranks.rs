@@ -1,5 +1,5 @@
 //! What every group of ranks must do, told to one rank: all of them run this at once, each in its
-//! thread or process. Included by `worker/tests/mpi_ranks.rs` as well, for ranks of MPI.
+//! thread or process. Included by `worker/tests/mpi.rs` as well, for ranks of MPI.
 
 #![expect(
     clippy::cast_possible_truncation,

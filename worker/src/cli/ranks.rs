@@ -78,6 +78,14 @@ impl Company {
             Self::Coordinator(seat) => seat.place.rank.unwrap_or(0),
         }
     }
+
+    /// Ends the job of an `mpirun` if this rank cannot begin: MPICH's would let the others wait for
+    /// it for ever.
+    pub(super) fn give_up(&self, error: &anyhow::Error) {
+        if let Self::Mpi(_) = self {
+            give_up_under_mpi(error);
+        }
+    }
 }
 
 /// What a rank needs to join.
@@ -153,6 +161,18 @@ pub(super) fn run_under_mpi(
 ) -> anyhow::Result<ExitCode> {
     mpirun::run(launch, job)
 }
+
+#[cfg(feature = "mpi")]
+fn give_up_under_mpi(error: &anyhow::Error) {
+    use crate::collective::{Collective as _, Mpi};
+    if let Ok(mut mpi) = Mpi::start() {
+        mpi.abort(&format!("{error:#}"));
+    }
+}
+
+/// All ranks end by themselves.
+#[cfg(not(feature = "mpi"))]
+fn give_up_under_mpi(_: &anyhow::Error) {}
 
 /// Says that this program was built without MPI: N processes that do not know of each other would be
 /// N runs.

@@ -113,29 +113,17 @@ pub(super) fn stopped_by(signal: usize) -> ExitCode {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let run = read(arguments.config.as_ref(), &arguments.set)?;
     if arguments.print_config {
-        say!("{}", run.to_toml().trim_end());
+        say!("{}", arguments.run()?.to_toml().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     let company = arguments.ranks.company()?;
-    if !matches!(company, Company::Alone) {
-        ensure!(
-            arguments.resume == "auto",
-            "--resume {}: several ranks start from the newest checkpoint in run.folder, or anew \
-             without one; to start from another run's weights set init.from",
-            arguments.resume
-        );
-    }
-    let rank = company.rank();
-    if let Some(path) = arguments.save_weights.as_ref().filter(|_| rank == 0) {
-        can_be_written(path).context("--save-weights")?;
-    }
-    let job = Job {
-        served: Served::start(&arguments.watch, rank)?,
-        run,
-        arguments,
-        place: AtomicU32::new(rank),
+    let job = match Job::new(arguments, &company) {
+        Ok(job) => job,
+        Err(error) => {
+            company.give_up(&error);
+            return Err(error);
+        }
     };
     match company {
         Company::Alone => {
@@ -157,7 +145,30 @@ pub(super) struct Job<'a> {
     place: AtomicU32,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// All that can be known to be wrong before other ranks are met.
+    fn new(arguments: &'a Arguments, company: &Company) -> anyhow::Result<Self> {
+        let run = arguments.run()?;
+        if !matches!(company, Company::Alone) {
+            ensure!(
+                arguments.resume == "auto",
+                "--resume {}: several ranks start from the newest checkpoint in run.folder, or anew \
+                 without one; to start from another run's weights set init.from",
+                arguments.resume
+            );
+        }
+        let rank = company.rank();
+        if let Some(path) = arguments.save_weights.as_ref().filter(|_| rank == 0) {
+            can_be_written(path).context("--save-weights")?;
+        }
+        Ok(Self {
+            served: Served::start(&arguments.watch, rank)?,
+            run,
+            arguments,
+            place: AtomicU32::new(rank),
+        })
+    }
+
     /// Where this process serves its metrics.
     pub(super) fn metrics_address(&self) -> Option<SocketAddr> {
         self.served.as_ref().map(Served::address)

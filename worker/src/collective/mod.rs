@@ -1,7 +1,7 @@
 //! Groups of ranks that average their numbers, in host memory.
 //!
 //! Every implementation is held to one suite, `tests/collectives.rs` (for MPI,
-//! `worker/tests/mpi_ranks.rs`): what it computes, and how it fails.
+//! `worker/tests/mpi.rs`): what it computes, and how it fails.
 //!
 //! # Layout
 //!

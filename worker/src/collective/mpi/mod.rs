@@ -42,6 +42,9 @@ use progress::Progress;
 /// How long `MPI_Abort` may take before this process ends itself, which ends the job as well.
 const ABORT: Duration = Duration::from_secs(5);
 
+/// For `mpirun` to pass on what was said last: MPICH's drops what it has not read when a job is aborted.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// How long the other ranks may take to finalise after this one; then nobody waits for it.
 const FINALISE: Duration = Duration::from_mins(1);
 
@@ -203,6 +206,7 @@ impl Collective for Mpi {
     /// Prints the reason and ends the job: all its processes. It does not return.
     fn abort(&mut self, reason: &str) {
         tell(&format!("synfire: {} gave up: {reason}", self.rank()));
+        thread::sleep(LAST_WORDS);
         self.link.urge(|calls| calls.abort = Some(reason.into()));
         // `MPI_Abort` ends this process. If its thread is caught in a call of MPI, this does.
         self.wait_for_the_end(ABORT);
