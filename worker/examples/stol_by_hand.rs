@@ -142,16 +142,20 @@ fn by_engine() -> Result<Numbers, Box<dyn Error>> {
     network.set(&mut kernels, "readout.weight", &W2)?;
     let (lr, momentum, weight_decay) = (f64::from(LR), 0.0, 0.0);
     let (samples, classes, ce, mse) = (1, 2, 1.0, 0.0);
-    let mut learner = Learner::new(network, Loss {
+    let mut learner = Learner::new(
+        network,
+        Loss {
             samples,
             classes,
             ce,
             mse,
-        }, Optimiser::new(run::Optimiser::Sgd {
+        },
+        Optimiser::new(run::Optimiser::Sgd {
             lr,
             momentum,
             weight_decay,
-        }));
+        }),
+    );
     let batch = Batch {
         index: 0,
         input: Input::Frames(&INPUT),

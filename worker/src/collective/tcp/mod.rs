@@ -274,7 +274,10 @@ mod tests {
         };
         let tcp = Tcp::connect_unless(&reason, Rank(0), &addresses, own, "secret", LONG);
         let error = tcp.unwrap_err();
-        assert!(matches!(error, CollectiveError::Interrupted { .. }), "{error}");
+        assert!(
+            matches!(error, CollectiveError::Interrupted { .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("rank 1 is lost"), "{error}");
     }
 
@@ -334,7 +337,8 @@ mod tests {
                         addresses,
                         secret: "",
                     };
-                    let mut streams = handshake::meet(&seat, &listeners[1], LONG, &|| None).unwrap();
+                    let mut streams =
+                        handshake::meet(&seat, &listeners[1], LONG, &|| None).unwrap();
                     let stream = streams[0].as_mut().unwrap();
                     stream.write_all(&nonsense).unwrap();
                     streams
