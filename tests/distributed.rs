@@ -297,6 +297,36 @@ fn a_rank_that_fails_is_named_by_the_others() {
 }
 
 #[test]
+fn a_rank_that_is_lost_ends_the_others_wherever_they_are() {
+    // Many buckets: the loss is found in the middle of a backward.
+    let run = run(&[
+        "data.batch=24",
+        "run.max_batches=64",
+        "ranks.bucket_mib=0.0005",
+    ]);
+    let ranks: Vec<_> = threads::group(2)
+        .into_iter()
+        .enumerate()
+        .map(|(number, rank)| {
+            let run = run.clone();
+            thread::spawn(move || {
+                let mut tell = |event| {
+                    let is_under_way = matches!(event, Event::Progress(_));
+                    assert!(number == 0 || !is_under_way, "this rank dies here");
+                };
+                let options = Options::default();
+                let result = train::train_in(&run, &options, Box::new(rank), &mut tell);
+                result.map(|_| ()).unwrap_err().to_string()
+            })
+        })
+        .collect();
+    let mut ends = ranks.into_iter().map(|rank| rank.join());
+    let first = ends.next().unwrap().unwrap();
+    assert!(first.contains("rank 1 is lost"), "{first}");
+    assert!(ends.next().unwrap().is_err(), "it died");
+}
+
+#[test]
 fn too_many_ranks_are_refused_naming_batches_that_fit() {
     let run = run(&["data.batch=29"]);
     let mut ranks = threads::group(32);

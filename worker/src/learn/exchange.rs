@@ -173,7 +173,8 @@ impl Exchange {
     pub(crate) fn ready(&mut self, kernels: &mut dyn Kernels, end: usize) {
         if self.part.overlaps {
             let all_but_last = self.buckets.len() - 1;
-            while self.under_way.len() < all_but_last
+            while self.failure.is_none()
+                && self.under_way.len() < all_but_last
                 && self.buckets[self.under_way.len()].range.end <= end
             {
                 self.start(kernels);
