@@ -52,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "checkpoint",
+            "collective",
             "control",
             "data",
             "engine",

@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Every metric with its type.
-const METRICS: [(&str, &str); 16] = [
+const METRICS: [(&str, &str); 18] = [
     ("synfire_accuracy_ratio", "gauge"),
     ("synfire_bad_samples_total", "counter"),
     ("synfire_batch_seconds", "histogram"),
@@ -29,6 +29,8 @@ const METRICS: [(&str, &str); 16] = [
     ("synfire_checkpoints_total", "counter"),
     ("synfire_data_wait_seconds", "histogram"),
     ("synfire_dead_neurons_ratio", "gauge"),
+    ("synfire_exchange_wait_per_update_seconds", "gauge"),
+    ("synfire_exchange_wait_seconds", "histogram"),
     ("synfire_firing_rate_ratio", "gauge"),
     ("synfire_images_total", "counter"),
     ("synfire_learning_rate", "gauge"),

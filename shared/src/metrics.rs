@@ -21,6 +21,8 @@ pub use coordinator::CoordinatorMetrics;
 /// The type of the text that [`Metrics::text`] gives, as HTTP names it.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
+const FAILURES: &str = "Checkpoints that could not be written.";
+
 /// No rank has this number.
 const NO_RANK: u32 = u32::MAX;
 
@@ -117,6 +119,7 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let put = &registry;
+        let (exchange_wait_seconds, exchange_wait_per_update) = exchange(put);
         let loss = "Mean training loss over time steps and batches of the epoch so far.";
         let accuracy = "Share of samples that are right after the last time step: of the epoch so \
                         far for the split train, of the newest evaluation for the split test.";
@@ -127,7 +130,6 @@ impl Metrics {
         let wait = "Time in which a training batch's data were waited for.";
         let write = "Time in which a checkpoint was written, or was tried to be.";
         let stall = "Time for which training stood still to copy a checkpoint.";
-        let failures = "Checkpoints that could not be written.";
         Self {
             images: counter(
                 put,
@@ -143,24 +145,14 @@ impl Metrics {
             // 1 ms to 65 s, and 10 us to 5 s.
             batch_seconds: histogram(put, "synfire_batch_seconds", batch, (1e-3, 2.0, 17)),
             data_wait_seconds: histogram(put, "synfire_data_wait_seconds", wait, (1e-5, 3.0, 13)),
-            exchange_wait_seconds: histogram(
-                put,
-                "synfire_exchange_wait_seconds",
-                "Time in which a training batch waited for averages over ranks: communication that \
-                 no computation hid.",
-                (1e-5, 3.0, 13),
-            ),
-            exchange_wait_per_update: gauge(
-                put,
-                "synfire_exchange_wait_per_update_seconds",
-                "Time in which an update of the newest batch waited for averages over ranks, mean.",
-            ),
+            exchange_wait_seconds,
+            exchange_wait_per_update,
             checkpoints: counter(
                 put,
                 "synfire_checkpoints_total",
                 "Checkpoints that were written.",
             ),
-            checkpoint_failures: counter(put, "synfire_checkpoint_failures_total", failures),
+            checkpoint_failures: counter(put, "synfire_checkpoint_failures_total", FAILURES),
             // 10 ms to 11 min, and 0.1 ms to 18 s.
             checkpoint_write_seconds: histogram(
                 put,
@@ -245,6 +237,22 @@ impl Metrics {
         let text = TextEncoder::new().encode_to_string(&families);
         text.expect("every metric has a name and writing to a string does not fail")
     }
+}
+
+/// How long training waited for averages over ranks, by batch and by update.
+fn exchange(registry: &Registry) -> (Histogram, Gauge) {
+    let batch = "Time in which a training batch waited for averages over ranks: communication that \
+                 no computation hid.";
+    let update =
+        "Time in which an update of the newest batch waited for averages over ranks, mean.";
+    let (by_batch, by_update) = (
+        "synfire_exchange_wait_seconds",
+        "synfire_exchange_wait_per_update_seconds",
+    );
+    (
+        histogram(registry, by_batch, batch, (1e-5, 3.0, 13)),
+        gauge(registry, by_update, update),
+    )
 }
 
 fn register<C: Collector + Clone + 'static>(

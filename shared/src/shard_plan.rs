@@ -108,9 +108,10 @@ fn fitting(world: World, batch: u32) -> String {
     let above = (batch..=batch.saturating_add(world.0)).find(fits);
     let sizes = below.into_iter().chain(above);
     let sizes: Vec<String> = sizes.map(|size| size.to_string()).collect();
-    match sizes.is_empty() {
-        true => String::new(),
-        false => format!(", or a batch of {}", sizes.join(" or ")),
+    if sizes.is_empty() {
+        String::new()
+    } else {
+        format!(", or a batch of {}", sizes.join(" or "))
     }
 }
 

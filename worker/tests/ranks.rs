@@ -418,7 +418,7 @@ fn fail_now_and_then(server: &s3::Server) {
 #[test]
 fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bits() {
     let faults = number_of_faults(FAULTS_ON_STORE);
-    let batches = 30 * faults;
+    let batches = 100 * faults;
     let scratch = Scratch::new("store");
     let server = s3::Server::start();
     pack(&server, &scratch, 960);

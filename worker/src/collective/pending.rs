@@ -179,6 +179,10 @@ impl Board {
 
     fn forget(&self, sequence: u64) {
         let mut state = self.lock();
+        if sequence < state.first {
+            // It was taken, and the end of a later call has swept it away since.
+            return;
+        }
         let slot = state.slot(sequence);
         *slot = match slot {
             Slot::Open => Slot::Dropped,
