@@ -7,7 +7,8 @@
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
-    reason = "a helper that fails fails the test that called it"
+    clippy::print_stdout,
+    reason = "a helper that fails fails the test that called it, and prints for it"
 )]
 
 #[path = "ranks/faults.rs"]
@@ -242,9 +243,9 @@ fn a_launched_rank_that_is_killed_is_started_again() {
 }
 
 /// A run without faults and one with, and what happened to it.
-fn whole_and_struck<'a>(
+fn whole_and_struck(
     scratch: &Scratch,
-    folders: [Folder<'a>; 2],
+    folders: [Folder<'_>; 2],
     (faults, batches): (u64, u64),
     more: &[&str],
     before_faults: impl FnOnce(),

@@ -1,6 +1,6 @@
 //! Random faults: processes are killed, started again, stopped and woken at keyed moments.
 
-use crate::processes::{DEADLINE, Group};
+use crate::processes::{DEADLINE, Group, Process};
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -103,9 +103,10 @@ impl<'g, 'a> Faults<'g, 'a> {
             _ => Fault::Coordinator,
         };
         let is_down = self.cures.iter().any(|(_, c)| *c == Cure::Coordinator);
-        let fault = match fault {
-            Fault::Coordinator if is_down => Fault::Kill(worker),
-            other => other,
+        let fault = if is_down && fault == Fault::Coordinator {
+            Fault::Kill(worker)
+        } else {
+            fault
         };
         if fault != Fault::Coordinator {
             // What it waits for comes first.
@@ -186,7 +187,7 @@ impl<'g, 'a> Faults<'g, 'a> {
                 continue;
             }
             let workers = self.group.workers.iter();
-            let mut logs: Vec<String> = workers.map(|w| w.log()).collect();
+            let mut logs: Vec<String> = workers.map(Process::log).collect();
             logs.push(self.group.coordinator.log());
             panic!("no checkpoint after {batches}:\n{}", logs.join("\n---\n"));
         }
