@@ -57,7 +57,7 @@ pub enum TrainError {
         /// Its manifest.
         manifest: ManifestName,
         /// What is wrong with it.
-        source: CheckpointError,
+        source: Box<CheckpointError>,
     },
     /// Another rank is lost, or this one is cut off.
     #[error(transparent)]

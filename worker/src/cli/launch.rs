@@ -164,7 +164,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// A rank's process.
 struct Rank {
-    rank: u32,
+    number: u32,
     child: Child,
     /// The rank ends when this does.
     _stdin: Option<ChildStdin>,
@@ -272,7 +272,7 @@ impl Launch<'_> {
             readers.push(reader.spawn(read)?);
         }
         Ok(Rank {
-            rank,
+            number: rank,
             _stdin: child.stdin.take(),
             child,
             readers,
@@ -327,7 +327,7 @@ impl Launch<'_> {
             if status.success() {
                 continue;
             }
-            let rank = self.ranks[index].rank;
+            let rank = self.ranks[index].number;
             let how = shown(status);
             match status.code() {
                 // What a configuration or data set is to blame for happens again.
@@ -367,7 +367,7 @@ impl Launch<'_> {
         let statuses = || {
             self.ranks
                 .iter()
-                .filter_map(|rank| Some((rank.rank, rank.ended?)))
+                .filter_map(|rank| Some((rank.number, rank.ended?)))
         };
         if statuses().any(|(_, status)| status.success()) {
             return Ok(ExitCode::SUCCESS);

@@ -31,6 +31,10 @@ const COORDINATOR: &str = "SYNFIRE_COORDINATOR";
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Several ranks")]
+#[expect(
+    clippy::doc_markdown,
+    reason = "variables of the environment in a help text"
+)]
 pub(super) struct Arguments {
     /// Train as one of the ranks that this coordinator brings together: http://HOST:PORT or https://.
     /// SYNFIRE_COORDINATOR says the same. The token is in --token-file or SYNFIRE_TOKEN
@@ -123,17 +127,16 @@ impl Arguments {
                 _ => Company::Alone,
             });
         };
-        let token = match &self.token_file {
-            Some(path) => Token::read(path)?,
-            None => {
-                let text = variable(token::VARIABLE).with_context(|| {
-                    format!(
-                        "{url} wants a token: give --token-file, or {} in the environment",
-                        token::VARIABLE
-                    )
-                })?;
-                Token::new(&text.to_string_lossy(), token::VARIABLE)?
-            }
+        let token = if let Some(path) = &self.token_file {
+            Token::read(path)?
+        } else {
+            let text = variable(token::VARIABLE).with_context(|| {
+                format!(
+                    "{url} wants a token: give --token-file, or {} in the environment",
+                    token::VARIABLE
+                )
+            })?;
+            Token::new(&text.to_string_lossy(), token::VARIABLE)?
         };
         Ok(Company::Coordinator(Seat {
             coordinator: Coordinator {

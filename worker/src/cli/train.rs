@@ -175,7 +175,7 @@ impl<'a> Job<'a> {
     }
 
     /// A flag that the first signal sets; the second one ends the process.
-    pub(super) fn stop_flag(&self) -> anyhow::Result<Arc<AtomicUsize>> {
+    pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicUsize>> {
         let stop = Arc::default();
         register(&stop)?;
         Ok(stop)

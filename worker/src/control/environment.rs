@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn each_launcher_tells_its_rank() {
-        let cases: [(Variables, Option<(u32, Option<u32>, &str)>); 11] = [
+        type Told = Option<(u32, Option<u32>, &'static str)>;
+        let cases: [(Variables, Told); 11] = [
             (&[], None),
             (&[("WORLD_SIZE", "4")], None),
             (&[("SLURM_NTASKS", "x")], None),

@@ -356,6 +356,8 @@ impl Exchange {
 
 fn scale(numbers: &mut [f32], factor: f32) {
     if factor.to_bits() != 1.0_f32.to_bits() {
-        numbers.iter_mut().for_each(|number| *number *= factor);
+        for number in numbers {
+            *number *= factor;
+        }
     }
 }

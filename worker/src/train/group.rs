@@ -19,9 +19,9 @@ use synfire_shared::run::{self, Run};
 
 /// The longest wait for another rank until training begins: it may have a set to read, and rank 0 a
 /// checkpoint to look for.
-pub(super) const STARTUP: Duration = Duration::from_secs(600);
+pub(super) const STARTUP: Duration = Duration::from_mins(10);
 /// The longest wait for another rank in training, unless time steps are slow.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// Slowest time steps that are waited for.
 const SLOW: f64 = 10.0;
 
@@ -156,6 +156,15 @@ struct Tested {
     bad: Vec<BadSample>,
 }
 
+/// What all ranks together have of the test set.
+pub(super) struct AllTested {
+    /// Nothing where a rank was told to stop.
+    pub(super) tally: Option<Tally>,
+    pub(super) bad: Vec<BadSample>,
+    /// The signal by which one was told.
+    pub(super) stopped: Option<usize>,
+}
+
 /// The test set of all ranks: their sums, unless one was told to stop; and the samples that any of
 /// them left out.
 pub(super) fn join_tests(
@@ -163,7 +172,7 @@ pub(super) fn join_tests(
     tally: Option<Tally>,
     stopped: usize,
     bad: Vec<BadSample>,
-) -> Result<(Option<Tally>, Vec<BadSample>, Option<usize>), TrainError> {
+) -> Result<AllTested, TrainError> {
     let mine = Tested {
         tally,
         stopped,
@@ -181,7 +190,11 @@ pub(super) fn join_tests(
             _ => sum = None,
         }
     }
-    Ok((sum, bad, stopped))
+    Ok(AllTested {
+        tally: sum,
+        bad,
+        stopped,
+    })
 }
 
 /// The samples that could not be used, of all ranks.

@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_look_sees_the_newest_beat_and_a_listener_every_one() {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(2);
         let tell = Mutex::new(tell);
         let pulse = Pulse::to(move |beat| tell.lock().unwrap().send(beat.batch).unwrap());
         for batch in [3, 4] {

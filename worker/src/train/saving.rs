@@ -464,7 +464,7 @@ fn at_start(error: CheckpointError, generation: Generation) -> TrainError {
     match generation.start {
         Some(manifest) if error.is_damage() => TrainError::DamagedStart {
             manifest,
-            source: error,
+            source: Box::new(error),
         },
         _ => error.into(),
     }
@@ -480,7 +480,7 @@ fn find(
 ) -> Result<Option<Loaded>, CheckpointError> {
     let newest = |folder: &RunFolder, warn: &mut dyn FnMut(Option<ManifestName>, String)| {
         folder.newest_good(Some(identity), &mut |manifest, text| {
-            warn(Some(manifest), text)
+            warn(Some(manifest), text);
         })
     };
     match (resume, folder) {

@@ -187,6 +187,18 @@ impl<'a> Training<'a> {
                 self.saving.save(node, place, counted.clone(), None);
             }
         }
+        self.judge((epoch, batch, lr), (counted, images_per_second), node, tell)
+    }
+
+    /// Ends an epoch: with the test set, where it is due, and its record; nothing where a signal ended
+    /// it.
+    fn judge(
+        &mut self,
+        (epoch, batch, lr): (u32, usize, f64),
+        (counted, images_per_second): (Counted, f64),
+        node: &mut Node,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Option<EpochRecord>, TrainError> {
         self.join_bad_samples(node, tell)?;
         let ends = epoch + 1 == self.run.epochs || self.batches_done == self.batches_in_all;
         let evaluates = ends || (epoch + 1).is_multiple_of(self.run.evaluate_every);
@@ -339,14 +351,14 @@ impl<'a> Training<'a> {
         let collective = exchange.collective();
         // Parts of the test set take their time.
         collective.set_deadline(group::STARTUP);
-        let (tested, all, signal) = group::join_tests(collective, tested, signal, bad_samples)?;
+        let all = group::join_tests(collective, tested, signal, bad_samples)?;
         collective.set_deadline(group::deadline(self.run, self.slowest_step));
         self.pulse.beat(|beat| beat.waits = false);
-        if tested.is_none() {
-            self.stopped_in_test = signal;
+        if all.tally.is_none() {
+            self.stopped_in_test = all.stopped;
         }
-        self.told_bad_samples(&all, mine, tell);
-        Ok(tested)
+        self.told_bad_samples(&all.bad, mine, tell);
+        Ok(all.tally)
     }
 
     /// Where training goes on after this batch: a checkpoint never lies behind an epoch's last.

@@ -104,7 +104,7 @@ struct Member<'a> {
 impl<'a> Member<'a> {
     fn new(seat: &'a Seat, job: &'a Job<'a>) -> anyhow::Result<Self> {
         let source = Source::open(&job.run.data, job.run.seed)?;
-        let stop = job.stop_flag()?;
+        let stop = Job::stop_flag()?;
         if seat.with_parent {
             end_with_parent(Arc::clone(&stop))?;
         }
@@ -133,14 +133,7 @@ impl<'a> Member<'a> {
 
     /// Joins one generation and trains in it.
     fn generation(&mut self, means: &mut Means) -> anyhow::Result<Ended> {
-        let listener = match means {
-            Means::Tcp => {
-                let listener = TcpListener::bind((self.seat.bind, 0));
-                Some(listener.with_context(|| format!("--bind {}", self.seat.bind))?)
-            }
-            #[cfg(feature = "mpi")]
-            Means::Mpi(_) => None,
-        };
+        let listener = self.listener(means)?;
         let address = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         self.request.collective = address;
         let assignment = match self.join()? {
@@ -167,23 +160,17 @@ impl<'a> Member<'a> {
                 let _ = membership.leave(Reason::Failed { message, lost });
                 return Err(error.into());
             }
-            Err(error) => return Ok(self.failed(membership, &line, error.into())),
+            Err(error) => return Ok(self.failed(membership, &line, &error.into())),
         };
         line.watch(collective.interrupt());
         let (pulse, report) = (membership.report(), membership.report());
         let options = Options {
-            generation: Some(Generation {
-                number: assignment.generation,
-                start: assignment
-                    .start
-                    .as_ref()
-                    .and_then(|start| manifest_of_name(&start.manifest)),
-            }),
+            generation: Some(generation_of(&assignment)),
             source: Some(self.source.clone()),
             stop: Arc::clone(&self.stop),
             save: Arc::clone(&save),
             pulse: Arc::new(Pulse::to(move |beat| {
-                pulse.set(|status| copy(*beat, status))
+                pulse.set(|status| copy(*beat, status));
             })),
             ..Options::default()
         };
@@ -201,40 +188,52 @@ impl<'a> Member<'a> {
             }
         };
         let outcome = self.job.train(&options, Some(collective), told, &mut see);
-        match outcome {
+        self.left(membership, &line, outcome)
+    }
+
+    /// Says farewell after training, and tells what comes next.
+    fn left(
+        &self,
+        membership: Membership,
+        line: &Line,
+        outcome: anyhow::Result<Outcome>,
+    ) -> anyhow::Result<Ended> {
+        let error = match outcome {
             Ok(outcome) => {
-                let reason = match &outcome {
+                let reason = match outcome {
                     Outcome::Finished => Reason::Finished,
                     Outcome::Stopped(signal) => Reason::Stopped {
-                        signal: i32::try_from(*signal).unwrap_or(15),
+                        signal: i32::try_from(signal).unwrap_or(15),
                     },
                 };
                 if let Err(error) = membership.leave(reason) {
                     self.job.tell_warning(&error.to_string());
                 }
-                Ok(Ended::Over(outcome.code()))
+                return Ok(Ended::Over(outcome.code()));
             }
-            Err(error) => match error.downcast::<TrainError>() {
-                Ok(error) if is_of_the_group(&error) || line.told().abandoned.is_some() => {
-                    Ok(self.failed(membership, &line, error))
-                }
-                Ok(error) => {
-                    let message = format!("{error:#}");
-                    let _ = membership.leave(Reason::Failed {
-                        message,
-                        lost: None,
-                    });
-                    Err(error.into())
-                }
-                Err(error) => {
-                    let message = format!("{error:#}");
-                    let _ = membership.leave(Reason::Failed {
-                        message,
-                        lost: None,
-                    });
-                    Err(error)
-                }
-            },
+            Err(error) => error,
+        };
+        let of_training = error.downcast_ref::<TrainError>();
+        if let Some(error) = of_training
+            && (is_of_the_group(error) || line.told().abandoned.is_some())
+        {
+            return Ok(self.failed(membership, line, error));
+        }
+        let (message, lost) = (format!("{error:#}"), None);
+        let _ = membership.leave(Reason::Failed { message, lost });
+        Err(error)
+    }
+
+    /// The listener for the other ranks, where they connect to it.
+    fn listener(&self, means: &Means) -> anyhow::Result<Option<TcpListener>> {
+        match means {
+            Means::Tcp => {
+                let listener = TcpListener::bind((self.seat.bind, 0));
+                let listener = listener.with_context(|| format!("--bind {}", self.seat.bind));
+                listener.map(Some)
+            }
+            #[cfg(feature = "mpi")]
+            Means::Mpi(_) => Ok(None),
         }
     }
 
@@ -302,12 +301,12 @@ impl<'a> Member<'a> {
     }
 
     /// The generation is over for this rank: tells why, unless the coordinator did.
-    fn failed(&self, membership: Membership, line: &Line, error: TrainError) -> Ended {
+    fn failed(&self, membership: Membership, line: &Line, error: &TrainError) -> Ended {
         if let Some(reason) = line.told().abandoned.take() {
             return Ended::Again(reason);
         }
         let message = format!("{:#}", anyhow::Error::msg(error.to_string()));
-        let reason = match &error {
+        let reason = match error {
             TrainError::DamagedStart { manifest, .. } => Reason::DamagedStart {
                 manifest: manifest.to_string(),
                 message: message.clone(),
@@ -316,7 +315,14 @@ impl<'a> Member<'a> {
                 lost: lost(error),
                 message: message.clone(),
             },
-            _ => Reason::Failed {
+            TrainError::Data(_)
+            | TrainError::Node(_)
+            | TrainError::Checkpoint(_)
+            | TrainError::Weights(_)
+            | TrainError::Disagree { .. }
+            | TrainError::BatchTooLarge { .. }
+            | TrainError::Evaluation { .. }
+            | TrainError::Fault { .. } => Reason::Failed {
                 lost: None,
                 message: message.clone(),
             },
@@ -325,6 +331,15 @@ impl<'a> Member<'a> {
             self.job.tell_warning(&error.to_string());
         }
         Ended::Again(message)
+    }
+}
+
+/// The generation as training knows it.
+fn generation_of(assignment: &Assignment) -> Generation {
+    let start = assignment.start.as_ref();
+    Generation {
+        number: assignment.generation,
+        start: start.and_then(|start| manifest_of_name(&start.manifest)),
     }
 }
 
@@ -342,7 +357,13 @@ fn is_of_the_group(error: &TrainError) -> bool {
         ),
         TrainError::DamagedStart { .. } => true,
         TrainError::Checkpoint(error) => error.is_taken_over(),
-        _ => false,
+        TrainError::Data(_)
+        | TrainError::Node(_)
+        | TrainError::Weights(_)
+        | TrainError::Disagree { .. }
+        | TrainError::BatchTooLarge { .. }
+        | TrainError::Evaluation { .. }
+        | TrainError::Fault { .. } => false,
     }
 }
 
@@ -351,7 +372,12 @@ fn lost(error: &CollectiveError) -> Option<u32> {
     let rank = match error {
         CollectiveError::Lost { rank, .. } | CollectiveError::Left { rank, .. } => Some(rank),
         CollectiveError::Deadline { missing, .. } => missing.first(),
-        _ => None,
+        CollectiveError::Unequal { .. }
+        | CollectiveError::OutOfStep { .. }
+        | CollectiveError::Interrupted { .. }
+        | CollectiveError::TooLong { .. }
+        | CollectiveError::Group { .. }
+        | CollectiveError::Io { .. } => None,
     };
     rank.map(|rank| rank.0)
 }

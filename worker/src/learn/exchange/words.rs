@@ -149,7 +149,9 @@ mod tests {
                 words.write(&report(rank), 1.0, stop, &mut mine);
                 sum.iter_mut().zip(&mine).for_each(|(s, m)| *s += m);
             }
-            sum.iter_mut().for_each(|s| *s *= 1.0 / world as f32);
+            for number in &mut sum {
+                *number *= 1.0 / world as f32;
+            }
             let (read, stop) = words.read(&sum);
             assert_eq!(stop, Some(15));
             let total = |of: &dyn Fn(Report) -> u64| (0..world).map(|r| of(report(r))).sum::<u64>();
@@ -178,7 +180,9 @@ mod tests {
         assert_eq!(words.read(&numbers).1, None);
         words.write(&Report::default(), 1.0, 2, &mut numbers);
         // One of two ranks.
-        numbers.iter_mut().for_each(|n| *n *= 0.5);
+        for number in &mut numbers {
+            *number *= 0.5;
+        }
         assert_eq!(words.read(&numbers).1, Some(2));
     }
 }
