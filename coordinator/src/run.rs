@@ -253,6 +253,8 @@ impl Run {
             self.reply(id, Reply::Done(Done {}));
         } else if checkpoint.generation > self.newest || matches!(self.stage, Stage::Reading) {
             self.errand.learn();
+            // It is told once: what is read next will show whether its generation trains.
+            self.checkpoint = Some(checkpoint);
             self.reply(id, Reply::Done(Done {}));
         } else {
             self.count(Counter::Stale);
