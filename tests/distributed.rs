@@ -103,8 +103,12 @@ fn compare(set: &[&str], worlds: &[usize], tolerance: f32) {
             assert_eq!(other.train.neurons, alone.train.neurons);
             let losses = (other.train.mean_loss(), alone.train.mean_loss());
             assert!((losses.0 - losses.1).abs() < 1e-4, "{losses:?}");
-            let test = |record: &train::EpochRecord| record.test.clone().unwrap().samples;
-            assert_eq!(test(other), test(alone), "every test sample once");
+            let test = |record: &train::EpochRecord| record.test.clone().unwrap();
+            let (theirs, mine) = (test(other), test(alone));
+            assert_eq!(theirs.samples, mine.samples, "every test sample once");
+            // The mean over samples, though ranks cut the set into other batches.
+            let losses = (theirs.mean_loss(), mine.mean_loss());
+            assert!((losses.0 - losses.1).abs() < 1e-3 * losses.1, "{losses:?}");
         }
     }
 }

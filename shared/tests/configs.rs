@@ -83,7 +83,14 @@ const TABLE_2: &[Row] = &[
     },
 ];
 
-/// The files of configs/, by name without its end.
+/// The short names of the paper's recipes, which are links, and those of the files.
+const LINKS: [(&str, &str); 3] = [
+    ("cifar10", "ms_resnet18-cifar10"),
+    ("cifar100", "ms_resnet18-cifar100"),
+    ("imagenet", "sew_resnet34-imagenet"),
+];
+
+/// The files of configs/, links included, by name without its end.
 fn files() -> BTreeMap<String, (String, Run)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
     let entries = fs::read_dir(folder).unwrap().map(|entry| {
@@ -101,6 +108,12 @@ fn files() -> BTreeMap<String, (String, Run)> {
 #[test]
 fn every_row_has_its_two_files_and_every_file_its_place() {
     let mut files = files();
+    for (link, name) in LINKS {
+        let (text, _) = files
+            .remove(link)
+            .unwrap_or_else(|| panic!("no {link}.toml"));
+        assert_eq!(text, files[name].0, "{link}.toml is another {name}.toml");
+    }
     for row in TABLE_2 {
         let released = format!("{}_released", row.name);
         for name in [row.name, released.as_str()] {

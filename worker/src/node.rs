@@ -28,21 +28,31 @@ pub enum NodeError {
     Cpu(#[from] CpuError),
     /// The network does not fit into memory.
     #[error(
-        "a batch of {batch} with a window of {window} needs {needed_mib} MiB and {available_mib} \
-         MiB are free: {}", remedy(*fits)
+        "{} with a window of {window} needs {needed_mib} MiB and {available_mib} MiB are free: {}",
+        batch_of(*batch, *of), remedy(*fits)
     )]
     Memory {
-        /// Samples in the batch.
+        /// Samples of this rank in the batch.
         batch: usize,
+        /// Samples of all ranks in it.
+        of: usize,
         /// Time steps that are kept.
         window: usize,
         /// What buffers, weights and optimiser need.
         needed_mib: u64,
         /// What the machine has left.
         available_mib: u64,
-        /// The largest batch that fits, 0 if none does.
+        /// The largest batch, of all ranks, that fits; 0 if none does.
         fits: u64,
     },
+}
+
+fn batch_of(batch: usize, of: usize) -> String {
+    if batch == of {
+        format!("a batch of {batch}")
+    } else {
+        format!("this rank's {batch} samples of a batch of {of}")
+    }
 }
 
 fn remedy(fits: u64) -> String {
@@ -130,7 +140,8 @@ pub fn build_share(
         first_sample: share.places.start,
     };
     let optimiser = Optimiser::new(run.optimiser);
-    check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
+    let states = optimiser.num_states();
+    check_memory(&graph, &settings, run.data.batch, states, &*kernels)?;
     let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
     for (name, values) in init::parameters(&options, &graph, run.seed) {
         let set = network.set(&mut *kernels, &name, &values);
@@ -146,13 +157,15 @@ pub fn build_share(
     })
 }
 
-/// Whether a network's buffers fit into the memory that is free, before anything is allocated.
+/// Whether a network's buffers fit into the memory that is free, before anything is allocated. `batch`
+/// is that of all ranks.
 ///
 /// # Errors
 /// If they do not; the error names the largest batch that does.
 pub fn check_memory(
     graph: &Graph,
     settings: &Settings,
+    batch: usize,
     optimiser_states: usize,
     kernels: &dyn Kernels,
 ) -> Result<(), NodeError> {
@@ -168,12 +181,15 @@ pub fn check_memory(
         return Ok(());
     }
     let per_sample = (buffers / settings.samples as u64).max(1);
+    let fits = u128::from(available.saturating_sub(arenas) / per_sample);
+    let fits = fits * batch as u128 / settings.samples as u128;
     Err(NodeError::Memory {
         batch: settings.samples,
+        of: batch,
         window: settings.window,
         needed_mib: needed >> 20,
         available_mib: available >> 20,
-        fits: available.saturating_sub(arenas) / per_sample,
+        fits: u64::try_from(fits).unwrap_or(u64::MAX),
     })
 }
 
@@ -305,5 +321,18 @@ mod tests {
         };
         assert!(fits > 1000 && fits < 1_000_000, "{fits}");
         assert!(build(&run(8), Shape::new(28, 28, 1), 10).is_ok());
+        // One rank of two.
+        let half = Share {
+            places: 0..500_000,
+            norms: Norms::Pooled,
+        };
+        let error = build_share(&run(1_000_000), Shape::new(28, 28, 1), 10, &half).unwrap_err();
+        let text = error.to_string();
+        let begin = "this rank's 500000 samples of a batch of 1000000 with a window of";
+        assert!(text.starts_with(begin), "{text}");
+        let NodeError::Memory { fits: of_two, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(of_two > fits * 3 / 2, "{of_two} {fits}");
     }
 }

@@ -169,7 +169,8 @@ pub fn train_in(
     let epochs = match training.epochs(&mut node, tell) {
         Ok(epochs) => epochs,
         Err(error) => {
-            // What is being written is kept, whatever the others do.
+            // What is being written is kept, whatever the others do: under mpirun telling them ends this
+            // process.
             let error = training.end(error, tell);
             if let Some(exchange) = &mut node.learner.exchange {
                 group::tell(&error, exchange.collective());
@@ -269,11 +270,13 @@ fn bucket(
         return Ok(numbers);
     }
     let key = group::Tuned::key(run, &*collective, len);
-    if let Some(known) = group::known_bucket(collective, saving.tuning().as_deref(), &key)? {
+    let mut tuned = group::Tuned::read(saving.tuning().as_deref());
+    if let Some(known) = group::known_bucket(collective, &tuned, &key)? {
         return Ok(known);
     }
     let bucket = exchange::measured(collective, len, wire(run))?;
-    saving.keep_tuning(&group::Tuned { key, bucket }.text());
+    tuned.add(key, bucket);
+    saving.keep_tuning(&tuned.text());
     Ok(bucket)
 }
 

@@ -153,7 +153,8 @@ impl Bench {
             momentum: 0.9,
             weight_decay: 5e-5,
         });
-        node::check_memory(&graph, &settings, optimiser.num_states(), &*kernels)?;
+        let (samples, states) = (settings.samples, optimiser.num_states());
+        node::check_memory(&graph, &settings, samples, states, &*kernels)?;
         let pictures = Pictures::new(arguments, &options)?;
         let network = Network::new(&graph, &settings, optimiser.num_states(), &mut *kernels);
         if let Some(path) = &arguments.weights {

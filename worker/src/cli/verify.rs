@@ -138,7 +138,7 @@ fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
     let trace = AlgorithmTrace::read(path, &common)?;
     let mut kernels = kernels(arguments)?;
     let settings = settings(&common, &trace);
-    node::check_memory(&common.graph, &settings, 1, &*kernels)
+    node::check_memory(&common.graph, &settings, settings.samples, 1, &*kernels)
         .with_context(|| format!("cannot replay {}", path.display()))?;
     match replay(&common, &trace, &mut *kernels) {
         Ok(comparison) => {

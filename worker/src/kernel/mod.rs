@@ -362,6 +362,17 @@ pub trait Kernels: Send {
     /// Updates a range of the weights from the same range of the gradients.
     fn update(&mut self, span: Span, step: Step);
 
+    /// Updates a range of the weights from gradients that are given, such as the means over ranks. What
+    /// the same range of [`Arena::Gradients`] holds then is not said.
+    ///
+    /// # Panics
+    /// If there are not as many gradients as the range has numbers.
+    fn update_from(&mut self, span: Span, gradients: &[f32], step: Step) {
+        assert_eq!(gradients.len(), span.len, "a gradient for every weight");
+        self.write_arena(Arena::Gradients, span.offset, gradients);
+        self.update(span, step);
+    }
+
     /// Zeroes the errors of one time step: for a value of whose readers some handed down an error
     /// for the newest step alone and others for the whole window.
     fn zero(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize);

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use words::Words;
+use words::{Said, Words};
 
 /// Is told before and after each wait for the other ranks.
 pub type Waiting = Arc<dyn Fn(bool) + Send + Sync>;
@@ -84,6 +84,8 @@ pub struct Exchange {
     waited: Duration,
     report: Report,
     stopped: Option<usize>,
+    /// Seconds of the slowest time step: of this rank, and of all.
+    slowest_step: (f64, f64),
     /// Whether running statistics have moved already.
     moments_are_done: bool,
 }
@@ -144,6 +146,7 @@ impl Exchange {
             waited: Duration::ZERO,
             report: Report::default(),
             stopped: None,
+            slowest_step: (0.0, 0.0),
             moments_are_done: false,
         }
     }
@@ -206,8 +209,8 @@ impl Exchange {
         }
     }
 
-    /// Starts what is left, waits for one bucket after the other, and gives each range to `update`
-    /// once its gradients are the means. `ends_batch` says that no update of this batch follows.
+    /// Starts what is left, waits for one bucket after the other, and gives each range with the means of
+    /// its gradients to `update`. `ends_batch` says that no update of this batch follows.
     ///
     /// # Errors
     /// If the group fails. Some ranges may have been updated then, and the network must not be used
@@ -217,7 +220,7 @@ impl Exchange {
         kernels: &mut dyn Kernels,
         network: &Network,
         ends_batch: bool,
-        update: &mut dyn FnMut(&mut dyn Kernels, Span),
+        update: &mut dyn FnMut(&mut dyn Kernels, Span, &[f32]),
     ) -> Result<(), CollectiveError> {
         while self.failure.is_none() && self.under_way.len() + 1 < self.buckets.len() {
             self.start(kernels);
@@ -238,12 +241,11 @@ impl Exchange {
             let bucket = &mut self.buckets[index];
             let range = bucket.range.clone();
             let len = range.len();
-            kernels.write_arena(Arena::Gradients, range.start, &numbers[..len]);
             let span = Span {
                 offset: range.start,
                 len,
             };
-            update(kernels, span);
+            update(kernels, span, &numbers[..len]);
             bucket.numbers = Some(numbers);
         }
         (self.part.waiting)(false);
@@ -273,8 +275,14 @@ impl Exchange {
         if ends_batch {
             let stop = self.part.stop.load(Ordering::Relaxed);
             let report = kernels.take_report();
-            self.words
-                .write(&report, f64::from(self.scale), stop, words);
+            let said = Said {
+                rank: self.collective.rank().0 as usize,
+                report: &report,
+                share: f64::from(self.scale),
+                slowest_step: self.slowest_step.0,
+                stop,
+            };
+            self.words.write(said, words);
         }
     }
 
@@ -291,9 +299,11 @@ impl Exchange {
             network.apply_moments(kernels, self.part.batch);
         }
         if ends_batch {
-            let (report, stop) = self.words.read(words);
-            self.report.add(&report);
-            self.stopped = self.stopped.or(stop);
+            let heard = self.words.read(words);
+            self.report.add(&heard.report);
+            self.stopped = self.stopped.or(heard.stop);
+            let slowest = &mut self.slowest_step.1;
+            *slowest = slowest.max(heard.slowest_step);
         }
     }
 
@@ -345,6 +355,13 @@ impl Exchange {
     /// computation hid.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
+    }
+
+    /// Takes note of the seconds of this rank's slowest time step so far, and gives those of the slowest
+    /// of all ranks: the others' as of the batch before.
+    pub fn slowest_step(&mut self, seconds: f64) -> f64 {
+        self.slowest_step.0 = seconds;
+        self.slowest_step.1.max(seconds)
     }
 
     /// The signal that some rank was given before the end of an earlier batch: the same on all ranks

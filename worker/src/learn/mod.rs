@@ -187,8 +187,8 @@ impl Learner {
             },
         );
         let exchange = shared.into_inner();
-        exchange.finish(kernels, network, ends_batch, &mut |kernels, span| {
-            kernels.update(span, step);
+        exchange.finish(kernels, network, ends_batch, &mut |kernels, span, mean| {
+            kernels.update_from(span, mean, step);
         })
     }
 

@@ -27,8 +27,8 @@ pub enum Tested {
     Bad(Vec<BadSample>),
 }
 
-/// The rank's part of the test set, every sample once, with running statistics. Nothing where it is
-/// to stop before the end.
+/// The rank's part of the test set, every sample once, with running statistics; its loss is the mean
+/// over samples, however batches and ranks cut the set. Nothing where it is to stop before the end.
 ///
 /// # Errors
 /// If a sample cannot be read, or a loss or a membrane potential is not finite.
@@ -67,7 +67,7 @@ pub fn evaluate(
         });
         result?;
         tell(Tested::Batch);
-        tally.add(&node.kernels.take_report());
+        tally.add_by_samples(&node.kernels.take_report());
     }
     Ok(Some(tally))
 }

@@ -22,6 +22,8 @@ use synfire_shared::run::{self, Run};
 pub(super) const STARTUP: Duration = Duration::from_mins(10);
 /// The longest wait for another rank in training, unless time steps are slow.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// Sizes of buckets that a run remembers.
+const MAX_TUNED: usize = 64;
 /// Slowest time steps that are waited for.
 const SLOW: f64 = 10.0;
 
@@ -242,16 +244,28 @@ pub(super) fn tell(error: &TrainError, collective: &mut dyn Collective) {
     collective.abort(&reason);
 }
 
-/// A size of buckets, and for what it was measured.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Sizes of buckets, in numbers, by what they depend on, in words.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(super) struct Tuned {
-    /// What it depends on, in words.
-    pub(super) key: String,
-    /// Numbers of a bucket.
-    pub(super) bucket: usize,
+    buckets: BTreeMap<String, usize>,
 }
 
 impl Tuned {
+    /// What is known from earlier starts of the run; nothing where that cannot be read.
+    pub(super) fn read(tuning: Option<&[u8]>) -> Self {
+        let read = tuning.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        read.unwrap_or_default()
+    }
+
+    /// Adds one; of too many others all are forgotten.
+    pub(super) fn add(&mut self, key: String, bucket: usize) {
+        if self.buckets.len() >= MAX_TUNED {
+            self.buckets.clear();
+        }
+        self.buckets.insert(key, bucket);
+    }
+
     /// What the best size depends on.
     pub(super) fn key(run: &Run, collective: &dyn Collective, len: usize) -> String {
         let (name, world) = (collective.name(), collective.world().0);
@@ -267,11 +281,34 @@ impl Tuned {
 /// The size that rank 0 knows from an earlier start of the run, if it is for the same group.
 pub(super) fn known_bucket(
     collective: &mut dyn Collective,
-    tuning: Option<&[u8]>,
+    tuned: &Tuned,
     key: &str,
 ) -> Result<Option<usize>, TrainError> {
-    let tuned = tuning.and_then(|bytes| serde_json::from_slice::<Tuned>(bytes).ok());
-    let mine = tuned.filter(|tuned| tuned.key == key && tuned.bucket > 0);
-    let mut all: Vec<Option<usize>> = exchanged(collective, &mine.map(|tuned| tuned.bucket))?;
+    let mine = tuned.buckets.get(key).copied();
+    let mine = mine.filter(|&bucket| bucket > 0);
+    let mut all: Vec<Option<usize>> = exchanged(collective, &mine)?;
     Ok(all.swap_remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_buckets_are_kept_for_every_group_a_run_had() {
+        let mut tuned = Tuned::default();
+        tuned.add("between 2 ranks".into(), 1024);
+        tuned.add("between 3 ranks".into(), 4096);
+        let text = tuned.text();
+        let mut again = Tuned::read(Some(text.as_bytes()));
+        assert_eq!(again, tuned);
+        assert_eq!(again.buckets["between 2 ranks"], 1024);
+        for number in 0..2 * MAX_TUNED {
+            again.add(number.to_string(), 1);
+            assert!(again.buckets.len() <= MAX_TUNED);
+        }
+        for broken in [None, Some(&b"{"[..]), Some(b"[1]"), Some(br#"{"key":-1}"#)] {
+            assert_eq!(Tuned::read(broken), Tuned::default());
+        }
+    }
 }

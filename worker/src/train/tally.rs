@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 /// Sums of some batches, as rates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Per time step: losses summed over batches.
+    /// Per time step: losses, summed over batches; of a test set over samples.
     #[serde(with = "saving::bits")]
     pub loss: Vec<f64>,
     /// Per time step: samples that are right by the logits summed so far.
     pub correct: Vec<u64>,
     /// Per time step: samples.
     pub samples: Vec<u64>,
-    /// Per time step: batches.
+    /// Per time step: of how many batches, or samples, `loss` is the sum.
     pub batches: Vec<u64>,
     /// Per layer of neurons: spikes.
     pub spikes: Vec<u64>,
@@ -45,6 +45,16 @@ impl Tally {
         sum(&mut self.observed, &report.observed);
     }
 
+    /// Adds what the back end has summed of one batch, whose loss counts as often as it has samples.
+    pub fn add_by_samples(&mut self, report: &Report) {
+        let (mut report, samples) = (report.clone(), &report.samples);
+        for (loss, &n) in report.loss.iter_mut().zip(samples) {
+            *loss *= n as f64;
+        }
+        report.batches.clone_from(samples);
+        self.add(&report);
+    }
+
     /// Adds what another rank has summed of batches of its own.
     pub fn join(&mut self, other: &Self) {
         self.add(&Report {
@@ -59,7 +69,7 @@ impl Tally {
         });
     }
 
-    /// The mean loss over time steps and batches.
+    /// The mean loss over time steps and batches, or samples.
     pub fn mean_loss(&self) -> f64 {
         self.loss.iter().sum::<f64>() / self.batches.iter().sum::<u64>().max(1) as f64
     }

@@ -73,9 +73,11 @@ impl CpuKernels {
         }
     }
 
-    pub(super) fn update_now(&mut self, span: Span, step: Step) {
+    /// Updates weights, from their own gradients unless others are given.
+    pub(super) fn update_now(&mut self, span: Span, given: Option<&[f32]>, step: Step) {
         let weights = self.weights[span.range()].par_chunks_mut(PIECE);
-        let gradients = self.gradients[span.range()].par_chunks(PIECE);
+        let gradients = given.unwrap_or(&self.gradients[span.range()]);
+        let gradients = gradients.par_chunks(PIECE);
         let state = self.state[span.range()].par_chunks_mut(PIECE);
         match step {
             Step::Sgd {

@@ -406,7 +406,13 @@ impl Kernels for CpuKernels {
     }
 
     fn update(&mut self, span: Span, step: Step) {
-        self.on_pool(|k| k.update_now(span, step));
+        self.on_pool(|k| k.update_now(span, None, step));
+        self.changed(span);
+    }
+
+    fn update_from(&mut self, span: Span, gradients: &[f32], step: Step) {
+        assert_eq!(gradients.len(), span.len, "a gradient for every weight");
+        self.on_pool(|k| k.update_now(span, Some(gradients), step));
         self.changed(span);
     }
 

@@ -67,7 +67,7 @@ pub fn measured(
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     let good = times.iter().position(|&time| time <= WORTH * best);
     let size = SIZES[good.unwrap_or(SIZES.len() - 1)];
-    // As megabinary numbers: exact in f32.
+    // A power of two: exact in f32.
     let mut chosen = [size as f32];
     collective.broadcast(Rank(0), &mut chosen)?;
     #[expect(

@@ -1,4 +1,5 @@
-//! What rides behind the gradients of a batch's last time step: sums of the batch, whether to stop.
+//! What rides behind the gradients of a batch's last time step: sums of the batch, how slow each rank
+//! is, whether to stop.
 //!
 //! Everything travels as f32 and comes back as a mean over ranks. Counts are cut into limbs of 12
 //! bits, so that their sums over up to 64 ranks, and the means of those, are exact once rounded.
@@ -6,8 +7,11 @@
 use crate::kernel::Report;
 
 const LIMB_BITS: u32 = 12;
-/// Limbs of a count: up to 2^36.
-const LIMBS: usize = 3;
+/// Limbs of a count.
+const LIMBS: usize = 4;
+/// The largest count of a rank and batch; what is larger, of which no network comes near, counts as
+/// this.
+const MOST: u64 = (1 << (LIMBS as u32 * LIMB_BITS)) - 1;
 /// Counts per time step, per layer, and beside them.
 const PER_STEP: usize = 2;
 const PER_LAYER: usize = 4;
@@ -26,33 +30,57 @@ pub(super) struct Words {
     pub(super) world: usize,
 }
 
+/// What a rank says of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said<'a> {
+    pub(super) rank: usize,
+    pub(super) report: &'a Report,
+    /// Its share of the samples times W: the mean of losses by it over ranks is that of the batch.
+    pub(super) share: f64,
+    /// Seconds of its slowest time step so far.
+    pub(super) slowest_step: f64,
+    /// The signal that it was given; 0 for none.
+    pub(super) stop: usize,
+}
+
+/// What all ranks say of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Heard {
+    pub(super) report: Report,
+    /// Seconds of the slowest time step of any rank.
+    pub(super) slowest_step: f64,
+    /// A signal that any rank was given.
+    pub(super) stop: Option<usize>,
+}
+
 impl Words {
     pub(super) fn len(self) -> usize {
-        self.time_steps + LIMBS * self.counts() + STOPS
+        self.time_steps + LIMBS * self.counts() + self.world + STOPS
     }
 
     fn counts(self) -> usize {
         self.time_steps * PER_STEP + self.layers * PER_LAYER
     }
 
-    /// Writes a rank's report of one batch: losses by its share, times W, so that their mean over
-    /// ranks is the loss of the batch.
-    pub(super) fn write(self, report: &Report, share: f64, stop: usize, words: &mut [f32]) {
+    pub(super) fn write(self, said: Said<'_>, words: &mut [f32]) {
         words.fill(0.0);
         let (losses, rest) = words.split_at_mut(self.time_steps);
-        for (word, &loss) in losses.iter_mut().zip(&report.loss) {
-            *word = single(loss * share);
+        for (word, &loss) in losses.iter_mut().zip(&said.report.loss) {
+            *word = single(loss * said.share);
         }
-        let (counts, stops) = rest.split_at_mut(LIMBS * self.counts());
-        let lists = self.lists(report);
+        let (counts, rest) = rest.split_at_mut(LIMBS * self.counts());
+        let (slowest, stops) = rest.split_at_mut(self.world);
+        let lists = self.lists(said.report);
         for (limbs, count) in counts.chunks_exact_mut(LIMBS).zip(lists) {
-            let mut left = count;
+            let mut left = count.min(MOST);
             for limb in limbs {
                 *limb = (left & ((1 << LIMB_BITS) - 1)) as f32;
                 left >>= LIMB_BITS;
             }
         }
-        match stop {
+        // Every rank has a place of its own, so that the largest comes out of a sum.
+        slowest[said.rank] = single(said.slowest_step);
+        match said.stop {
             0 => {}
             SIGINT => stops[0] = 1.0,
             _ => stops[1] = 1.0,
@@ -77,10 +105,10 @@ impl Words {
         steps.into_iter().chain(layers).flatten()
     }
 
-    /// The report of the whole batch, and the signal that any rank was given.
-    pub(super) fn read(self, words: &[f32]) -> (Report, Option<usize>) {
+    pub(super) fn read(self, words: &[f32]) -> Heard {
         let (losses, rest) = words.split_at(self.time_steps);
-        let (counts, stops) = rest.split_at(LIMBS * self.counts());
+        let (counts, rest) = rest.split_at(LIMBS * self.counts());
+        let (slowest, stops) = rest.split_at(self.world);
         let mut counts = counts.chunks_exact(LIMBS).map(|limbs| {
             let limbs = limbs.iter().rev();
             limbs.fold(0_u64, |sum, &limb| (sum << LIMB_BITS) + self.whole(limb))
@@ -101,7 +129,12 @@ impl Words {
         let stop = signals
             .into_iter()
             .find(|(stops, _)| self.whole(*stops) > 0);
-        (report, stop.map(|(_, signal)| signal))
+        let slowest = slowest.iter().copied().fold(0.0, f32::max);
+        Heard {
+            report,
+            slowest_step: f64::from(slowest) * self.world as f64,
+            stop: stop.map(|(_, signal)| signal),
+        }
     }
 
     /// The sum over ranks of which this is the mean.
@@ -137,8 +170,8 @@ mod tests {
                 correct: vec![rank as u64, 1_000_000],
                 samples: vec![4095, 1_000_001],
                 batches: vec![1; 2],
-                spikes: vec![(1 << 36) - 1 - rank as u64],
-                neurons: vec![(1 << 35) + 7 * rank as u64],
+                spikes: vec![MOST - rank as u64],
+                neurons: vec![(1 << 47) + 7 * rank as u64],
                 silent: vec![rank as u64],
                 observed: vec![64],
             };
@@ -146,14 +179,23 @@ mod tests {
             for rank in 0..world {
                 let mut mine = vec![9.0; words.len()];
                 let stop = if rank == world / 2 { 15 } else { 0 };
-                words.write(&report(rank), 1.0, stop, &mut mine);
+                let said = Said {
+                    rank,
+                    report: &report(rank),
+                    share: 1.0,
+                    slowest_step: if rank == world / 3 { 7.5 } else { 0.25 },
+                    stop,
+                };
+                words.write(said, &mut mine);
                 sum.iter_mut().zip(&mine).for_each(|(s, m)| *s += m);
             }
             for number in &mut sum {
                 *number *= 1.0 / world as f32;
             }
-            let (read, stop) = words.read(&sum);
-            assert_eq!(stop, Some(15));
+            let heard = words.read(&sum);
+            assert_eq!(heard.stop, Some(15));
+            assert!((heard.slowest_step - 7.5).abs() < 1e-5, "{heard:?}");
+            let read = heard.report;
             let total = |of: &dyn Fn(Report) -> u64| (0..world).map(|r| of(report(r))).sum::<u64>();
             assert_eq!(
                 read.correct,
@@ -176,13 +218,43 @@ mod tests {
             world: 2,
         };
         let mut numbers = vec![0.0; words.len()];
-        words.write(&Report::default(), 1.0, 0, &mut numbers);
-        assert_eq!(words.read(&numbers).1, None);
-        words.write(&Report::default(), 1.0, 2, &mut numbers);
+        let said = Said {
+            rank: 1,
+            report: &Report::default(),
+            share: 1.0,
+            slowest_step: 0.0,
+            stop: 0,
+        };
+        words.write(said, &mut numbers);
+        assert_eq!(words.read(&numbers).stop, None);
+        words.write(Said { stop: 2, ..said }, &mut numbers);
         // One of two ranks.
         for number in &mut numbers {
             *number *= 0.5;
         }
-        assert_eq!(words.read(&numbers).1, Some(2));
+        assert_eq!(words.read(&numbers).stop, Some(2));
+    }
+
+    #[test]
+    fn a_count_beyond_all_measure_counts_as_the_largest() {
+        let words = Words {
+            time_steps: 1,
+            layers: 0,
+            world: 1,
+        };
+        let report = Report {
+            samples: vec![u64::MAX],
+            ..Report::default()
+        };
+        let mut numbers = vec![0.0; words.len()];
+        let said = Said {
+            rank: 0,
+            report: &report,
+            share: 1.0,
+            slowest_step: 0.0,
+            stop: 0,
+        };
+        words.write(said, &mut numbers);
+        assert_eq!(words.read(&numbers).report.samples, [MOST]);
     }
 }
