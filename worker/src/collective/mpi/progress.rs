@@ -201,8 +201,7 @@ impl Progress {
                 let request = work.immediate_all_reduce_into(scope, &*values, &mut *sum, add);
                 clerk.wait(request, Wait::Transfer);
             });
-            mean::finish(sum, self.size, Wire::F32);
-            values.copy_from_slice(sum);
+            mean::finish_into(sum, self.size, values);
         }
     }
 
