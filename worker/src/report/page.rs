@@ -181,7 +181,7 @@ fn plots(report: &Report) -> Vec<Plot<'_>> {
         over(report, "kept over the window", |_| window),
     ];
     let mut loss = plot("Loss", "", false, losses);
-    loss.note = "Mean over time steps and batches.";
+    loss.note = "Mean over time steps and batches; of the test set over its samples.";
     vec![
         plot("Accuracy", " %", false, accuracies),
         loss,
