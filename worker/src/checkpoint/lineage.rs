@@ -13,6 +13,7 @@ use synfire_shared::protocol;
 /// What a run folder says of generations.
 #[derive(Debug, Default)]
 pub(super) struct Line {
+    newest: u64,
     lineage: Lineage,
 }
 
@@ -28,16 +29,22 @@ impl Line {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(stored("read", &format!("{shown}/{key}"), error)),
             };
-            let generation =
-                Generation::parse(&bytes).map_err(|source| CheckpointError::Generation {
-                    name: format!("{shown}/{key}"),
-                    source,
-                })?;
+            let generation = Generation::parse_named(name, &bytes);
+            let generation = generation.map_err(|source| CheckpointError::Generation {
+                name: format!("{shown}/{key}"),
+                source,
+            })?;
             links.push(generation.link());
         }
         Ok(Self {
+            newest: links.iter().map(|link| link.name.number).max().unwrap_or(0),
             lineage: Lineage::of(links),
         })
+    }
+
+    /// The highest number of a generation; 0 of none.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// Whether a checkpoint counts.
@@ -61,8 +68,8 @@ pub(super) fn newest_number(store: &dyn Store, shown: &str) -> Result<u64, Check
     Ok(numbers.max().unwrap_or(0))
 }
 
-/// Bits that no other process has.
-fn drawn(word: u64) -> u64 {
+/// Bits that no other process has, for each word.
+pub(super) fn drawn(word: u64) -> u64 {
     RandomState::new().hash_one(word)
 }
 

@@ -4,6 +4,7 @@ use super::commit::Target;
 use super::state::Snapshot;
 use super::{BAD_SAMPLES, CheckpointError, Identity, METRICS, REPORT, TUNING};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -69,7 +70,8 @@ struct Waiting {
     is_over: bool,
 }
 
-enum Job {
+/// One thing to write.
+pub(super) enum Job {
     Lines(Bytes),
     Checkpoint(Box<Snapshot>),
     Page(Bytes),
@@ -244,22 +246,76 @@ fn write_all(
     outcome: &Mutex<Written>,
 ) {
     let _over = Over(inbox);
+    let mut work = Work {
+        target,
+        identity,
+        keep,
+        outcome,
+        texts: BTreeMap::new(),
+    };
     while let Some(job) = inbox.take() {
-        if lock(outcome).is_taken_over {
+        work.write(job);
+    }
+    work.end();
+}
+
+/// What the writing thread does.
+pub(super) struct Work<'a> {
+    pub(super) target: &'a Target,
+    pub(super) identity: &'a Identity,
+    pub(super) keep: run::Checkpoint,
+    pub(super) outcome: &'a Mutex<Written>,
+    /// What was written last under the names that all generations share. A process whose place this
+    /// one took may be stopped right before a put, which then comes at any time: so they are put
+    /// again behind every checkpoint and in the end.
+    pub(super) texts: BTreeMap<&'static str, Bytes>,
+}
+
+impl Work<'_> {
+    pub(super) fn write(&mut self, job: Job) {
+        if lock(self.outcome).is_taken_over {
             // The folder is another's; training will have been told.
-            continue;
+            return;
         }
         let result = match job {
-            Job::Checkpoint(snapshot) => checkpoint(target, identity, keep, &snapshot, outcome),
-            Job::Lines(lines) => target.put(METRICS, lines),
-            Job::Page(page) => target.put(REPORT, page),
-            Job::BadSamples(lines) => target.put(BAD_SAMPLES, lines),
-            Job::Tuning(text) => target.put(TUNING, text),
+            Job::Checkpoint(snapshot) => {
+                let (target, outcome) = (self.target, self.outcome);
+                let result = checkpoint(target, self.identity, self.keep, &snapshot, outcome);
+                result.and_then(|()| self.put_again())
+            }
+            Job::Lines(lines) => self.put(METRICS, lines),
+            Job::Page(page) => self.put(REPORT, page),
+            Job::BadSamples(lines) => self.put(BAD_SAMPLES, lines),
+            Job::Tuning(text) => self.put(TUNING, text),
         };
+        self.note(result);
+    }
+
+    /// Nothing more will come.
+    pub(super) fn end(&self) {
+        if !lock(self.outcome).is_taken_over {
+            self.note(self.put_again());
+        }
+    }
+
+    fn put(&mut self, name: &'static str, text: Bytes) -> Result<(), CheckpointError> {
+        if self.target.may_be_disturbed() {
+            self.texts.insert(name, text.clone());
+        }
+        self.target.put(name, text)
+    }
+
+    fn put_again(&self) -> Result<(), CheckpointError> {
+        let mut texts = self.texts.iter();
+        texts.try_for_each(|(name, text)| self.target.put(name, text.clone()))
+    }
+
+    /// Keeps what has gone wrong until somebody asks.
+    fn note(&self, result: Result<(), CheckpointError>) {
         let Err(error) = result else {
-            continue;
+            return;
         };
-        let mut written = lock(outcome);
+        let mut written = lock(self.outcome);
         if error.is_taken_over() {
             written.is_taken_over = true;
         } else if written.warnings.len() < MAX_WARNINGS {
@@ -337,7 +393,6 @@ mod tests {
     use super::super::store::tests::SmallDisk;
     use super::*;
     use crate::trace::file::{TraceFile, TraceTensor};
-    use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
     use synfire_shared::checkpoint::{
         Digest, ManifestName, Position, manifest_name, manifest_number,
