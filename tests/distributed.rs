@@ -327,10 +327,7 @@ fn the_sequence_of_samples_is_that_of_one_rank_at_any_world_and_after_a_resume()
             }
         }
     }
-    assert_ne!(
-        digest(&run, 0, &[(2, None)]),
-        digest(&run, 1, &[(2, None)])
-    );
+    assert_ne!(digest(&run, 0, &[(2, None)]), digest(&run, 1, &[(2, None)]));
 }
 
 #[test]

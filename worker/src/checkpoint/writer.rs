@@ -46,10 +46,24 @@ pub struct Written {
     pub failure: Option<String>,
     /// Whether another process writes to the folder now.
     pub is_taken_over: bool,
+    /// Whether that is a later generation of ranks.
+    pub is_superseded: bool,
     /// What has gone wrong since somebody asked.
     pub warnings: Vec<String>,
     /// Checkpoints since somebody asked.
     pub attempts: Vec<Attempt>,
+}
+
+impl Written {
+    /// Why nothing more is written to this folder, if so.
+    pub fn taken_over(&self, folder: &str) -> Option<CheckpointError> {
+        let folder = folder.to_owned();
+        match (self.is_taken_over, self.is_superseded) {
+            (false, _) => None,
+            (true, true) => Some(CheckpointError::Superseded { folder }),
+            (true, false) => Some(CheckpointError::TakenOver { folder }),
+        }
+    }
 }
 
 /// What is to be written. Of the lines and of the page the newest is enough, so nobody waits to
@@ -195,8 +209,9 @@ impl Writer {
         std::mem::take(&mut lock(&self.written).attempts)
     }
 
-    pub(super) fn is_taken_over(&self) -> bool {
-        lock(&self.written).is_taken_over
+    /// Why nothing more is written to this folder, if so.
+    pub(super) fn taken_over(&self, folder: &str) -> Option<CheckpointError> {
+        lock(&self.written).taken_over(folder)
     }
 
     /// Waits until all is written.
@@ -318,6 +333,7 @@ impl Work<'_> {
         let mut written = lock(self.outcome);
         if error.is_taken_over() {
             written.is_taken_over = true;
+            written.is_superseded = matches!(error, CheckpointError::Superseded { .. });
         } else if written.warnings.len() < MAX_WARNINGS {
             let warning = format!("{}; training goes on", shown(&error));
             written.warnings.push(warning);

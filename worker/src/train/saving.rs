@@ -444,6 +444,7 @@ impl Saving {
         };
         let folder = recording.shown().to_owned();
         let written = recording.finish();
+        let taken_over = written.taken_over(&folder);
         tell_written(written.attempts, written.warnings, tell);
         let kept = Kept {
             folder,
@@ -452,9 +453,8 @@ impl Saving {
             bytes: written.bytes,
             stalls: self.stalls,
         };
-        if written.is_taken_over {
-            let folder = kept.folder;
-            return Err(CheckpointError::TakenOver { folder }.into());
+        if let Some(error) = taken_over {
+            return Err(error.into());
         }
         if self.awaited.is_some() && self.awaited != written.newest {
             let reason = written.failure.unwrap_or_default();
