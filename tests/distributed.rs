@@ -239,7 +239,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Trains a batch with two ranks, goes on with other numbers of ranks, and compares with one rank
+/// Trains some batches with two ranks, goes on with other numbers of ranks, and compares with one rank
 /// throughout.
 fn resume_at_another_world(name: &str, set: &[&str], tolerance: f32) {
     let of = |batches: u64, folder: Option<&str>| {
@@ -248,16 +248,16 @@ fn resume_at_another_world(name: &str, set: &[&str], tolerance: f32) {
         let more = std::iter::once(batches.as_str()).chain(folder.as_deref());
         run(&set.iter().copied().chain(more).collect::<Vec<_>>())
     };
-    let mut alone = ranks(&of(2, None), 1).remove(0);
+    let mut alone = ranks(&of(3, None), 1).remove(0);
     let want = numbers(&mut alone);
     for world in 1..=3 {
         let folder = format!("synfire-resume-{name}-{world}-{}", std::process::id());
         let scratch = Scratch(std::env::temp_dir().join(folder));
         let folder = scratch.0.display().to_string();
-        let begun = ranks(&of(1, Some(&folder)), 2);
+        let begun = ranks(&of(2, Some(&folder)), 2);
         assert_eq!(begun[0].kept.as_ref().map(|kept| kept.failures), Some(0));
         drop(begun);
-        let mut all = ranks(&of(2, Some(&folder)), world);
+        let mut all = ranks(&of(3, Some(&folder)), world);
         let got = numbers(&mut all[0]);
         assert_near(&want, &got, tolerance, &format!("2 ranks, then {world}"));
         for other in &mut all[1..] {
