@@ -241,22 +241,35 @@ fn first(process: &mut Process, store: &Stopping) {
     process.end();
 }
 
-/// A later generation starts from what counts and trains on, by so many batches between checkpoints.
-fn later(store: &Arc<SmallDisk>, later: Later, number: u64, step: u64) -> (Process, u64) {
+/// What a later generation does until the first process wakes.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    who: Later,
+    number: u64,
+    /// Batches between its checkpoints.
+    step: u64,
+    /// Its checkpoints.
+    saves: u64,
+}
+
+/// A later generation starts from what counts and trains on.
+fn later(store: &Arc<SmallDisk>, plan: Plan) -> (Process, u64) {
+    let number = plan.number;
     let start = counting(store).last().copied();
-    match later {
+    match plan.who {
         Later::Ranks => begin(&**store, number, start),
         Later::Alone => {
             let store: Arc<dyn Store> = Arc::<SmallDisk>::clone(store);
-            let begun = begin_alone(&store, "run", number - 1, &identity(), start).unwrap();
+            let begun = begin_alone(&store, "run", number - 1, &identity(), (start, &[])).unwrap();
             assert_eq!(begun, number);
         }
     }
     let mut process = Process::new(Arc::<SmallDisk>::clone(store), number);
     process.write(Job::Lines("later".into()));
     let start = start.map_or(0, |start| start.batches_done);
-    process.save(start + step);
-    process.save(start + 2 * step);
+    for save in 1..=plan.saves {
+        process.save(start + save * plan.step);
+    }
     process.write(Job::Page("later".into()));
     (process, start)
 }
@@ -277,16 +290,22 @@ struct Seen {
 }
 
 /// One history: the first process is stopped before this operation. False where it has fewer.
-fn play(at: usize, first_number: u64, who: Later, step: u64, seen: &mut Seen) -> bool {
+fn play(at: usize, plan: Plan, seen: &mut Seen) -> bool {
+    let Plan {
+        number,
+        step,
+        saves,
+        ..
+    } = plan;
+    let first_number = number - 1;
     let disk = Arc::new(SmallDisk::new(1 << 20));
     if first_number > 0 {
         begin(&*disk, first_number, None);
     }
-    let number = first_number + 1;
     let taken = Arc::new(Mutex::new(None));
     let (store, into) = (Arc::clone(&disk), Arc::clone(&taken));
     let meanwhile: Meanwhile = Box::new(move || {
-        *into.lock().unwrap() = Some(later(&store, who, number, step));
+        *into.lock().unwrap() = Some(later(&store, plan));
     });
     let stopping = Arc::new(Stopping {
         inner: Arc::clone(&disk),
@@ -300,7 +319,7 @@ fn play(at: usize, first_number: u64, who: Later, step: u64, seen: &mut Seen) ->
     let Some((mut later, start)) = taken.lock().unwrap().take() else {
         return false;
     };
-    let case = format!("{first_number} stopped before {at}, then {who:?} by {step}");
+    let case = format!("stopped before {at}, then {plan:?}");
 
     // Of what others read it does at most the one thing that it was about to do.
     let late = stopping.state.lock().unwrap().late.take().unwrap();
@@ -321,12 +340,18 @@ fn play(at: usize, first_number: u64, who: Later, step: u64, seen: &mut Seen) ->
         }
     }
 
+    // Nor does it say of a checkpoint that it is written, if it does not count.
+    for attempt in &process.outcome.lock().unwrap().attempts {
+        let counts = attempt.manifest.batches_done <= start;
+        assert!(counts || attempt.bytes.is_none(), "{case}: {attempt:?}");
+    }
+
     // The later one's checkpoints are whole and the newest, whatever has landed beside them.
     let newest = |after: u64| ManifestName {
         batches_done: start + after * step,
         generation: number,
     };
-    assert_eq!(counting(&disk).last(), Some(&newest(2)), "{case}");
+    assert_eq!(counting(&disk).last(), Some(&newest(saves)), "{case}");
     let strays = counting(&disk);
     let is_late = |m: &&ManifestName| m.generation < number && m.batches_done > start;
     assert_eq!(strays.iter().find(is_late), None, "{case}");
@@ -335,14 +360,22 @@ fn play(at: usize, first_number: u64, who: Later, step: u64, seen: &mut Seen) ->
         later.end();
         assert_texts(&disk, &case);
     }
-    later.save(start + 3 * step);
+    later.save(start + (saves + 1) * step);
     assert_texts(&disk, &case);
-    assert_eq!(counting(&disk), [newest(3)], "{case}");
+    assert_eq!(counting(&disk), [newest(saves + 1)], "{case}");
     // And of all manifests, what came late is swept away.
-    assert_eq!(Vec::from_iter(manifests(&disk)), [newest(3)], "{case}");
+    assert_eq!(
+        Vec::from_iter(manifests(&disk)),
+        [newest(saves + 1)],
+        "{case}"
+    );
     assert!(!later.outcome.lock().unwrap().is_taken_over, "{case}");
     // Nothing is left that no manifest names.
-    let named = manifest_of(&*disk, newest(3)).unwrap().unwrap().parts.len();
+    let named = manifest_of(&*disk, newest(saves + 1))
+        .unwrap()
+        .unwrap()
+        .parts
+        .len();
     let names = disk.list(CHECKPOINTS).unwrap();
     assert_eq!(names.len(), 1 + named, "{case}: {names:?}");
     true
@@ -350,11 +383,18 @@ fn play(at: usize, first_number: u64, who: Later, step: u64, seen: &mut Seen) ->
 
 #[test]
 fn whenever_a_process_is_stopped_what_it_writes_then_does_not_count() {
-    for (number, who) in [(0, Later::Ranks), (1, Later::Ranks), (1, Later::Alone)] {
-        // The same batches as the first one, and fewer than it had done.
-        for step in [10, 1] {
+    for (number, who) in [(1, Later::Ranks), (2, Later::Ranks), (2, Later::Alone)] {
+        // The same batches as the first one, and fewer than it had done. After one checkpoint the
+        // parts that the first one sweeps away have the digests of those that the newest has.
+        for (step, saves) in [(10, 1), (10, 2), (1, 2)] {
+            let plan = Plan {
+                who,
+                number,
+                step,
+                saves,
+            };
             let mut seen = Seen::default();
-            let moments = (0..).take_while(|&at| play(at, number, who, step, &mut seen));
+            let moments = (0..).take_while(|&at| play(at, plan, &mut seen));
             let moments = moments.count();
             assert!(moments > 60, "{moments}");
             // All of it has come too late: manifests of 10, 20 and 40, and of 30 not.
@@ -362,6 +402,31 @@ fn whenever_a_process_is_stopped_what_it_writes_then_does_not_count() {
             assert!(seen.deletions > 8 && seen.texts > 3, "{seen:?}");
         }
     }
+}
+
+#[test]
+fn who_begins_alone_leaves_out_no_checkpoint_that_was_written_meanwhile() {
+    let disk = Arc::new(SmallDisk::new(1 << 20));
+    begin(&*disk, 1, None);
+    let mut ranks = Process::new(Arc::<SmallDisk>::clone(&disk), 1);
+    ranks.save(10);
+    let found = counting(&disk).last().copied();
+    // Between the choice of a start and the generation.
+    ranks.save(20);
+    let store: Arc<dyn Store> = Arc::<SmallDisk>::clone(&disk);
+    let newer = ranks.target.manifest(20);
+    let begun = |damaged: &[ManifestName]| {
+        let identity = identity();
+        begin_alone(&store, "run", 1, &identity, (found, damaged))
+    };
+    let error = begun(&[]).unwrap_err();
+    assert!(matches!(error, CheckpointError::InUse { .. }), "{error}");
+    assert_eq!(counting(&disk), [newer]);
+    ranks.save(30);
+    assert!(!ranks.outcome.lock().unwrap().is_taken_over);
+    // One that is damaged is left out.
+    let newest = ranks.target.manifest(30);
+    assert_eq!(begun(&[newer, newest]).unwrap(), 2);
 }
 
 /// Lets two threads act in a given order, operation by operation.
@@ -445,7 +510,7 @@ fn of_two_that_begin_alone_at_once_at_most_one_goes_on() {
                     who,
                 });
                 let newest = lineage::newest_number(&*store, "run").unwrap();
-                let begun = begin_alone(&store, "run", newest, &identity(), None);
+                let begun = begin_alone(&store, "run", newest, &identity(), (None, &[]));
                 turns.end(who);
                 begun
             })

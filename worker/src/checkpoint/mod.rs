@@ -13,6 +13,7 @@
 //! - `writer`: the thread that writes; `commit`: how it writes a checkpoint, and deletes what newer
 //!   ones take the place of.
 //! - `error`: why a folder or a checkpoint cannot be used.
+//! - `late`, a test: processes that are stopped at any moment and write too late.
 //!
 //! What a checkpoint is, is in [`synfire_shared::checkpoint`].
 
@@ -266,7 +267,13 @@ impl Writable {
         let generation = match self.generation {
             Some(generation) => generation,
             None if newest == 0 => 0,
-            None => lineage::begin_alone(&store, &shown, newest, &identity, begin.start)?,
+            None => lineage::begin_alone(
+                &store,
+                &shown,
+                newest,
+                &identity,
+                (begin.start, &begin.damaged),
+            )?,
         };
         let target = Target {
             store,
