@@ -1,5 +1,5 @@
 //! Every group of ranks computes the same and fails alike: solo, threads and tcp here, MPI in
-//! `worker/tests/mpi_ranks.rs`.
+//! `worker/tests/mpi.rs`.
 
 #![allow(
     clippy::unwrap_used,

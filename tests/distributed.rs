@@ -9,6 +9,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread;
 
 use sha2::{Digest, Sha256};
@@ -80,6 +81,19 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     distance / largest.max(f32::MIN_POSITIVE)
 }
 
+/// That these are the same numbers within a tolerance.
+fn assert_near(
+    want: &BTreeMap<&'static str, Vec<f32>>,
+    got: &BTreeMap<&'static str, Vec<f32>>,
+    tolerance: f32,
+    who: &str,
+) {
+    for (name, want) in want {
+        let distance = distance(want, &got[name]);
+        assert!(distance <= tolerance, "{who}: {name} by {distance}");
+    }
+}
+
 /// Trains alone and with several ranks, and compares weights, velocities and running statistics.
 fn compare(set: &[&str], worlds: &[usize], tolerance: f32) {
     let run = run(set);
@@ -88,10 +102,7 @@ fn compare(set: &[&str], worlds: &[usize], tolerance: f32) {
     for &world in worlds {
         let mut all = ranks(&run, world);
         let got = numbers(&mut all[0]);
-        for (name, want) in &want {
-            let distance = distance(want, &got[name]);
-            assert!(distance <= tolerance, "{world} ranks: {name} by {distance}");
-        }
+        assert_near(&want, &got, tolerance, &format!("{world} ranks"));
         for (rank, other) in all.iter_mut().enumerate() {
             // Each has it to the bit, and everybody has counted everything.
             assert!(
@@ -208,26 +219,100 @@ fn bptt_too_is_the_same_on_several_ranks() {
     compare(&set, &[2, 3], 1e-5);
 }
 
-/// The digest of the numbers of all samples of an epoch, batch by batch, from a place on.
-fn digest(run: &Run, world: u32, first: usize) -> String {
-    let sources: Vec<Source> = (0..world)
-        .map(|rank| {
-            let source = Source::open(&run.data, run.seed).unwrap();
-            source.of_rank(Rank(rank), World(world)).unwrap()
-        })
-        .collect();
-    let place = Place {
-        epoch: Epoch(1),
-        batch_index: first,
+#[test]
+fn bptt_with_synchronised_batch_norm_is_the_same_on_several_ranks() {
+    let set = [
+        "data.batch=24",
+        "run.max_batches=1",
+        "batch_norm.sync=true",
+        "algorithm.name=bptt",
+        "algorithm.window=",
+        "optimiser.lr=0.01",
+    ];
+    compare(&set, &[2, 3, 5], 1e-4);
+}
+
+/// A folder of this machine that goes when the test passes.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// Trains some batches with two ranks, goes on with other numbers of ranks, and compares with one rank
+/// throughout.
+fn resume_at_another_world(name: &str, set: &[&str], tolerance: f32) {
+    let of = |batches: u64, folder: Option<&str>| {
+        let batches = format!("run.max_batches={batches}");
+        let folder = folder.map(|folder| format!("run.folder={folder}"));
+        let more = std::iter::once(batches.as_str()).chain(folder.as_deref());
+        run(&set.iter().copied().chain(more).collect::<Vec<_>>())
     };
-    let mut parts: Vec<_> = sources.iter().map(|s| s.train(place, Epoch(2))).collect();
+    let mut alone = ranks(&of(3, None), 1).remove(0);
+    let want = numbers(&mut alone);
+    for world in 1..=3 {
+        let folder = format!("synfire-resume-{name}-{world}-{}", std::process::id());
+        let scratch = Scratch(std::env::temp_dir().join(folder));
+        let folder = scratch.0.display().to_string();
+        let begun = ranks(&of(2, Some(&folder)), 2);
+        assert_eq!(begun[0].kept.as_ref().map(|kept| kept.failures), Some(0));
+        drop(begun);
+        let mut all = ranks(&of(3, Some(&folder)), world);
+        let got = numbers(&mut all[0]);
+        assert_near(&want, &got, tolerance, &format!("2 ranks, then {world}"));
+        for other in &mut all[1..] {
+            assert!(bits(&numbers(other)) == bits(&got), "{world} ranks");
+        }
+        // What was counted before is counted once.
+        let (resumed, alone) = (&all[0].epochs[0], &alone.epochs[0]);
+        assert_eq!(resumed.train.samples, alone.train.samples);
+        assert_eq!(resumed.train.neurons, alone.train.neurons);
+    }
+}
+
+#[test]
+fn a_run_that_is_resumed_at_another_world_size_learns_what_one_rank_does() {
+    let plain = [
+        "data.batch=24",
+        "model.name=ms_resnet18",
+        "model.norm=none",
+        "model.width=0.125",
+        "optimiser.lr=0.01",
+    ];
+    resume_at_another_world("plain", &plain, 1e-5);
+    let synchronised = ["data.batch=24", "batch_norm.sync=true", "optimiser.lr=0.01"];
+    resume_at_another_world("sync", &synchronised, 1e-4);
+}
+
+/// The digest of the numbers of all samples of an epoch, batch by batch: of so many ranks up to
+/// each place, from the first place on.
+fn digest(run: &Run, mut first: usize, worlds: &[(u32, Option<usize>)]) -> String {
     let mut digest = Sha256::new();
-    for _ in first..sources[0].train_batches() {
-        for part in &mut parts {
-            for sample in &part.next_batch().unwrap().unwrap().samples {
-                digest.update(sample.to_le_bytes());
+    for &(world, last) in worlds {
+        let sources: Vec<Source> = (0..world)
+            .map(|rank| {
+                let source = Source::open(&run.data, run.seed).unwrap();
+                source.of_rank(Rank(rank), World(world)).unwrap()
+            })
+            .collect();
+        let place = Place {
+            epoch: Epoch(1),
+            batch_index: first,
+        };
+        let mut parts: Vec<_> = sources.iter().map(|s| s.train(place, Epoch(2))).collect();
+        let last = last.unwrap_or(sources[0].train_batches());
+        for _ in first..last {
+            for part in &mut parts {
+                for sample in &part.next_batch().unwrap().unwrap().samples {
+                    digest.update(sample.to_le_bytes());
+                }
             }
         }
+        first = last;
     }
     format!("{:?}", digest.finalize())
 }
@@ -236,12 +321,17 @@ fn digest(run: &Run, world: u32, first: usize) -> String {
 fn the_sequence_of_samples_is_that_of_one_rank_at_any_world_and_after_a_resume() {
     let run = run(&["data.batch=48"]);
     for first in [0, 17] {
-        let want = digest(&run, 1, first);
+        let want = digest(&run, first, &[(1, None)]);
         for world in 2..=4 {
-            assert_eq!(digest(&run, world, first), want, "{world} ranks");
+            assert_eq!(digest(&run, first, &[(world, None)]), want, "{world} ranks");
+            // Stopped after some batches, and resumed by another number of ranks.
+            for other in 1..=3 {
+                let worlds = [(world, Some(23)), (other, None)];
+                assert_eq!(digest(&run, first, &worlds), want, "{worlds:?}");
+            }
         }
     }
-    assert_ne!(digest(&run, 2, 0), digest(&run, 2, 1));
+    assert_ne!(digest(&run, 0, &[(2, None)]), digest(&run, 1, &[(2, None)]));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! A checkpoint exists exactly when its manifest does. Parts are written first, the manifest last,
 //! each at once or not at all; a part's name holds its digest, so writing one again never changes
-//! what an older manifest names.
+//! what an older manifest names. It holds the generation, too: a process that another generation has
+//! taken the place of can only harm what is of its own or an older one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -271,13 +272,22 @@ impl Manifest {
         if self.test.is_some_and(|test| test.correct > test.samples) {
             return Some("more of its test set is right than there is".into());
         }
-        let number = self.position.batches_done;
+        let own = ManifestName {
+            batches_done: self.position.batches_done,
+            generation: self.generation.unwrap_or(0),
+        };
+        // Those of ranks had no generation in their names once.
+        let older = ManifestName {
+            generation: 0,
+            ..own
+        };
         self.parts.iter().find_map(|(kind, part)| {
             if part.bytes > MAX_PART_BYTES {
                 return Some(format!("part {kind:?} has {} bytes", part.bytes));
             }
             // So a name never leads out of the folder.
-            let fits = part.name == part_name(number, kind, part.sha256);
+            let is_of = |manifest| part.name == part_name(manifest, kind, part.sha256);
+            let fits = is_of(own) || is_of(older);
             (!fits).then(|| format!("part {kind:?} is called {:?}", part.name))
         })
     }
@@ -340,22 +350,37 @@ pub fn manifest_of_name(name: &str) -> Option<ManifestName> {
     (again == name).then_some(found)
 }
 
-/// The name of a part: `000000000060-0123456789abcdef.weights.safetensors`.
-pub fn part_name(batches_done: u64, kind: &str, digest: Digest) -> String {
+/// The name of a part of the checkpoint with this manifest:
+/// `000000000060-g000003-0123456789abcdef.weights.safetensors`, without the generation where a
+/// process alone wrote it.
+pub fn part_name(manifest: ManifestName, kind: &str, digest: Digest) -> String {
+    let manifest = manifest.to_string();
+    let stem = manifest.strip_suffix(MANIFEST_END);
+    let stem = stem.expect("every manifest's name has this end");
     let digest = digest.to_string();
     let kind: String = kind
         .chars()
         .filter(|&c| c.is_ascii_alphanumeric() || c == '.')
         .collect();
-    format!("{batches_done:0NUMBER_DIGITS$}-{}.{kind}", &digest[..16])
+    format!("{stem}-{}.{kind}", &digest[..16])
 }
 
-/// The number of batches in a part's name; absent where it is none.
-pub fn part_number(name: &str) -> Option<u64> {
+/// What a part's name tells of the manifest that it was written for; absent where it is none.
+pub fn manifest_of_part(name: &str) -> Option<ManifestName> {
     if manifest_of_name(name).is_some() {
         return None;
     }
-    number(name.split_once('-')?.0)
+    let (digits, rest) = name.split_once('-')?;
+    // No digest begins so.
+    let Some(rest) = rest.strip_prefix('g') else {
+        let batches_done = number(digits)?;
+        return Some(ManifestName {
+            batches_done,
+            generation: 0,
+        });
+    };
+    let (generation, _) = rest.split_once('-')?;
+    manifest_of_name(&format!("{digits}-g{generation}{MANIFEST_END}"))
 }
 
 fn number(digits: &str) -> Option<u64> {
@@ -388,11 +413,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn named(batches_done: u64, generation: u64) -> ManifestName {
+        ManifestName {
+            batches_done,
+            generation,
+        }
+    }
+
     fn manifest() -> Manifest {
         let settings = BTreeMap::from([("run.seed".to_owned(), "1".to_owned())]);
         let sha256 = Digest::of(b"abc");
         let part = Part {
-            name: part_name(60, "weights.safetensors", sha256),
+            name: part_name(named(60, 0), "weights.safetensors", sha256),
             bytes: 3,
             sha256,
         };
@@ -480,7 +512,7 @@ mod tests {
                 for index in 0..64 {
                     let sha256 = Digest::of(b"");
                     let kind = format!("x{index}");
-                    let name = part_name(60, &kind, sha256);
+                    let name = part_name(named(60, 0), &kind, sha256);
                     let bytes = 0;
                     m.parts.insert(
                         kind,
@@ -511,11 +543,14 @@ mod tests {
         assert!(manifest_name(99) < manifest_name(100));
         for number in [0, 60, 999_999_999_999, u64::MAX] {
             assert_eq!(manifest_number(&manifest_name(number)), Some(number));
-            let part = part_name(number, "state", Digest::of(b""));
-            assert_eq!(
-                (part_number(&part), manifest_number(&part)),
-                (Some(number), None)
-            );
+            for of in [named(number, 0), named(number, 7), named(number, u64::MAX)] {
+                for kind in ["state", "progress.json"] {
+                    let part = part_name(of, kind, Digest::of(b""));
+                    assert_eq!(manifest_of_part(&part), Some(of), "{part}");
+                    let as_manifest = (manifest_number(&part), manifest_of_name(&part));
+                    assert_eq!(as_manifest, (None, None), "{part}");
+                }
+            }
         }
         for other in [
             "60.json",
@@ -526,17 +561,36 @@ mod tests {
         ] {
             assert_eq!(manifest_number(other), None, "{other}");
         }
-        assert!(!part_name(1, "../../x", Digest::of(b"")).contains('/'));
+        assert!(!part_name(named(1, 0), "../../x", Digest::of(b"")).contains('/'));
     }
 
     #[test]
     fn a_manifest_without_a_generation_is_as_before() {
         let text = String::from_utf8(manifest().to_bytes()).unwrap();
         assert!(!text.contains("generation"), "{text}");
+        // Its parts are named as those of older versions were.
         let mut of_ranks = manifest();
         of_ranks.generation = Some(3);
         let read = Manifest::parse(&of_ranks.clone().sealed().to_bytes()).unwrap();
         assert_eq!(read.generation, Some(3));
+        let mut renamed = of_ranks.clone();
+        let mut rename = |of: ManifestName| {
+            for (kind, part) in &mut renamed.parts {
+                part.name = part_name(of, kind, part.sha256);
+            }
+            Manifest::parse(&renamed.clone().sealed().to_bytes())
+        };
+        let read = rename(named(60, 3)).unwrap();
+        let part = read.parts.into_values().next().unwrap();
+        assert_eq!(
+            part.name,
+            "000000000060-g000003-ba7816bf8f01cfea.weights.safetensors"
+        );
+        // Nobody else's.
+        for other in [named(60, 2), named(60, 4), named(61, 3)] {
+            let error = rename(other).unwrap_err().to_string();
+            assert!(error.contains("is called"), "{error}");
+        }
         let unsealed = Manifest::parse(&of_ranks.to_bytes()).unwrap_err();
         assert!(unsealed.to_string().contains("the digest that it names"));
     }
@@ -545,7 +599,17 @@ mod tests {
     fn names_tell_the_generation() {
         let name = manifest_name_of(60, Some(3));
         assert_eq!(name, "000000000060-g000003.json");
-        assert_eq!((manifest_number(&name), part_number(&name)), (None, None));
+        let as_others = (manifest_number(&name), manifest_of_part(&name));
+        assert_eq!(as_others, (None, None));
+        for other in [
+            "000000000060-g3-ab.state",
+            "000000000060-g000003.json.damaged",
+            "000000000060-gx-ab.state",
+            "60-ab.state",
+            "readme",
+        ] {
+            assert_eq!(manifest_of_part(other), None, "{other}");
+        }
         for (batches_done, generation) in [(0, 0), (60, 3), (u64::MAX, u64::MAX)] {
             let name = manifest_name_of(batches_done, Some(generation));
             let found = ManifestName {

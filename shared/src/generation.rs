@@ -174,6 +174,20 @@ impl Generation {
         }
     }
 
+    /// Reads what an object of this name has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Generation::parse`], or if it is a copy of another one.
+    pub fn parse_named(name: GenerationName, bytes: &[u8]) -> Result<Self, GenerationError> {
+        let read = Self::parse(bytes)?;
+        if read.name() != name {
+            let reason = format!("its name is {}", read.name());
+            return Err(GenerationError::Damaged { reason });
+        }
+        Ok(read)
+    }
+
     /// Reads bytes that may come from anywhere.
     ///
     /// # Errors

@@ -32,22 +32,33 @@ mod mpirun;
 /// In the environment of the ranks: what they do.
 const CASE: &str = "SYNFIRE_TEST_MPI_CASE";
 
-/// What a job may take on a loaded machine; none that passes comes near.
-const LIMIT: &str = "150";
+/// Seconds that a job may take on a loaded machine; none that passes comes near.
+const LIMIT: &str = "120";
+/// Seconds after which what does not end when it is told to is killed.
+const GRACE: &str = "10";
 
 /// A job of so many ranks that play this case.
 fn job(ranks: usize, case: &str) -> Output {
-    let mpirun = mpirun::mpirun().0;
+    let (mpirun, began) = (mpirun::mpirun().0, Instant::now());
+    // Told to end, `mpirun` ends its ranks.
     let mut command = Command::new("timeout");
     command
-        .args(["-s", "KILL", LIMIT])
+        .args(["-s", "TERM", "-k", GRACE, LIMIT])
         .arg(mpirun.get_program());
     command.args(mpirun.get_args());
     command.arg("-n").arg(ranks.to_string());
     command.arg(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "needs_mpi_one_rank", "--nocapture"]);
     command.env(CASE, case).stdin(Stdio::null());
-    command.output().unwrap()
+    let output = command.output().unwrap();
+    // What `timeout` says of a job that it had to end; without a number it was killed itself.
+    let is_late = matches!(output.status.code(), Some(124 | 137) | None);
+    assert!(
+        !is_late || began.elapsed().as_secs_f64() < LIMIT.parse().unwrap(),
+        "{case} on {ranks} ranks has not ended within {LIMIT} s and was ended:\n{}",
+        said(&output)
+    );
+    output
 }
 
 /// All that the ranks and `mpirun` have said.

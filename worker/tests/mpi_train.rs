@@ -18,7 +18,7 @@ mod mpirun;
 const JOB: &str = "SYNFIRE_TEST_MPI_JOB";
 
 /// What a job may take on a loaded machine; none that passes comes near.
-const LIMIT: Duration = Duration::from_mins(3);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Why the test's files can be read and its processes be started.
 const OWN: &str = "they are the test's own";
@@ -129,7 +129,9 @@ impl Job {
         while !look(self) {
             let ended = self.child.try_wait().expect(OWN);
             assert!(ended.is_none(), "before {what}, {ended:?}: {}", self.text());
-            assert!(begin.elapsed() < LIMIT, "no {what}: {}", self.text());
+            let seconds = LIMIT.as_secs();
+            let is_late = begin.elapsed() > LIMIT;
+            assert!(!is_late, "no {what} within {seconds} s: {}", self.text());
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -141,7 +143,9 @@ impl Job {
             if let Some(status) = self.child.try_wait().expect(OWN) {
                 return (status, self.text());
             }
-            assert!(begin.elapsed() < LIMIT, "it does not end: {}", self.text());
+            let seconds = LIMIT.as_secs();
+            let is_late = begin.elapsed() > LIMIT;
+            assert!(!is_late, "no end within {seconds} s: {}", self.text());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -168,24 +172,28 @@ impl Job {
     }
 
     fn rank(&self, rank: u32) -> u32 {
-        let job = format!("{JOB}={}", self.folder.display());
         let ranks = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].map(|name| format!("{name}={rank}"));
+        let found = self.processes(&|has| ranks.iter().any(|rank| has(rank)));
+        let first = found.first().copied();
+        first.unwrap_or_else(|| panic!("no rank {rank}: {}", self.text()))
+    }
+
+    /// The processes of this job of whose environment this holds.
+    fn processes(&self, holds: &dyn Fn(&dyn Fn(&str) -> bool) -> bool) -> Vec<u32> {
+        let job = format!("{JOB}={}", self.folder.display());
         let is_it = |pid: &u32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let has = |text: &String| {
-                environment
-                    .split(|&byte| byte == 0)
-                    .any(|v| v == text.as_bytes())
-            };
-            has(&job) && ranks.iter().any(has)
+            let mut values = environment.split(|&byte| byte == 0);
+            let has_job = values.any(|v| v == job.as_bytes());
+            has_job
+                && holds(&|text| {
+                    let mut values = environment.split(|&byte| byte == 0);
+                    values.any(|v| v == text.as_bytes())
+                })
         };
         let processes = fs::read_dir("/proc").expect(OWN);
-        let pids =
-            processes.filter_map(|entry| entry.expect(OWN).file_name().to_str()?.parse().ok());
-        let mut found = pids.filter(is_it);
-        found
-            .next()
-            .unwrap_or_else(|| panic!("no rank {rank}: {}", self.text()))
+        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(is_it).collect()
     }
 }
 
@@ -196,6 +204,12 @@ impl Drop for Job {
             signal("TERM", self.child.id());
             thread::sleep(Duration::from_secs(3));
             let _ = self.child.kill();
+            let _ = self.child.wait();
+            // Also those that stand still, or of which a killed `mpirun` knows nothing any more.
+            for left in self.processes(&|_| true) {
+                let kill = format!("kill -KILL {left} 2>/dev/null");
+                let _ = Command::new("sh").args(["-c", &kill]).status();
+            }
         }
     }
 }

@@ -2,8 +2,9 @@
 //! `synfire-coordinator`; killed, stopped and woken at any moment; and what those are told who do
 //! not belong to them.
 //!
-//! `ranks/` has: `folder`, what a run folder has; `processes`, a coordinator and its workers; and
-//! `faults`, what happens to them at random. The store is the server of `s3/`.
+//! `ranks/` has: `folder`, what a run folder has; `processes`, a coordinator and its workers;
+//! `faults`, what happens to them at random; and `late`, what a rank 0 writes that is stopped at a
+//! chosen moment and woken. The store is the server of `s3/`.
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,8 @@
 mod faults;
 #[path = "ranks/folder.rs"]
 mod folder;
+#[path = "ranks/late.rs"]
+mod late;
 #[path = "ranks/processes.rs"]
 mod processes;
 #[expect(dead_code, reason = "another test needs the rest")]

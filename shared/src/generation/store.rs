@@ -87,11 +87,7 @@ impl Generations {
             object: self.store.name(&name.key()),
             source,
         };
-        let generation = Generation::parse(&bytes).map_err(damaged)?;
-        if generation.name() != name {
-            let reason = format!("its name is {}", generation.name());
-            return Err(damaged(GenerationError::Damaged { reason }));
-        }
+        let generation = Generation::parse_named(name, &bytes).map_err(damaged)?;
         let link = generation.link();
         self.links.insert(name, link);
         if is_newest {

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use synfire_shared::checkpoint::{
     Digest, FORMAT, Hits, MAX_MANIFEST_BYTES, Manifest, ManifestName, Part, VERSION,
-    manifest_of_name, part_name, part_number, superseded,
+    manifest_of_name, manifest_of_part, part_name, superseded,
 };
 use synfire_shared::run;
 
@@ -34,11 +34,22 @@ impl Target {
     /// Asks whether the folder is still this process's own.
     pub(super) fn check(&self) -> Result<(), CheckpointError> {
         self.lock.check()?;
-        if newest_number(&*self.store, &self.shown)? > self.generation {
+        self.check_newest(newest_number(&*self.store, &self.shown)?)
+    }
+
+    /// Asks whether this is the newest generation. The number is enough: of two with the same one
+    /// at most one has begun, since each looked for the other behind its own put.
+    fn check_newest(&self, newest: u64) -> Result<(), CheckpointError> {
+        if newest > self.generation {
             let folder = self.shown.clone();
             return Err(CheckpointError::Superseded { folder });
         }
         Ok(())
+    }
+
+    /// Whether there may be another process that still writes although this one took its place.
+    pub(super) fn may_be_disturbed(&self) -> bool {
+        self.generation > 0 || matches!(self.lock, Lock::Lease(_))
     }
 
     /// Writes, if the folder is still this process's own.
@@ -59,12 +70,12 @@ impl Target {
         identity: &Identity,
         snapshot: &Snapshot,
     ) -> Result<u64, CheckpointError> {
-        let number = snapshot.position.batches_done;
+        let name = self.manifest(snapshot.position.batches_done);
         let (mut parts, mut total) = (BTreeMap::new(), 0);
         for (kind, bytes) in snapshot.parts()? {
             let sha256 = Digest::of(&bytes);
             let part = Part {
-                name: part_name(number, kind, sha256),
+                name: part_name(name, kind, sha256),
                 bytes: bytes.len() as u64,
                 sha256,
             };
@@ -87,7 +98,7 @@ impl Target {
         };
         let bytes = manifest.sealed().to_bytes();
         total += bytes.len() as u64;
-        self.put(&key_of(self.manifest(number)), bytes.into())?;
+        self.put(&key_of(name), bytes.into())?;
         // A later generation that began meanwhile may not have seen it: only now it counts for sure.
         self.check()?;
         Ok(total)
@@ -102,8 +113,9 @@ impl Target {
     }
 
     /// Deletes checkpoints whose place newer ones took or that do not count, never the one that was
-    /// just written; and parts that no manifest names. Nothing where a manifest cannot be read now: its checkpoint may
-    /// be the best one.
+    /// just written; and parts that no manifest names. Nothing where a manifest cannot be read now:
+    /// its checkpoint may be the best one. Nothing of a later generation, whenever this process
+    /// comes to it.
     pub(super) fn prune(
         &self,
         kept: Option<(run::Checkpoint, ManifestName)>,
@@ -111,6 +123,8 @@ impl Target {
         let names = self.store.list(CHECKPOINTS);
         let names = names.map_err(|e| stored("list", &self.name(CHECKPOINTS), e))?;
         let line = Line::read(&*self.store, &self.shown)?;
+        // Of a later one that is withdrawn meanwhile nothing must be believed.
+        self.check_newest(line.newest())?;
         let mut manifests = BTreeMap::new();
         for name in names.iter().filter_map(|name| manifest_of_name(name)) {
             match manifest_of(&*self.store, name) {
@@ -118,40 +132,29 @@ impl Target {
                 Err(e) => return Err(unread(&self.name(&key_of(name)), e)),
             };
         }
-        // A damaged checkpoint that was put aside may still be mended by hand.
-        let aside = names.iter().filter_map(|name| name.strip_suffix(ASIDE));
-        let aside = aside.filter_map(manifest_of_name);
-        let aside: BTreeSet<u64> = aside.map(|name| name.batches_done).collect();
-        // What another process has put since then may have no manifest yet.
-        self.check()?;
         if let Some((keep, newest)) = kept {
             for name in out_of_place(&manifests, &line, keep) {
                 if name != newest {
-                    self.delete(&name.to_string())?;
+                    self.delete(name, &name.to_string())?;
                     manifests.remove(&name);
                 }
             }
         }
-        for name in &names {
-            let Some(number) = part_number(name).filter(|number| !aside.contains(number)) else {
-                continue;
-            };
-            let all = manifests.range(first_of(number)..=last_of(number));
-            // What a damaged manifest names cannot be told.
-            let is_named = all.into_iter().any(|(_, manifest)| {
-                manifest.as_ref().is_none_or(|manifest| {
-                    let mut parts = manifest.parts.values();
-                    parts.any(|part| part.name == *name)
-                })
-            });
-            if !is_named {
-                self.delete(name)?;
-            }
+        for (of, name) in unnamed(&names, &manifests) {
+            self.delete(of, name)?;
         }
         Ok(())
     }
 
-    fn delete(&self, name: &str) -> Result<(), CheckpointError> {
+    /// Deletes a manifest, or a part of one. What a later generation has put is none of this
+    /// process's business: it may have no manifest yet, or one that this process has not seen.
+    fn delete(&self, of: ManifestName, name: &str) -> Result<(), CheckpointError> {
+        if of.generation > self.generation {
+            return Ok(());
+        }
+        // As late as can be: in the time behind it a process may be stopped, and the newer one may
+        // have begun at what is deleted here.
+        self.check()?;
         let name = format!("{CHECKPOINTS}/{name}");
         let deleted = self.store.delete(&name);
         deleted.map_err(|e| stored("delete", &self.name(&name), e))
@@ -205,6 +208,33 @@ const fn last_of(batches_done: u64) -> ManifestName {
         batches_done,
         generation: u64::MAX,
     }
+}
+
+/// The parts that no manifest names, with the checkpoints that they were written for.
+fn unnamed<'a>(
+    names: &'a [String],
+    manifests: &BTreeMap<ManifestName, Option<Manifest>>,
+) -> Vec<(ManifestName, &'a str)> {
+    // A damaged checkpoint that was put aside may still be mended by hand.
+    let aside = names.iter().filter_map(|name| name.strip_suffix(ASIDE));
+    let aside = aside.filter_map(manifest_of_name);
+    let aside: BTreeSet<u64> = aside.map(|name| name.batches_done).collect();
+    let is_named = |number: u64, name: &str| {
+        let mut all = manifests.range(first_of(number)..=last_of(number));
+        // What a damaged manifest names cannot be told.
+        all.any(|(_, manifest)| {
+            manifest.as_ref().is_none_or(|manifest| {
+                let mut parts = manifest.parts.values();
+                parts.any(|part| part.name == name)
+            })
+        })
+    };
+    let parts = names
+        .iter()
+        .filter_map(|name| Some((manifest_of_part(name)?, name.as_str())));
+    let parts = parts
+        .filter(|(of, name)| !aside.contains(&of.batches_done) && !is_named(of.batches_done, name));
+    parts.collect()
 }
 
 /// The manifests whose place newer ones took, or that do not count.

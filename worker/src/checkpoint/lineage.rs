@@ -13,14 +13,27 @@ use synfire_shared::protocol;
 /// What a run folder says of generations.
 #[derive(Debug, Default)]
 pub(super) struct Line {
+    newest: u64,
     lineage: Lineage,
 }
 
 impl Line {
     /// Reads all of them.
     pub(super) fn read(store: &dyn Store, shown: &str) -> Result<Self, CheckpointError> {
+        Self::read_but(store, shown, None)
+    }
+
+    /// Reads all of them but one.
+    fn read_but(
+        store: &dyn Store,
+        shown: &str,
+        but: Option<GenerationName>,
+    ) -> Result<Self, CheckpointError> {
         let mut links: Vec<Link> = Vec::new();
         for name in names(store, shown)? {
+            if Some(name) == but {
+                continue;
+            }
             let key = name.key();
             let bytes = match store.get(&key, MAX_BYTES) {
                 Ok(bytes) => bytes,
@@ -28,16 +41,22 @@ impl Line {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(stored("read", &format!("{shown}/{key}"), error)),
             };
-            let generation =
-                Generation::parse(&bytes).map_err(|source| CheckpointError::Generation {
-                    name: format!("{shown}/{key}"),
-                    source,
-                })?;
+            let generation = Generation::parse_named(name, &bytes);
+            let generation = generation.map_err(|source| CheckpointError::Generation {
+                name: format!("{shown}/{key}"),
+                source,
+            })?;
             links.push(generation.link());
         }
         Ok(Self {
+            newest: links.iter().map(|link| link.name.number).max().unwrap_or(0),
             lineage: Lineage::of(links),
         })
+    }
+
+    /// The highest number of a generation; 0 of none.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// Whether a checkpoint counts.
@@ -61,19 +80,20 @@ pub(super) fn newest_number(store: &dyn Store, shown: &str) -> Result<u64, Check
     Ok(numbers.max().unwrap_or(0))
 }
 
-/// Bits that no other process has.
-fn drawn(word: u64) -> u64 {
+/// Bits that no other process has, for each word.
+pub(super) fn drawn(word: u64) -> u64 {
     RandomState::new().hash_one(word)
 }
 
 /// A generation of this process alone, after all that there are: what it writes counts, and what a
-/// process of an older generation writes from now on does not.
+/// process of an older generation writes from now on does not. `damaged` checkpoints may be newer
+/// than its start.
 pub(super) fn begin_alone(
     store: &Arc<dyn Store>,
     shown: &str,
     newest: u64,
     identity: &Identity,
-    start: Option<ManifestName>,
+    (start, damaged): (Option<ManifestName>, &[ManifestName]),
 ) -> Result<u64, CheckpointError> {
     let process = format!("{:016x}{:016x}", drawn(1), drawn(2));
     let member = protocol::Member {
@@ -93,7 +113,7 @@ pub(super) fn begin_alone(
         batch: identity.batch,
         folder: identity.folder.clone(),
     };
-    let start = start.map(|start| protocol::Start {
+    let named = start.map(|start| protocol::Start {
         manifest: start.to_string(),
         batches_done: start.batches_done,
     });
@@ -101,17 +121,29 @@ pub(super) fn begin_alone(
         number: newest + 1,
         nonce: drawn(0),
     };
-    let generation = Generation::new(name, vec![member], identity, start);
+    let generation = Generation::new(name, vec![member], identity, named);
     let key = name.key();
     let put = store.put(&key, generation.to_bytes().into());
     put.map_err(|e| stored("write", &format!("{shown}/{key}"), e))?;
+    let withdraw = |error: CheckpointError| {
+        let deleted = store.delete(&key);
+        let deleted = deleted.map_err(|e| stored("delete", &format!("{shown}/{key}"), e));
+        deleted.map_or_else(Err, |()| Err(error))
+    };
+    let folder = shown.to_owned();
     // Who puts and then looks sees every rival that will not see it.
     let has_rival = |other: &GenerationName| *other != name && other.number >= name.number;
     if names(&**store, shown)?.iter().any(has_rival) {
-        let deleted = store.delete(&key);
-        deleted.map_err(|e| stored("delete", &format!("{shown}/{key}"), e))?;
-        let folder = shown.to_owned();
-        return Err(CheckpointError::Superseded { folder });
+        return withdraw(CheckpointError::Superseded { folder });
+    }
+    // What somebody wrote after the start was chosen counts already.
+    let newest = start.map_or(0, |start| start.batches_done);
+    let is_left_out = |m: &ManifestName| m.batches_done > newest && !damaged.contains(m);
+    if counting(&**store, shown, Some(name))?
+        .iter()
+        .any(is_left_out)
+    {
+        return withdraw(CheckpointError::InUse { folder });
     }
     Ok(name.number)
 }
@@ -121,9 +153,18 @@ pub(super) fn checkpoints(
     store: &dyn Store,
     shown: &str,
 ) -> Result<Vec<ManifestName>, CheckpointError> {
+    counting(store, shown, None)
+}
+
+/// Those that count, as if one generation were not there.
+fn counting(
+    store: &dyn Store,
+    shown: &str,
+    but: Option<GenerationName>,
+) -> Result<Vec<ManifestName>, CheckpointError> {
     let names = store.list(CHECKPOINTS);
     let names = names.map_err(|e| stored("list", shown, e))?;
-    let line = Line::read(store, shown)?;
+    let line = Line::read_but(store, shown, but)?;
     let mut manifests: Vec<ManifestName> = names
         .iter()
         .filter_map(|name| manifest_of_name(name))

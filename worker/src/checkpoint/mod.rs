@@ -6,17 +6,21 @@
 //! - [`store`]: where a folder lies: put at once or not at all, get, list, delete.
 //! - `lock`: one writer at a time; `lease`: the same in an object store.
 //! - this file: [`RunFolder`]: where it is, what it has, and how a run begins to write to it.
+//! - `lineage`: the generations of ranks that wrote to it, and which checkpoints count.
 //! - `load`: a checkpoint read and checked, older ones where newer are damaged.
 //! - [`state`]: what a checkpoint saves of a node, copied out and back in.
 //! - [`recording`]: what a run hands over to be written.
 //! - `writer`: the thread that writes; `commit`: how it writes a checkpoint, and deletes what newer
 //!   ones take the place of.
 //! - `error`: why a folder or a checkpoint cannot be used.
+//! - `late`, a test: processes that are stopped at any moment and write too late.
 //!
 //! What a checkpoint is, is in [`synfire_shared::checkpoint`].
 
 mod commit;
 mod error;
+#[cfg(test)]
+mod late;
 mod lease;
 mod lineage;
 mod load;
@@ -91,6 +95,20 @@ enum Place {
 pub struct RunFolder {
     place: Place,
     shown: String,
+}
+
+/// Where a run starts to write.
+#[derive(Clone, Debug, Default)]
+pub struct Begin {
+    /// The checkpoint that it starts from.
+    pub start: Option<ManifestName>,
+    /// The epoch in which it starts.
+    pub epoch: u32,
+    /// The lines of the metrics that the checkpoint has, if it is one of this folder: the file may
+    /// be another generation's.
+    pub lines: Option<String>,
+    /// Checkpoints that are damaged.
+    pub damaged: Vec<ManifestName>,
 }
 
 /// The right to write to a run folder, which one process has at a time.
@@ -230,64 +248,69 @@ impl Writable {
     }
 
     /// Starts to write, from a checkpoint or anew: configuration and version now, the metrics of the
-    /// epochs before `epoch` kept; `damaged` checkpoints are put aside.
+    /// epochs before its own kept; damaged checkpoints are put aside.
     ///
     /// # Errors
-    /// If the folder cannot be written.
+    /// If the folder cannot be written, or is another's.
     pub fn begin(
         self,
         run: &Run,
         identity: Identity,
-        (start, epoch): (Option<ManifestName>, u32),
-        damaged: &[ManifestName],
+        begin: Begin,
     ) -> Result<Recording, CheckpointError> {
         let shown = self.folder.shown.clone();
-        let store: Arc<dyn Store> = match self.folder.place {
-            Place::Disk(store) => {
-                for folder in ["", CHECKPOINTS] {
-                    let cleaned = store.clean(folder);
-                    cleaned.map_err(|e| stored("clean", &shown, e))?;
-                }
-                store
-            }
-            Place::Objects(store) => store,
+        let store: Arc<dyn Store> = match &self.folder.place {
+            Place::Disk(store) => Arc::<LocalStore>::clone(store),
+            Place::Objects(store) => Arc::<storage::Store>::clone(store),
         };
-        for &manifest in damaged {
-            set_aside(&*store, manifest)?;
-        }
         let newest = lineage::newest_number(&*store, &shown)?;
         let generation = match self.generation {
-            Some(generation) if newest > generation => {
-                return Err(CheckpointError::Superseded { folder: shown });
-            }
             Some(generation) => generation,
             None if newest == 0 => 0,
-            None => lineage::begin_alone(&store, &shown, newest, &identity, start)?,
+            None => lineage::begin_alone(
+                &store,
+                &shown,
+                newest,
+                &identity,
+                (begin.start, &begin.damaged),
+            )?,
         };
-        let earlier = |name: &str| match store.get(name, MAX_METRICS_BYTES) {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(stored("read", &format!("{shown}/{name}"), error)),
-        };
-        let metrics = recording::lines_before(&earlier(METRICS)?, epoch);
-        let bad_samples = recording::lines(&earlier(BAD_SAMPLES)?);
-        // It can be found out again.
-        let tuning = store.get(TUNING, MAX_TUNING_BYTES).ok();
-        let version = concat!("synfire ", env!("CARGO_PKG_VERSION"), "\n");
-        for (name, bytes) in [
-            (CONFIG, run.to_toml().into()),
-            (VERSION, version.into()),
-            (METRICS, metrics.clone().into()),
-        ] {
-            let put = store.put(name, bytes);
-            put.map_err(|e| stored("write", &format!("{shown}/{name}"), e))?;
-        }
         let target = Target {
             store,
             lock: self.lock,
             generation,
             shown,
         };
+        // Whoever comes too late leaves everything as it is.
+        target.check()?;
+        if let Place::Disk(store) = &self.folder.place {
+            for folder in ["", CHECKPOINTS] {
+                let cleaned = store.clean(folder);
+                cleaned.map_err(|e| stored("clean", &target.shown, e))?;
+            }
+        }
+        for &manifest in &begin.damaged {
+            set_aside(&*target.store, manifest)?;
+        }
+        let earlier = |name: &str| match target.store.get(name, MAX_METRICS_BYTES) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(stored("read", &format!("{}/{name}", target.shown), error)),
+        };
+        let lines = begin.lines.map(String::into_bytes);
+        let lines = lines.map_or_else(|| earlier(METRICS), Ok)?;
+        let metrics = recording::lines_before(&lines, begin.epoch);
+        let bad_samples = recording::lines(&earlier(BAD_SAMPLES)?);
+        // It can be found out again.
+        let tuning = target.store.get(TUNING, MAX_TUNING_BYTES).ok();
+        let version = concat!("synfire ", env!("CARGO_PKG_VERSION"), "\n");
+        for (name, bytes) in [
+            (CONFIG, run.to_toml().into()),
+            (VERSION, version.into()),
+            (METRICS, metrics.clone().into()),
+        ] {
+            target.put(name, bytes)?;
+        }
         let keep = run.checkpoint;
         Ok(Recording::start(
             target,

@@ -111,13 +111,11 @@ impl Recording {
     /// Whether the folder is still this run's own, as far as the writer has found out.
     ///
     /// # Errors
-    /// [`CheckpointError::TakenOver`] if another process writes to it now.
+    /// [`CheckpointError::TakenOver`] if another process writes to it now,
+    /// [`CheckpointError::Superseded`] if that is of a later generation.
     pub fn check(&self) -> Result<(), CheckpointError> {
-        if self.writer.is_taken_over() {
-            let folder = self.shown.clone();
-            return Err(CheckpointError::TakenOver { folder });
-        }
-        Ok(())
+        let taken_over = self.writer.taken_over(&self.shown);
+        taken_over.map_or(Ok(()), Err)
     }
 
     /// The folder's name in messages.

@@ -1,5 +1,6 @@
 //! Where a run folder lies: named byte strings, each there at once or not at all.
 
+use super::lineage::drawn;
 use bytes::Bytes;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -80,14 +81,19 @@ fn told(error: StorageError) -> io::Error {
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
+    /// Keeps those apart that write the same name at once, also on two machines.
+    nonce: u64,
     puts: AtomicU64,
 }
 
 impl LocalStore {
     /// A store in this folder, which the first put makes.
     pub fn new(root: PathBuf) -> Self {
-        let puts = AtomicU64::new(0);
-        Self { root, puts }
+        Self {
+            root,
+            nonce: drawn(0),
+            puts: AtomicU64::new(0),
+        }
     }
 
     /// The folder.
@@ -120,7 +126,7 @@ impl Store for LocalStore {
         fs::create_dir_all(folder)?;
         let put = self.puts.fetch_add(1, Ordering::Relaxed);
         let mut partial = path.clone().into_os_string();
-        partial.push(format!(".{}-{put}{PARTIAL}", std::process::id()));
+        partial.push(format!(".{:016x}-{put}{PARTIAL}", self.nonce));
         let save = || {
             let mut file = File::create(&partial)?;
             file.write_all(&bytes)?;

@@ -4,6 +4,7 @@ use super::commit::Target;
 use super::state::Snapshot;
 use super::{BAD_SAMPLES, CheckpointError, Identity, METRICS, REPORT, TUNING};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -45,10 +46,24 @@ pub struct Written {
     pub failure: Option<String>,
     /// Whether another process writes to the folder now.
     pub is_taken_over: bool,
+    /// Whether that is a later generation of ranks.
+    pub is_superseded: bool,
     /// What has gone wrong since somebody asked.
     pub warnings: Vec<String>,
     /// Checkpoints since somebody asked.
     pub attempts: Vec<Attempt>,
+}
+
+impl Written {
+    /// Why nothing more is written to this folder, if so.
+    pub fn taken_over(&self, folder: &str) -> Option<CheckpointError> {
+        let folder = folder.to_owned();
+        match (self.is_taken_over, self.is_superseded) {
+            (false, _) => None,
+            (true, true) => Some(CheckpointError::Superseded { folder }),
+            (true, false) => Some(CheckpointError::TakenOver { folder }),
+        }
+    }
 }
 
 /// What is to be written. Of the lines and of the page the newest is enough, so nobody waits to
@@ -69,7 +84,8 @@ struct Waiting {
     is_over: bool,
 }
 
-enum Job {
+/// One thing to write.
+pub(super) enum Job {
     Lines(Bytes),
     Checkpoint(Box<Snapshot>),
     Page(Bytes),
@@ -193,8 +209,9 @@ impl Writer {
         std::mem::take(&mut lock(&self.written).attempts)
     }
 
-    pub(super) fn is_taken_over(&self) -> bool {
-        lock(&self.written).is_taken_over
+    /// Why nothing more is written to this folder, if so.
+    pub(super) fn taken_over(&self, folder: &str) -> Option<CheckpointError> {
+        lock(&self.written).taken_over(folder)
     }
 
     /// Waits until all is written.
@@ -244,24 +261,79 @@ fn write_all(
     outcome: &Mutex<Written>,
 ) {
     let _over = Over(inbox);
+    let mut work = Work {
+        target,
+        identity,
+        keep,
+        outcome,
+        texts: BTreeMap::new(),
+    };
     while let Some(job) = inbox.take() {
-        if lock(outcome).is_taken_over {
+        work.write(job);
+    }
+    work.end();
+}
+
+/// What the writing thread does.
+pub(super) struct Work<'a> {
+    pub(super) target: &'a Target,
+    pub(super) identity: &'a Identity,
+    pub(super) keep: run::Checkpoint,
+    pub(super) outcome: &'a Mutex<Written>,
+    /// What was written last under the names that all generations share. A process whose place this
+    /// one took may be stopped right before a put, which then comes at any time: so they are put
+    /// again behind every checkpoint and in the end.
+    pub(super) texts: BTreeMap<&'static str, Bytes>,
+}
+
+impl Work<'_> {
+    pub(super) fn write(&mut self, job: Job) {
+        if lock(self.outcome).is_taken_over {
             // The folder is another's; training will have been told.
-            continue;
+            return;
         }
         let result = match job {
-            Job::Checkpoint(snapshot) => checkpoint(target, identity, keep, &snapshot, outcome),
-            Job::Lines(lines) => target.put(METRICS, lines),
-            Job::Page(page) => target.put(REPORT, page),
-            Job::BadSamples(lines) => target.put(BAD_SAMPLES, lines),
-            Job::Tuning(text) => target.put(TUNING, text),
+            Job::Checkpoint(snapshot) => {
+                let (target, outcome) = (self.target, self.outcome);
+                let result = checkpoint(target, self.identity, self.keep, &snapshot, outcome);
+                result.and_then(|()| self.put_again())
+            }
+            Job::Lines(lines) => self.put(METRICS, lines),
+            Job::Page(page) => self.put(REPORT, page),
+            Job::BadSamples(lines) => self.put(BAD_SAMPLES, lines),
+            Job::Tuning(text) => self.put(TUNING, text),
         };
+        self.note(result);
+    }
+
+    /// Nothing more will come.
+    pub(super) fn end(&self) {
+        if !lock(self.outcome).is_taken_over {
+            self.note(self.put_again());
+        }
+    }
+
+    fn put(&mut self, name: &'static str, text: Bytes) -> Result<(), CheckpointError> {
+        if self.target.may_be_disturbed() {
+            self.texts.insert(name, text.clone());
+        }
+        self.target.put(name, text)
+    }
+
+    fn put_again(&self) -> Result<(), CheckpointError> {
+        let mut texts = self.texts.iter();
+        texts.try_for_each(|(name, text)| self.target.put(name, text.clone()))
+    }
+
+    /// Keeps what has gone wrong until somebody asks.
+    fn note(&self, result: Result<(), CheckpointError>) {
         let Err(error) = result else {
-            continue;
+            return;
         };
-        let mut written = lock(outcome);
+        let mut written = lock(self.outcome);
         if error.is_taken_over() {
             written.is_taken_over = true;
+            written.is_superseded = matches!(error, CheckpointError::Superseded { .. });
         } else if written.warnings.len() < MAX_WARNINGS {
             let warning = format!("{}; training goes on", shown(&error));
             written.warnings.push(warning);
@@ -337,7 +409,6 @@ mod tests {
     use super::super::store::tests::SmallDisk;
     use super::*;
     use crate::trace::file::{TraceFile, TraceTensor};
-    use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
     use synfire_shared::checkpoint::{
         Digest, ManifestName, Position, manifest_name, manifest_number,

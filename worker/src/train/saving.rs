@@ -4,7 +4,9 @@ use super::line::EpochLine;
 use super::pulse::Pulse;
 use super::{EpochRecord, Event, Tally, TrainError, init};
 use crate::checkpoint::state::{Loaded, Snapshot};
-use crate::checkpoint::{Attempt, CheckpointError, Identity, Recording, RunFolder, Writable};
+use crate::checkpoint::{
+    Attempt, Begin, CheckpointError, Identity, Recording, RunFolder, Writable,
+};
 use crate::data::{BadSample, Source};
 use crate::node::Node;
 use serde::{Deserialize, Serialize};
@@ -80,6 +82,10 @@ pub(super) struct Counted {
     #[serde(default)]
     pub(super) updates: u64,
     pub(super) best: Option<Hits>,
+    /// The lines of the metrics so far, in a checkpoint alone: what the file has may be written by a
+    /// generation that does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lines: Option<String>,
 }
 
 /// The run's folder and the times of its checkpoints.
@@ -209,8 +215,15 @@ impl Saving {
         };
         let start = found.as_ref().map(|loaded| loaded.manifest);
         // The weights at a run's start are behind its checkpoint: they are not even looked for.
+        let mut lines = None;
         if let Some(loaded) = found {
             saving.resume(run, source, &loaded, node)?;
+            let counted = saving.counted.as_mut();
+            lines = counted.and_then(|counted| counted.lines.take());
+            // Another run's are not this one's.
+            let is_own =
+                |f: &Writable| loaded.name.starts_with(&format!("{}/", f.folder().shown()));
+            lines = lines.filter(|_| folder.as_ref().is_some_and(is_own));
             tell(Event::Resumed {
                 from: loaded.name,
                 position: saving.position,
@@ -220,7 +233,13 @@ impl Saving {
         }
         if let Some(folder) = folder {
             let epoch = saving.position.epoch;
-            let recording = folder.begin(run, identity, (start, epoch), &damaged)?;
+            let begin = Begin {
+                start,
+                epoch,
+                lines,
+                damaged,
+            };
+            let recording = folder.begin(run, identity, begin)?;
             tell(Event::Recording {
                 page: recording.page(),
                 earlier: EpochLine::of_file(recording.lines()),
@@ -318,6 +337,7 @@ impl Saving {
         let begin = Instant::now();
         // Of what is still being written nobody knows whether it will be there.
         counted.best = better(self.best, test);
+        counted.lines = String::from_utf8(recording.lines().to_vec()).ok();
         let position = Position {
             epoch,
             batch: batch as u64,
@@ -363,7 +383,7 @@ impl Saving {
                     data_wait_seconds: record.data_wait_seconds,
                     exchange_wait_seconds: record.exchange_wait_seconds,
                     updates: record.updates,
-                    best: None,
+                    ..Counted::default()
                 }
             };
             self.save(node, (epoch, batch, batches_done), counted, test);
@@ -424,6 +444,7 @@ impl Saving {
         };
         let folder = recording.shown().to_owned();
         let written = recording.finish();
+        let taken_over = written.taken_over(&folder);
         tell_written(written.attempts, written.warnings, tell);
         let kept = Kept {
             folder,
@@ -432,9 +453,8 @@ impl Saving {
             bytes: written.bytes,
             stalls: self.stalls,
         };
-        if written.is_taken_over {
-            let folder = kept.folder;
-            return Err(CheckpointError::TakenOver { folder }.into());
+        if let Some(error) = taken_over {
+            return Err(error.into());
         }
         if self.awaited.is_some() && self.awaited != written.newest {
             let reason = written.failure.unwrap_or_default();

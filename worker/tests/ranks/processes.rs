@@ -193,6 +193,12 @@ impl<'a> Group<'a> {
         self.workers[rank] = self.worker(rank);
     }
 
+    /// Starts another process in the place of this one, which is left to itself.
+    pub(crate) fn replace_worker(&mut self, rank: usize) -> Process {
+        let other = self.worker(rank);
+        std::mem::replace(&mut self.workers[rank], other)
+    }
+
     /// Starts the coordinator again, at the address that it had.
     pub(crate) fn start_coordinator(&mut self) {
         let address = self.address.to_string();

@@ -1,10 +1,11 @@
 //! A small S3-compatible server on loopback, in memory, for tests: whole and conditional puts, range
 //! reads, pages of lists, uploads in pieces, deletes; signatures (version 4) are checked. It can
-//! fail on purpose.
+//! fail on purpose, and hold requests back.
 //!
 //! # Layout
 //!
 //! - this file: the server, its faults and what a test may look at or alter.
+//! - `hold`: requests that are held back.
 //! - `http`: requests and answers on a connection.
 //! - `signature`: who may ask.
 //! - `objects`: what is asked for.
@@ -13,10 +14,12 @@
     reason = "a helper that fails fails the test that called it"
 )]
 
+mod hold;
 mod http;
 mod objects;
 mod signature;
 
+pub(crate) use hold::{Hold, When};
 use http::{Answer, Request};
 use objects::Objects;
 use std::collections::BTreeMap;
@@ -52,6 +55,7 @@ type Plan = Box<dyn FnMut(&str, &str, u64) -> Option<Fault> + Send>;
 struct Shared {
     objects: Mutex<Objects>,
     plan: Mutex<Plan>,
+    holds: Mutex<Vec<Arc<Hold>>>,
     requests: AtomicU64,
     faults: AtomicU64,
     is_down: AtomicBool,
@@ -72,6 +76,7 @@ impl Server {
         let shared = Arc::new(Shared {
             objects: Mutex::default(),
             plan: Mutex::new(Box::new(|_, _, _| None)),
+            holds: Mutex::default(),
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
@@ -105,6 +110,22 @@ impl Server {
     /// From now on requests fail as the plan says.
     pub(crate) fn fail(&self, plan: impl FnMut(&str, &str, u64) -> Option<Fault> + Send + 'static) {
         *self.shared.plan.lock().unwrap() = Box::new(plan);
+    }
+
+    /// Holds the first request back that comes from now on with such a method and key.
+    pub(crate) fn hold(
+        &self,
+        when: When,
+        is_it: impl Fn(&str, &str) -> bool + Send + Sync + 'static,
+    ) -> Arc<Hold> {
+        let hold = Arc::new(Hold::new(when, is_it));
+        self.shared.holds.lock().unwrap().push(Arc::clone(&hold));
+        hold
+    }
+
+    /// The keys of all objects that were put whole, one by one.
+    pub(crate) fn put_keys(&self) -> Vec<String> {
+        self.shared.objects.lock().unwrap().put_keys.clone()
     }
 
     /// How many requests have failed on purpose.
@@ -188,6 +209,14 @@ fn serve(mut connection: TcpStream, shared: &Shared) {
         shared
             .faults
             .fetch_add(u64::from(fault.is_some()), Ordering::Relaxed);
+        let holds = shared.holds.lock().unwrap().clone();
+        let hold = holds
+            .iter()
+            .find(|hold| hold.takes(&request.method, &request.key));
+        let waits = |when| hold.is_none_or(|hold| hold.when != when || hold.wait());
+        if !waits(When::Before) {
+            break;
+        }
         let answer = |request: &Request| match signature::refusal(request) {
             Some(refusal) => refusal,
             None => shared.objects.lock().unwrap().answer(request),
@@ -204,6 +233,9 @@ fn serve(mut connection: TcpStream, shared: &Shared) {
                 break;
             }
         };
+        if !waits(When::Behind) {
+            break;
+        }
         let is_torn = fault == Some(Fault::TornBody);
         if answer.write(&mut connection, &request, is_torn).is_err() || is_torn {
             break;

@@ -15,6 +15,8 @@ pub(super) struct Objects {
     /// By ids: pieces by their numbers.
     uploads: BTreeMap<String, BTreeMap<u64, Vec<u8>>>,
     pub(super) uploads_completed: u64,
+    /// Of whole puts, in their order.
+    pub(super) put_keys: Vec<String>,
     writes: u64,
 }
 
@@ -72,6 +74,7 @@ impl Objects {
             return Answer::error(412, "PreconditionFailed", "it is another");
         }
         let tag = self.store(&request.key, request.body.clone());
+        self.put_keys.push(request.key.clone());
         Answer::new(200, "").with("ETag", tag)
     }
 
