@@ -1,8 +1,9 @@
 //! Who may join.
 
 use synfire_shared::checkpoint::Digest;
+use synfire_shared::ids::World;
 use synfire_shared::protocol::{Identity, JoinRequest, PROTOCOL, Refusal, Refused};
-use synfire_shared::shard_plan::{MAX_LANES, num_lanes};
+use synfire_shared::shard_plan::batches_that_fit;
 
 use crate::policy::Policy;
 
@@ -74,7 +75,7 @@ fn other_world(ranks: u32, request: &JoinRequest) -> Option<String> {
 fn too_large(ranks: u32, identity: &Identity) -> Option<String> {
     let (lanes, batch) = (identity.lanes, identity.batch);
     (ranks > lanes).then(|| {
-        let batches: Vec<String> = batches_that_fit(ranks, batch)
+        let batches: Vec<String> = batches_that_fit(World(ranks), batch)
             .into_iter()
             .map(|batch| batch.to_string())
             .collect();
@@ -84,14 +85,6 @@ fn too_large(ranks: u32, identity: &Identity) -> Option<String> {
             batches.join(" or ")
         )
     })
-}
-
-/// The next smaller and the next larger batch with lanes for so many ranks, at most [`MAX_LANES`].
-fn batches_that_fit(ranks: u32, batch: u32) -> Vec<u32> {
-    let fits = |batch: &u32| num_lanes(*batch) >= ranks;
-    let smaller = (1..batch).rev().take(MAX_LANES as usize).find(fits);
-    let larger = (batch..=u32::MAX).take(MAX_LANES as usize + 1).find(fits);
-    smaller.into_iter().chain(larger).collect()
 }
 
 fn other_run(run: &Identity, other: &Identity) -> Option<Refused> {
@@ -146,19 +139,4 @@ fn other_settings(run: &Identity, other: &Identity) -> String {
         "the worker has another configuration: {}",
         differences.join("; ")
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_that_fit_have_lanes_for_all() {
-        // 67 is a prime: one lane.
-        assert_eq!(batches_that_fit(4, 67), [66, 68]);
-        assert_eq!(batches_that_fit(64, 67), [64, 128]);
-        assert_eq!(batches_that_fit(64, 3), [64]);
-        assert_eq!(batches_that_fit(5, 3), [5]);
-        assert_eq!(batches_that_fit(64, u32::MAX), [u32::MAX - 63]);
-    }
 }

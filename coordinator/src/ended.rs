@@ -17,6 +17,12 @@ pub(crate) struct Ended {
     pub(crate) start: Option<String>,
     /// The rank that was not heard of, or made no progress.
     pub(crate) lost: Option<Member>,
+    /// Whether a rank said that it cannot go on.
+    has_given_up: bool,
+    /// Whether a batch was trained beyond its start.
+    pub(crate) has_progressed: bool,
+    /// Whether it counts as a failure already.
+    pub(crate) is_counted: bool,
     /// A rank that is blamed by another one, which may itself have been left by a third.
     blamed: Option<u32>,
 }
@@ -36,6 +42,9 @@ impl Ended {
             members,
             start: None,
             lost: None,
+            has_given_up: false,
+            has_progressed: false,
+            is_counted: false,
             blamed: None,
         }
     }
@@ -51,6 +60,22 @@ impl Ended {
             lost: Some(lost),
             ..self
         }
+    }
+
+    /// The same, where a rank said that it cannot go on.
+    pub(crate) fn gave_up(self) -> Self {
+        Self {
+            has_given_up: true,
+            ..self
+        }
+    }
+
+    /// Whether it failed by itself, and would again: a rank gave up, and not because another one was
+    /// killed. That one does not come back; one that another cannot reach does.
+    pub(crate) fn is_own_failure(&self, is_back: impl Fn(&str) -> bool) -> bool {
+        let blamed = self.blamed.and_then(|rank| self.members.get(rank as usize));
+        let is_killed = blamed.is_some_and(|(member, _)| !is_back(&member.process));
+        self.has_given_up && !self.has_progressed && !is_killed
     }
 
     /// The rank of a process.
@@ -72,6 +97,7 @@ impl Ended {
                 .map(|(m, u)| describe(m, *u))
         };
         let Some(by) = shown(reporter) else { return };
+        self.has_given_up = true;
         let lost = lost.filter(|&lost| lost != reporter);
         self.reason = match lost.and_then(shown) {
             Some(culprit) => format!("{culprit} was lost, says rank {reporter}: {message}"),

@@ -23,7 +23,7 @@ pub mod serve;
 pub mod view;
 
 pub use event::{Action, Counter, Event, Level, Loss, Reply, ReplyId, Stored};
-pub use policy::{Policy, PolicyError};
+pub use policy::{MAX_FAILURES, Policy, PolicyError};
 pub use run::Run;
 pub use serve::{Options, ServeError, Server};
 pub use view::View;

@@ -32,6 +32,8 @@ pub(crate) struct Seat {
     since: Duration,
     /// Whether it sent a heartbeat in this generation.
     pub(crate) has_beaten: bool,
+    /// Since when it asks for a place in it that nobody can give it again.
+    pub(crate) asked: Option<Duration>,
     /// Why it left, if it did.
     pub(crate) left: Option<Reason>,
     pub(crate) status: Status,
@@ -51,6 +53,8 @@ pub(crate) struct Live {
     pub(crate) grace: Duration,
     /// A rank left because all of them stop: the others are not disturbed.
     pub(crate) is_ending: bool,
+    /// A batch was trained beyond its start, or a checkpoint was written.
+    pub(crate) has_progressed: bool,
 }
 
 impl Seat {
@@ -93,6 +97,7 @@ impl Live {
             secret: None,
             grace,
             is_ending: false,
+            has_progressed: false,
         }
     }
 
@@ -139,6 +144,8 @@ impl Live {
             seat.status = status;
         }
         seat.has_beaten = true;
+        let start = self.generation.start.as_ref();
+        self.has_progressed |= status.batches_done > start.map_or(0, |start| start.batches_done);
         true
     }
 
@@ -226,17 +233,25 @@ impl Live {
             // By its own last word: who is not heard of may go on well.
             seat.has_beaten && seat.heard.as_secs_f64() - seat.progress > limit
         };
-        if !self.staying().any(|(_, seat)| late(seat)) {
-            return None;
-        }
-        // The others wait for the one that stood still first.
-        let beating = || self.staying().filter(|(_, seat)| seat.has_beaten);
+        let all = || self.staying().filter(|(_, seat)| late(seat));
         let oldest = |a: &(usize, &Seat), b: &(usize, &Seat)| a.1.progress.total_cmp(&b.1.progress);
-        let idle = beating().filter(|(_, seat)| !seat.status.waits);
-        let (at, seat) = idle.min_by(oldest).or_else(|| beating().min_by(oldest))?;
+        // Who waits is at fault only if all do: else it is for one that stands still, though perhaps not yet
+        // for too long, or for one that its silence will tell.
+        let idle = all().filter(|(_, seat)| !seat.status.waits);
+        let all_wait = self
+            .staying()
+            .all(|(_, seat)| seat.has_beaten && seat.status.waits);
+        let any = || all().filter(|_| all_wait).min_by(oldest);
+        let (at, seat) = idle.min_by(oldest).or_else(any)?;
+        let doubt = if all_wait {
+            "all ranks say that they wait for others: "
+        } else {
+            ""
+        };
         let (place, update) = (place(&seat.member), seat.status.update);
         let seconds = now.as_secs_f64() - seat.progress;
-        let reason = format!("{place} made no progress for {seconds:.0} s, after update {update}");
+        let reason =
+            format!("{doubt}{place} made no progress for {seconds:.0} s, after update {update}");
         Some((at, Loss::Hung, reason))
     }
 }
@@ -247,6 +262,7 @@ fn seats(generation: &Generation) -> Vec<Seat> {
         heard: Duration::ZERO,
         since: Duration::ZERO,
         has_beaten: false,
+        asked: None,
         left: None,
         status: Status::default(),
         progress: 0.0,

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use synfire_coordinator::serve::{Tls, draw_token};
-use synfire_coordinator::{Options, Policy, Server, View};
+use synfire_coordinator::{MAX_FAILURES, Options, Policy, Server, View};
 use synfire_shared::storage::Store;
 use synfire_shared::token::{self, Token};
 use tracing_subscriber::EnvFilter;
@@ -79,6 +79,9 @@ struct Arguments {
     /// steps if that is longer, is lost
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     deadline: u32,
+    /// So many generations in a row in which a rank fails before a batch is trained end the run
+    #[arg(long, value_name = "N", default_value_t = MAX_FAILURES, value_parser = clap::value_parser!(u32).range(1..))]
+    max_failures: u32,
     /// The file with the token that workers show; without the file one is drawn and written there.
     /// By default the token is that of the environment (`SYNFIRE_TOKEN`), or is drawn and printed
     #[arg(long, value_name = "FILE")]
@@ -133,6 +136,7 @@ fn policy(arguments: &Arguments) -> Result<Policy, clap::Error> {
         min_ranks: arguments.min_ranks.unwrap_or(arguments.ranks),
         wait: Duration::from_secs(arguments.wait.into()),
         deadline: Duration::from_secs(arguments.deadline.into()),
+        max_failures: arguments.max_failures,
         version: env!("CARGO_PKG_VERSION").into(),
         takes_back: true,
         folder: Some(arguments.run.clone()),
@@ -243,7 +247,8 @@ fn token(file: Option<&Path>) -> anyhow::Result<(Token, bool)> {
 }
 
 fn from_environment() -> anyhow::Result<Option<Token>> {
-    let Some(text) = std::env::var_os(token::VARIABLE) else {
+    let text = std::env::var_os(token::VARIABLE).filter(|text| !text.is_empty());
+    let Some(text) = text else {
         return Ok(None);
     };
     let token = Token::new(&text.to_string_lossy(), token::VARIABLE);

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use synfire_shared::shard_plan::MAX_LANES;
 
+/// The usual [`Policy::max_failures`].
+pub const MAX_FAILURES: u32 = 10;
+
 /// How many ranks are wanted, and how long is waited for them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -16,6 +19,8 @@ pub struct Policy {
     /// How long a training thread may make no progress, if ten of the slowest time steps are not
     /// longer; ten times as long where it starts or ends.
     pub deadline: Duration,
+    /// So many generations in a row that fail before a batch is trained end the run.
+    pub max_failures: u32,
     /// The version of the program, which workers have too.
     pub version: String,
     /// Whether the ranks of a generation that is in the run folder already may still train, and are
@@ -57,6 +62,7 @@ impl Policy {
             min_ranks: ranks,
             wait: Duration::from_mins(1),
             deadline: Duration::from_mins(1),
+            max_failures: MAX_FAILURES,
             version: version.to_owned(),
             takes_back: true,
             folder: None,

@@ -4,30 +4,32 @@
 //!
 //! - this file: what is known, and what each event does to it.
 //! - `join`: who asks to be a rank; `leave`: who goes, and why.
+//! - `failures`: generations that fail one after the other.
+//! - `losses`: ranks that are lost, and the end of a generation.
 //! - `form`: how a generation is allocated in the run folder, and met by other coordinators.
 
+mod failures;
 mod form;
 mod join;
 mod leave;
+mod losses;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use synfire_shared::protocol::{
-    Checkpoint, Directive, Done, Heartbeat, Identity, Order, Reason, Refusal, Refused, Status,
-    shortened,
+    Checkpoint, Directive, Done, Heartbeat, Identity, Order, Refusal, Refused, Status, shortened,
 };
 
 use crate::clock::Clock;
-use crate::ended::{Ended, place};
-use crate::event::{Action, Counter, Event, Level, Loss, Reply, ReplyId};
+use crate::ended::Ended;
+use crate::event::{Action, Counter, Event, Level, Reply, ReplyId};
 use crate::live::Live;
 use crate::policy::Policy;
 use crate::pool::Pool;
+use failures::Failures;
 use form::Errand;
 
-/// Of as many generations it is known why they are over.
-const ENDED: usize = 8;
 /// Who is missing is told so often.
 const TELL: Duration = Duration::from_secs(30);
 
@@ -67,6 +69,7 @@ pub struct Run {
     /// The highest number of a generation that is known.
     newest: u64,
     errand: Errand,
+    failures: Failures,
     /// The signal of an order to stop.
     stop: Option<i32>,
     is_save_wanted: bool,
@@ -90,6 +93,7 @@ impl Run {
             damaged: BTreeSet::new(),
             newest: 0,
             errand: Errand::default(),
+            failures: Failures::default(),
             stop: None,
             is_save_wanted: false,
             ended: VecDeque::new(),
@@ -110,7 +114,7 @@ impl Run {
         }
         match event {
             Event::Tick => {}
-            Event::Join(id, request) => self.join(id, *request),
+            Event::Join(id, request) => self.join(id, &request),
             Event::Heartbeat(id, heartbeat) => self.heartbeat(id, &heartbeat),
             Event::Checkpoint(id, checkpoint) => self.checkpoint(id, checkpoint),
             Event::Leave(id, leave) => self.leave(id, &leave),
@@ -208,7 +212,11 @@ impl Run {
     fn beat(&mut self, process: &str, generation: u64, status: Status) -> bool {
         let now = self.now();
         let live = self.live_mut().filter(|live| live.number() == generation);
-        live.is_some_and(|live| live.beat(process, status, now))
+        let is_member = live.is_some_and(|live| live.beat(process, status, now));
+        // Of rivals it may have shown which one trains.
+        self.believe_live();
+        self.forgive();
+        is_member
     }
 
     /// What a member is told.
@@ -250,6 +258,10 @@ impl Run {
             self.count(Counter::Checkpoint);
             self.is_save_wanted = false;
             self.checkpoint = Some(checkpoint);
+            if let Some(live) = self.live_mut() {
+                live.has_progressed = true;
+            }
+            self.forgive();
             self.reply(id, Reply::Done(Done {}));
         } else if checkpoint.generation > self.newest || matches!(self.stage, Stage::Reading) {
             self.errand.learn();
@@ -309,30 +321,6 @@ impl Run {
         };
     }
 
-    /// The generation that trains is over: all of its ranks are told so when they are heard.
-    fn end(&mut self, ended: Ended) {
-        let start = self.live().and_then(|live| live.generation.start.as_ref());
-        let ended = ended.from(start.map(|start| start.manifest.clone()));
-        let was_heard = self
-            .live()
-            .is_none_or(|live| live.seats.iter().any(|seat| seat.has_beaten));
-        if !was_heard && self.pool.all().next().is_none() {
-            // Of a generation that nobody was heard of, nobody need train the same.
-            self.identity = None;
-        }
-        self.count(Counter::Lost(ended.loss));
-        let text = format!("generation {} is over: {}", ended.generation, ended.reason);
-        self.log(Level::Warn, text);
-        self.ended.push_front(ended);
-        self.ended.truncate(ENDED);
-        self.is_save_wanted = false;
-        self.stage = Stage::Gathering { since: None };
-        self.told = self.now();
-        if self.stop.is_some() {
-            self.finish_stopped();
-        }
-    }
-
     /// What follows from the time and from what is known.
     fn step(&mut self) {
         let now = self.now();
@@ -340,52 +328,6 @@ impl Run {
         self.look_for_losses();
         self.gather();
         self.run_errands();
-    }
-
-    fn look_for_losses(&mut self) {
-        let (now, others) = (self.now(), self.pool.heard());
-        let Stage::Live(live) = &self.stage else {
-            return;
-        };
-        let (number, members) = (live.number(), live.members());
-        let lost = live.lost(now, self.policy.deadline, others);
-        if let Some((at, loss, reason)) = lost {
-            if live.is_ending && loss == Loss::Silent {
-                // The others are not disturbed.
-                let message = reason.clone();
-                let lost = None;
-                if let Stage::Live(live) = &mut self.stage {
-                    live.seats[at].left = Some(Reason::Failed { message, lost });
-                }
-                self.log(Level::Warn, reason);
-            } else {
-                let member = live.seats[at].member.clone();
-                let ended = Ended::new(number, loss, shortened(&reason), members);
-                self.end(ended.of(member));
-            }
-            return;
-        }
-        if live.staying().next().is_none() {
-            let stopped = live.seats.iter().find_map(|seat| match &seat.left {
-                Some(Reason::Stopped { signal }) => Some(format!(
-                    "{} was stopped by signal {signal}",
-                    place(&seat.member)
-                )),
-                _ => None,
-            });
-            let reason = stopped.unwrap_or_else(|| "all ranks left".into());
-            self.end(Ended::new(number, Loss::Stopped, reason, members));
-        }
-    }
-
-    /// The ranks that processes had in the generation before.
-    fn ranks_before(&self) -> BTreeMap<String, u32> {
-        let members = self
-            .ended
-            .front()
-            .into_iter()
-            .flat_map(|ended| &ended.members);
-        members.map(|(m, _)| (m.process.clone(), m.rank)).collect()
     }
 
     pub(crate) fn reply(&mut self, id: ReplyId, reply: Reply) {

@@ -107,10 +107,10 @@ impl Run {
             has_left: seat.left.is_some(),
         };
         let waiting = |waiting: &Waiting| WaitingView {
-            host: waiting.request.host.clone(),
-            pid: waiting.request.pid,
-            rank: waiting.request.rank,
-            metrics: waiting.request.metrics,
+            host: waiting.host.clone(),
+            pid: waiting.pid,
+            rank: waiting.rank,
+            metrics: waiting.metrics,
             waiting_seconds: now.saturating_sub(waiting.since).as_secs_f64(),
         };
         let checkpoint = |checkpoint: &Checkpoint| CheckpointView {

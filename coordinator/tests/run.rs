@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use synfire_coordinator::{Action, Counter, Event, Loss, Policy, Reply, Run, Stored};
-use synfire_shared::checkpoint::{Digest, ManifestName};
+use synfire_shared::checkpoint::{Digest, ManifestName, manifest_name_of};
 use synfire_shared::generation::{Generation, Survey};
 use synfire_shared::protocol::{
     Assignment, Checkpoint, Directive, Done, Heartbeat, Identity, JoinRequest, JoinResponse, Leave,
@@ -47,8 +47,11 @@ impl Talk {
 
     /// The same run folder, read by a coordinator that starts.
     fn restart(&mut self) {
-        let policy = Policy::new(self.run.view().ranks, "0.1.0").unwrap();
-        self.run = Run::new(policy);
+        self.restart_with(self.run.view().ranks);
+    }
+
+    fn restart_with(&mut self, ranks: u32) {
+        self.run = Run::new(Policy::new(ranks, "0.1.0").unwrap());
     }
 
     fn event(&mut self, event: Event) -> Option<Reply> {
@@ -120,6 +123,7 @@ impl Talk {
             JoinResponse::Wait {
                 missing,
                 seconds_left,
+                ..
             } => (missing, seconds_left),
             other => panic!("{other:?}"),
         }
@@ -201,6 +205,16 @@ fn training(update: u64) -> Status {
     }
 }
 
+fn checkpoint(process: u32, generation: u64, batches_done: u64) -> Checkpoint {
+    Checkpoint {
+        process: name(process),
+        generation,
+        manifest: manifest_name_of(batches_done, Some(generation)),
+        batches_done,
+        epoch: 0,
+    }
+}
+
 fn settings(text: &str) -> BTreeMap<String, String> {
     let pairs = text.split(' ').map(|pair| pair.split_once('=').unwrap());
     pairs
@@ -234,7 +248,7 @@ fn request(process: u32) -> JoinRequest {
 }
 
 /// So many processes train as generation 1; process n is rank n.
-fn trains(ranks: u32) -> Talk {
+fn training_run(ranks: u32) -> Talk {
     let mut talk = Talk::new(ranks);
     for process in 0..ranks {
         talk.join(&request(process));
@@ -404,7 +418,7 @@ fn who_is_missing_is_named() {
 
 #[test]
 fn a_silent_rank_is_noticed_within_5_seconds_and_named() {
-    let mut talk = trains(3);
+    let mut talk = training_run(3);
     talk.pass(2000, 1, &[0, 1, 2]);
     let heard = talk.ms;
     while talk.losses().is_empty() {
@@ -421,14 +435,7 @@ fn a_silent_rank_is_noticed_within_5_seconds_and_named() {
     );
     // Who wakes is told the same, and what it wrote is no checkpoint of the run.
     assert_eq!(talk.abandoned(2, 1), reason);
-    let checkpoint = Checkpoint {
-        process: name(2),
-        generation: 1,
-        manifest: "000000000060-g000001.json".into(),
-        batches_done: 60,
-        epoch: 0,
-    };
-    match talk.event(Event::Checkpoint(1, checkpoint)) {
+    match talk.event(Event::Checkpoint(1, checkpoint(2, 1, 60))) {
         Some(Reply::Refused(refused)) => assert_eq!(refused.code, Refusal::Generation),
         other => panic!("{other:?}"),
     }
@@ -436,7 +443,7 @@ fn a_silent_rank_is_noticed_within_5_seconds_and_named() {
 
 #[test]
 fn nobody_is_lost_while_nobody_is_heard() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.pass(30_000, 1, &[]);
     assert!(talk.losses().is_empty());
     assert_eq!(talk.beat(0, 1), Directive::Continue);
@@ -447,7 +454,7 @@ fn nobody_is_lost_while_nobody_is_heard() {
     talk.pass(6000, 1, &[0]);
     assert_eq!(talk.losses(), [Loss::Silent]);
     // And all of them after a minute.
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.pass(61_000, 1, &[]);
     assert_eq!(talk.losses(), [Loss::Silent]);
 }
@@ -455,7 +462,7 @@ fn nobody_is_lost_while_nobody_is_heard() {
 #[test]
 fn the_culprit_is_the_one_that_was_lost_first() {
     // Rank 1 loses rank 2 and goes; rank 0 loses rank 1 and says so first.
-    let mut talk = trains(3);
+    let mut talk = training_run(3);
     talk.fails(0, Some(1), "the connection was closed");
     talk.fails(1, Some(2), "the connection was closed");
     talk.fails(2, None, "no space left");
@@ -465,7 +472,7 @@ fn the_culprit_is_the_one_that_was_lost_first() {
         "{reason}"
     );
     // In the other order.
-    let mut talk = trains(3);
+    let mut talk = training_run(3);
     talk.fails(1, Some(2), "the connection was closed");
     talk.fails(0, Some(1), "the connection was closed");
     let reason = talk.abandoned(0, 1);
@@ -478,7 +485,7 @@ fn the_culprit_is_the_one_that_was_lost_first() {
 
 #[test]
 fn the_rank_whose_progress_is_oldest_is_the_one_that_hangs() {
-    let mut talk = trains(3);
+    let mut talk = training_run(3);
     let busy = |busy_seconds, slowest_step_seconds| Status {
         busy_seconds,
         slowest_step_seconds,
@@ -501,8 +508,36 @@ fn the_rank_whose_progress_is_oldest_is_the_one_that_hangs() {
         reason.contains("rank 1 on node-1 (pid 71) made no progress for 70 s, after update 130"),
         "{reason}"
     );
+    // Who waits for others is not at fault, even if it stands still for longer; nor is it where the one
+    // that is was not heard of yet.
+    let mut talk = training_run(2);
+    let waits = Status {
+        waits: true,
+        ..busy(75.0, 0.0)
+    };
+    talk.beat_with(0, 1, waits);
+    talk.beat_with(1, 1, busy(58.0, 0.0));
+    assert!(talk.losses().is_empty());
+    talk.beat_with(
+        0,
+        1,
+        Status {
+            busy_seconds: 78.0,
+            ..waits
+        },
+    );
+    talk.beat_with(1, 1, busy(61.0, 0.0));
+    let reason = talk.abandoned(0, 1);
+    assert!(reason.contains("rank 1 on node-1"), "{reason}");
+    let mut talk = training_run(2);
+    talk.restart();
+    for _ in 0..3 {
+        talk.beat_with(0, 1, waits);
+        talk.ms += 250;
+    }
+    assert!(talk.losses().is_empty());
     // At the start and at the end ten times as long is allowed; nonsense is not believed.
-    let mut talk = trains(1);
+    let mut talk = training_run(1);
     let ending = Status {
         phase: Phase::Ending,
         ..busy(500.0, f64::NAN)
@@ -515,13 +550,18 @@ fn the_rank_whose_progress_is_oldest_is_the_one_that_hangs() {
 
 #[test]
 fn a_late_comer_waits_and_takes_the_place_of_who_is_lost() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.manifests.push(ManifestName {
         batches_done: 60,
         generation: 1,
     });
     let missing = talk.missing(&request(5)).0;
     assert_eq!(missing, ["generation 1 trains; the next one"]);
+    let trained = Status {
+        batches_done: 61,
+        ..training(244)
+    };
+    talk.beat_with(0, 1, trained);
     talk.fails(1, None, "no space left");
     talk.abandoned(0, 1);
     let mut again = request(0);
@@ -598,7 +638,7 @@ fn a_second_process_does_not_get_the_rank_of_a_live_one() {
 
 #[test]
 fn a_restarted_coordinator_takes_the_ranks_back() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.restart();
     // Before it has read the run folder and after: nobody is stopped.
     assert_eq!(talk.beat(0, 1), Directive::Continue);
@@ -627,7 +667,7 @@ fn a_restarted_coordinator_takes_the_ranks_back() {
 
 #[test]
 fn a_generation_that_another_coordinator_began_is_not_disturbed() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     let first = talk.generations[0].clone();
     let mut later = first.clone();
     (later.generation, later.nonce) = (2, 9);
@@ -646,7 +686,7 @@ fn a_generation_that_another_coordinator_began_is_not_disturbed() {
 #[test]
 fn ranks_that_stop_or_end_together_are_not_disturbed() {
     // A signal: all stop after the same batch, while rank 0 still writes.
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.leave(1, 1, Reason::Stopped { signal: 15 });
     talk.pass(8000, 1, &[0]);
     assert_eq!(talk.beat(0, 1), Directive::Continue);
@@ -663,7 +703,7 @@ fn ranks_that_stop_or_end_together_are_not_disturbed() {
         talk.logged
     );
     // The end of the run.
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.leave(1, 1, Reason::Finished);
     assert_eq!(talk.run.over(), Some("the run is finished"));
     assert_eq!(talk.beat(0, 1), Directive::Continue);
@@ -677,21 +717,14 @@ fn ranks_that_stop_or_end_together_are_not_disturbed() {
 
 #[test]
 fn an_operator_saves_and_stops() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     let order = |order| Event::Order(1, order);
     assert_eq!(talk.event(order(Order::Save)), Some(Reply::Done(Done {})));
     assert_eq!(talk.beat(1, 1), Directive::Continue);
     for _ in 0..2 {
         assert_eq!(talk.beat(0, 1), Directive::Save);
     }
-    let checkpoint = Checkpoint {
-        process: name(0),
-        generation: 1,
-        manifest: "000000000060-g000001.json".into(),
-        batches_done: 60,
-        epoch: 0,
-    };
-    talk.event(Event::Checkpoint(1, checkpoint));
+    talk.event(Event::Checkpoint(1, checkpoint(0, 1, 60)));
     assert_eq!(talk.beat(0, 1), Directive::Continue);
     assert_eq!(talk.run.view().checkpoint.unwrap().batches_done, 60);
 
@@ -757,7 +790,7 @@ fn where_all_checkpoints_are_damaged_nothing_begins_anew() {
 
 #[test]
 fn the_state_can_be_shown() {
-    let mut talk = trains(2);
+    let mut talk = training_run(2);
     talk.join(&request(5));
     let view = serde_json::to_value(talk.run.view()).unwrap();
     assert_eq!(view["stage"], "training");
@@ -765,4 +798,308 @@ fn the_state_can_be_shown() {
     assert_eq!(view["members"][1]["status"]["update"], 120);
     assert_eq!(view["waiting"][0]["pid"], 75);
     assert!(!view.to_string().contains("secret"), "{view}");
+}
+
+/// Whether a process that waits is told that a generation trains.
+fn trains(talk: &mut Talk, request: &JoinRequest) -> bool {
+    match talk.join(request) {
+        JoinResponse::Wait { trains, .. } => trains,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A process that gave up its place in this generation asks for one in the next.
+fn again(process: u32, left: u64) -> JoinRequest {
+    JoinRequest {
+        left,
+        ..request(process)
+    }
+}
+
+#[test]
+fn who_waits_is_told_whether_a_generation_trains() {
+    let mut talk = training_run(2);
+    assert!(trains(&mut talk, &request(5)));
+    let mut with_rank = request(6);
+    with_rank.rank = Some(1);
+    assert!(trains(&mut talk, &with_rank));
+    talk.fails(1, None, "no space left");
+    assert!(!trains(&mut talk, &request(5)));
+    // Nobody is interrupted for it, however long it takes.
+    let mut policy = Policy::new(3, "0.1.0").unwrap();
+    (policy.min_ranks, policy.wait) = (2, Duration::from_secs(1));
+    let mut talk = Talk::with(policy);
+    talk.join(&request(0));
+    for _ in 0..4 {
+        for process in [0, 1] {
+            talk.join(&request(process));
+        }
+        talk.pass(500, 0, &[]);
+    }
+    for process in [0, 1] {
+        assert_eq!(talk.start(&request(process)).world, 2);
+    }
+    for _ in 0..2000 {
+        talk.pass(1000, 1, &[0, 1]);
+        assert!(trains(&mut talk, &request(5)));
+    }
+    assert!(talk.losses().is_empty());
+    // It has a place in the next one.
+    talk.fails(1, None, "no space left");
+    for _ in 0..3 {
+        talk.pass(500, 0, &[]);
+        for request in [again(0, 1), again(1, 1), request(5)] {
+            talk.join(&request);
+        }
+    }
+    assert_eq!(talk.start(&request(5)).world, 3);
+}
+
+/// One rank begins generation after generation; each does as `fails` says. Returns the seconds between
+/// their beginnings, until the run is over or there were 15.
+fn begins_again(talk: &mut Talk, fails: impl Fn(&mut Talk, u64)) -> Vec<u64> {
+    let (mut began, mut pauses) = (talk.ms, Vec::new());
+    let mut generation = 0;
+    while pauses.len() < 15 && talk.run.over().is_none() {
+        match talk.join(&again(0, generation)) {
+            JoinResponse::Start(assignment) => {
+                pauses.push((talk.ms - began) / 1000);
+                began = talk.ms;
+                generation = assignment.generation;
+                talk.beat(0, generation);
+                fails(talk, generation);
+            }
+            JoinResponse::Wait { .. } => talk.pass(250, 0, &[]),
+            JoinResponse::Over { .. } => {}
+        }
+    }
+    pauses
+}
+
+fn gives_up(talk: &mut Talk, generation: u64) {
+    let (message, lost) = ("the store is full".into(), None);
+    talk.leave(0, generation, Reason::Failed { message, lost });
+}
+
+#[test]
+fn generations_that_fail_before_they_train_pause_and_then_end_the_run() {
+    let mut talk = Talk::new(1);
+    let pauses = begins_again(&mut talk, gives_up);
+    assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 30, 30, 30, 30]);
+    match talk.join(&again(0, 10)) {
+        JoinResponse::Over { reason, status } => {
+            assert_eq!(status, 1);
+            let wanted = "10 generations in a row failed before a batch was trained; the last error: \
+                          generation 10: rank 0 on node-0 (pid 70), after update 120, gave up: the \
+                          store is full";
+            assert_eq!(reason, wanted);
+        }
+        other => panic!("{other:?}"),
+    }
+    // Who waits is told why.
+    let mut talk = Talk::new(1);
+    talk.join(&request(0));
+    talk.start(&request(0));
+    gives_up(&mut talk, 1);
+    talk.join(&again(0, 1));
+    let missing = talk.missing(&again(0, 1)).0;
+    assert_eq!(missing, ["1 s after a generation that failed"]);
+    // A rank that joins again without a word gave up as well.
+    let mut talk = Talk::new(1);
+    begins_again(&mut talk, |_, _| ());
+    assert!(talk.run.over().unwrap().contains("left it and joins again"));
+}
+
+#[test]
+fn a_batch_or_a_checkpoint_ends_a_row_of_failures() {
+    let mut talk = Talk::new(1);
+    let pauses = begins_again(&mut talk, |talk, generation| {
+        if generation % 5 == 0 {
+            let status = Status {
+                batches_done: 1,
+                ..training(4)
+            };
+            talk.beat_with(0, generation, status);
+        }
+        if generation % 5 == 3 {
+            talk.event(Event::Checkpoint(1, checkpoint(0, generation, 60)));
+        }
+        gives_up(talk, generation);
+    });
+    assert_eq!(pauses, [0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 0, 1, 2, 0, 1]);
+    // Batches that were done before are no progress.
+    let mut talk = Talk::new(1);
+    talk.manifests.push(ManifestName {
+        batches_done: 60,
+        generation: 0,
+    });
+    let pauses = begins_again(&mut talk, |talk, generation| {
+        let status = Status {
+            batches_done: 60,
+            ..training(240)
+        };
+        talk.beat_with(0, generation, status);
+        gives_up(talk, generation);
+    });
+    assert_eq!(pauses.len(), 10);
+}
+
+#[test]
+fn ranks_that_are_killed_are_no_failures_of_the_run_and_ranks_that_cannot_connect_are() {
+    // Rank 1 is killed again and again before the first batch; a new process takes its place.
+    let mut talk = Talk::new(2);
+    let lost = |talk: &mut Talk, generation| {
+        let (message, lost) = ("the connection was closed".into(), Some(1));
+        talk.leave(0, generation, Reason::Failed { message, lost });
+    };
+    let ask = |talk: &mut Talk, generation: u64, process: u32| {
+        talk.join(&again(0, generation));
+        talk.join(&request(process));
+    };
+    let mut generation = 0;
+    for round in 0..20 {
+        let process = 10 + round;
+        ask(&mut talk, generation, process);
+        talk.pass(250, 0, &[]);
+        ask(&mut talk, generation, process);
+        generation = talk.start(&again(0, generation)).generation;
+        assert_eq!(generation, u64::from(round) + 1);
+        talk.beat(0, generation);
+        lost(&mut talk, generation);
+    }
+    assert_eq!(talk.run.over(), None);
+    // The same, but rank 1 lives.
+    let mut talk = Talk::new(2);
+    let mut generation = 0;
+    while talk.run.over().is_none() && generation < 20 {
+        talk.join(&again(1, generation));
+        match talk.join(&again(0, generation)) {
+            JoinResponse::Start(assignment) => {
+                generation = assignment.generation;
+                talk.beat(0, generation);
+                talk.beat(1, generation);
+                lost(&mut talk, generation);
+            }
+            JoinResponse::Wait { .. } | JoinResponse::Over { .. } => talk.pass(250, 0, &[]),
+        }
+    }
+    let over = talk.run.over().unwrap();
+    assert!(over.contains("10 generations in a row"), "{over}");
+    assert!(over.contains("was lost, says rank 0"), "{over}");
+}
+
+#[test]
+fn a_generation_of_more_ranks_than_are_wanted_goes_on_and_the_next_one_is_smaller() {
+    let mut talk = training_run(3);
+    talk.restart_with(2);
+    for _ in 0..2 {
+        for process in 0..3 {
+            assert_eq!(talk.beat(process, 1), Directive::Continue);
+        }
+    }
+    talk.pass(20_000, 1, &[0, 1, 2]);
+    assert!(talk.losses().is_empty());
+    assert_eq!(talk.run.view().members.len(), 3);
+    let told = |line: &String| line.contains("it has 3 ranks, and 2 to 2 are wanted here");
+    assert!(talk.logged.iter().any(told), "{:?}", talk.logged);
+    talk.fails(2, None, "no space left");
+    for _ in 0..8 {
+        talk.pass(250, 0, &[]);
+        for process in 0..2 {
+            talk.join(&again(process, 1));
+        }
+    }
+    assert_eq!(talk.start(&again(1, 1)).world, 2);
+}
+
+#[test]
+fn who_was_admitted_before_a_generation_was_found_has_no_place_beside_its_ranks() {
+    let mut talk = training_run(2);
+    talk.restart();
+    // The run folder is not read when it asks.
+    let mut other = request(5);
+    other.identity.data = Digest::of(b"x");
+    assert!(matches!(talk.join(&other), JoinResponse::Wait { .. }));
+    talk.fails(1, None, "no space left");
+    talk.join(&again(0, 1));
+    talk.pass(1500, 0, &[]);
+    talk.join(&again(0, 1));
+    assert_eq!(talk.run.view().stage, "gathering");
+    assert_eq!(talk.refused(&other).0, Refusal::Data);
+    // Nobody of it is there: others may train something else.
+    talk.pass(5000, 0, &[]);
+    talk.join(&other);
+}
+
+#[test]
+fn of_rivals_that_train_something_else_the_one_that_is_heard_is_believed() {
+    let mut talk = training_run(2);
+    let first = &talk.generations[0];
+    let mut rival = first.clone();
+    rival.nonce = first.nonce.wrapping_add(1);
+    rival.identity.data = Digest::of(b"x");
+    for member in &mut rival.members {
+        member.process = name(member.rank + 7);
+    }
+    talk.generations.push(rival.sealed());
+    talk.restart();
+    for _ in 0..2 {
+        assert_eq!(talk.beat(7, 1), Directive::Continue);
+    }
+    assert_eq!(talk.refused(&request(5)).0, Refusal::Data);
+    let mut same = request(6);
+    same.identity.data = Digest::of(b"x");
+    assert!(matches!(talk.join(&same), JoinResponse::Wait { .. }));
+}
+
+#[test]
+fn a_generation_of_which_nobody_was_told_does_not_keep_the_next_one() {
+    // The coordinator is killed between the put and the first answer.
+    let mut talk = Talk::new(2);
+    talk.join(&request(0));
+    talk.join(&request(1));
+    assert_eq!(talk.generations.len(), 1);
+    talk.restart();
+    let restarted = talk.ms;
+    while talk.generations.len() == 1 {
+        for process in 0..2 {
+            talk.join(&request(process));
+        }
+        talk.pass(250, 0, &[]);
+        assert!(talk.ms < restarted + 4000, "{:?}", talk.logged);
+    }
+    assert_eq!(talk.start(&request(0)).generation, 2);
+    // One whose question was under way when it was told is a rank: its heartbeats say so.
+    let mut talk = training_run(2);
+    talk.restart();
+    talk.beat(0, 1);
+    talk.beat(1, 1);
+    talk.join(&request(1));
+    talk.pass(2500, 1, &[0, 1]);
+    talk.join(&request(1));
+    talk.pass(1000, 1, &[0, 1]);
+    assert!(talk.losses().is_empty());
+}
+
+#[test]
+fn a_rank_that_was_never_heard_of_is_noticed_as_soon_as_one_that_was() {
+    let mut talk = Talk::new(2);
+    talk.join(&request(0));
+    talk.join(&request(1));
+    let begun = talk.ms;
+    talk.start(&request(0));
+    while talk.losses().is_empty() {
+        talk.pass(250, 1, &[0]);
+        assert!(talk.ms <= begun + 5000, "not noticed");
+    }
+    let reason = talk.abandoned(0, 1);
+    assert!(reason.contains("rank 1 on node-1 (pid 71) was never heard of"));
+    // Alone it has a minute: it may be the coordinator that is cut off.
+    let mut talk = Talk::new(1);
+    talk.join(&request(0));
+    talk.start(&request(0));
+    talk.pass(59_000, 1, &[]);
+    assert!(talk.losses().is_empty());
+    talk.pass(3000, 1, &[]);
+    assert_eq!(talk.losses(), [Loss::Silent]);
 }

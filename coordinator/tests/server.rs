@@ -370,6 +370,15 @@ fn with_a_certificate_it_speaks_https_alone() {
         let error = Tls::read(certificate, key).unwrap_err().to_string();
         assert!(error.contains(".pem has no"), "{error}");
     }
+    let long = folder.0.join("long.pem");
+    std::fs::copy(&certificate, &long).unwrap();
+    let file = std::fs::File::options().write(true).open(&long).unwrap();
+    file.set_len((1 << 20) + 1).unwrap();
+    let error = Tls::read(&long, &key).unwrap_err().to_string();
+    assert!(
+        error.contains("long.pem has more than 1048576 bytes"),
+        "{error}"
+    );
     let mut secure = options(1);
     secure.tls = Some(Tls::read(&certificate, &key).unwrap());
     let server = Server::start(secure, Store::in_memory(), "checkpoints").unwrap();

@@ -125,6 +125,10 @@ pub enum JoinResponse {
         /// After so many seconds the run goes on with who is there, if those are enough; absent
         /// where all are waited for.
         seconds_left: Option<f64>,
+        /// Whether a generation trains meanwhile. Then nobody is missing, and the wait is for as long as
+        /// it trains.
+        #[serde(default)]
+        trains: bool,
     },
     /// Train, as this rank.
     Start(Assignment),
@@ -357,7 +361,7 @@ mod real {
 pub enum Directive {
     /// Go on.
     Continue,
-    /// Write a checkpoint after this batch. Said to rank 0 until it reports one.
+    /// Write a checkpoint after this batch. Said to rank 0 until it reports one, and acted upon once.
     Save,
     /// Stop after this batch, all ranks after the same one, with a checkpoint.
     Stop {

@@ -102,11 +102,7 @@ fn fitting(world: World, batch: u32) -> String {
     if world.0 > MAX_LANES {
         return format!("; no batch has more than {MAX_LANES} lanes");
     }
-    let fits = |batch: &u32| num_lanes(*batch) >= world.0;
-    let below = (world.0..batch).rev().find(fits);
-    // A multiple of `world` always fits, and one is near.
-    let above = (batch..=batch.saturating_add(world.0)).find(fits);
-    let sizes = below.into_iter().chain(above);
+    let sizes = batches_that_fit(world, batch).into_iter();
     let sizes: Vec<String> = sizes.map(|size| size.to_string()).collect();
     if sizes.is_empty() {
         String::new()
@@ -370,6 +366,20 @@ pub fn test_share(len: u64, rank: Rank, world: World) -> Result<Range<u64>, Shar
 pub fn num_lanes(batch: u32) -> u32 {
     let divides = |lanes: &u32| batch.is_multiple_of(*lanes);
     (1..=MAX_LANES).rev().find(divides).unwrap_or(1)
+}
+
+/// The global batches nearest to `batch`, the smaller one first, whose lanes at most [`MAX_LANES`] ranks
+/// can share: two at most, none for more ranks than that.
+pub fn batches_that_fit(world: World, batch: u32) -> Vec<u32> {
+    if world.0 > MAX_LANES {
+        return Vec::new();
+    }
+    let fits = |batch: &u32| num_lanes(*batch) >= world.0;
+    // A multiple of `world` always fits, and one is near.
+    let lowest = world.0.max(batch.saturating_sub(world.0));
+    let below = (lowest..batch).rev().find(fits);
+    let above = (batch..=batch.max(world.0).saturating_add(world.0)).find(fits);
+    below.into_iter().chain(above).collect()
 }
 
 fn count(shard_lens: impl IntoIterator<Item = u64>) -> Result<(Vec<u32>, u32), PlanError> {

@@ -10,6 +10,8 @@ pub const VARIABLE: &str = "SYNFIRE_TOKEN";
 pub const MIN_BYTES: usize = 16;
 /// A longer token would not fit where headers have limits.
 pub const MAX_BYTES: usize = 256;
+/// A longer file is refused: white space around the token is no reason to, a file without end is.
+const MAX_FILE_BYTES: u64 = 4 * MAX_BYTES as u64;
 
 /// A bearer token: 16 to 256 visible ASCII characters. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,6 +31,16 @@ pub enum TokenError {
         origin: String,
         /// Its length.
         bytes: usize,
+    },
+    /// The file is no token with a line break.
+    #[error(
+        "the token file {} has more than {MAX_FILE_BYTES} bytes: give one that holds nothing but the \
+         token",
+        path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
     },
     /// The file cannot be read.
     #[error("cannot read the token file {}", path.display())]
@@ -64,18 +76,21 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// [`TokenError::Read`] or [`TokenError::Form`].
+    /// [`TokenError::Read`], [`TokenError::TooLong`] or [`TokenError::Form`].
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::Read {
             path: path.to_owned(),
             source,
         };
         let mut text = Vec::new();
-        // White space around the token is no reason to refuse it; a file without end is.
         let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(4 * MAX_BYTES as u64)
+        file.take(MAX_FILE_BYTES + 1)
             .read_to_end(&mut text)
             .map_err(failed)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            let path = path.to_owned();
+            return Err(TokenError::TooLong { path });
+        }
         let text = String::from_utf8_lossy(&text);
         Self::new(&text, &path.display().to_string())
     }
@@ -129,5 +144,14 @@ mod tests {
             let error = Token::read(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(path), "{error}");
         }
+        // A token that other things follow is not cut where they begin.
+        let name = format!("synfire-token-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let text = format!("0123456789abcdef{}x", " ".repeat(4 * MAX_BYTES - 16));
+        std::fs::write(&path, text).unwrap();
+        let error = Token::read(&path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.contains("synfire-token-"), "{error}");
+        assert!(error.contains("more than 1024 bytes"), "{error}");
     }
 }

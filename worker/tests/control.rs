@@ -374,3 +374,48 @@ impl Drop for Folder {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
+
+#[test]
+fn who_waits_for_the_next_generation_waits_for_as_long_as_this_one_trains() {
+    let server = server(1);
+    let mut first = control(&server);
+    let request_of_first = request(0);
+    let generation = joined(&mut first, &request_of_first).generation;
+    let (member, _notices) = member(&first, &request_of_first.process, generation);
+    // It would hardly wait for ranks that are missing.
+    let waits = Waits {
+        ranks: Duration::from_nanos(1),
+        ..Waits::default()
+    };
+    let mut second = request(0);
+    second.rank = None;
+    let (told, asked) = sync_channel(100);
+    let waiting = thread::spawn({
+        let mut control = control(&server);
+        move || {
+            let mut see = |waiting: &Waiting| {
+                let _ = told.try_send(waiting.clone());
+                ControlFlow::Continue(())
+            };
+            control.join(&second, waits, &mut see)
+        }
+    });
+    for _ in 0..3 {
+        match asked.recv_timeout(DEADLINE).unwrap() {
+            Waiting::Ranks { missing, .. } => {
+                let trains = format!("generation {generation} trains; the next one");
+                assert_eq!(missing, [trains]);
+            }
+            Waiting::Coordinator { reason } => panic!("{reason}"),
+        }
+    }
+    assert_eq!(server.view().members.len(), 1);
+    // The generation ends: now it does not wait for others, and gets the place or gives up.
+    let (message, lost) = ("no space left".to_owned(), None);
+    member.leave(Reason::Failed { message, lost }).unwrap();
+    match waiting.join().unwrap() {
+        Ok(Joined::Start(next)) => assert!(next.generation > generation),
+        Ok(Joined::Over { reason, .. }) => panic!("over: {reason}"),
+        Err(error) => assert!(matches!(error, ControlError::Missing { .. }), "{error}"),
+    }
+}

@@ -388,7 +388,8 @@ fn a_store_that_stays_away_ends_a_run_with_one_error_and_the_committed_stays() {
     #[cfg(unix)]
     signal(&child, "INT");
     let output = ended(child);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    // Another try may mend it.
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
     let told = text(&output);
     let error = "error: the last checkpoint is not written, the one before is intact: cannot ";
     assert_eq!(told.matches("error: the last").count(), 1, "{told}");

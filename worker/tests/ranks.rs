@@ -442,3 +442,76 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bits() {
     whole_and_struck(&scratch, folders, (faults, batches), &more, fail);
     assert!(server.faults() > faults, "{} faults", server.faults());
 }
+
+#[test]
+fn a_rank_that_is_stopped_by_a_signal_of_its_own_stops_all_of_them_saved() {
+    let scratch = Scratch::new("one-signal");
+    let folder = scratch.folder("run");
+    let arguments = train(&folder, 9000);
+    let mut command = launch(&folder, 2, &arguments, &["--set", "run.epochs=99"]);
+    // The launcher tells its ranks without the help of another program.
+    command.env("PATH", "");
+    let mut process = Process::start(command, &scratch.path("log"));
+    wait_for("no checkpoint", || folder.newest() > 5);
+    let generations = folder.generations();
+    let members = &generations.values().next_back().unwrap().members;
+    let mut kill = Command::new("kill");
+    kill.args(["-s", "TERM", &members[1].pid.to_string()]);
+    assert!(kill.status().unwrap().success());
+    assert_eq!(process.code(), Some(143), "{}", process.log());
+    let log = process.log();
+    assert!(log.contains("stopped by SIGTERM"), "{log}");
+    assert!(
+        !log.contains("started again") && !log.contains("error"),
+        "{log}"
+    );
+    assert_eq!(folder.generations().len(), 1, "{log}");
+    let ranks = members.iter().map(|member| member.pid.to_string());
+    let is_there = |rank: &String| Path::new("/proc").join(rank).exists();
+    assert!(!ranks.into_iter().any(|rank| is_there(&rank)), "{log}");
+    let at = folder.last_checkpoint().position.batches_done;
+    let again = train(&folder, at + 3);
+    let said = finished(launch(&folder, 2, &again, &["--set", "run.epochs=99"]));
+    assert!(said.contains("[0] resumed from"), "{said}");
+}
+
+#[test]
+fn a_rank_whose_store_is_out_of_reach_is_started_again() {
+    let scratch = Scratch::new("passing");
+    let server = s3::Server::start();
+    pack(&server, &scratch, 160);
+    let sets = [
+        "run.epochs=99",
+        "data.source=packed",
+        "data.path=s3://bucket/data",
+        "data.cache_gib=0",
+    ];
+    let sets = sets.into_iter().flat_map(|set| ["--set", set]);
+    let away = |server: &s3::Server| {
+        server.fail(|_, key, _| key.contains("data/").then_some(s3::Fault::Status(503)));
+    };
+    let launch = |name: &str, more: &[&str]| {
+        let folder = scratch.folder(name);
+        let mut command = synfire(&folder);
+        command.args(["launch", "-n", "2"]).args(more).arg("--");
+        command.args(train(&folder, 20)).args(sets.clone());
+        // It has the pictures, and is not asked for long.
+        server.environment(&mut command);
+        command.env("SYNFIRE_STORE_DEADLINE_SECONDS", "1");
+        command
+    };
+    // No longer than it may.
+    away(&server);
+    let (code, said) = refused(launch("never", &["--max-restarts", "0"]));
+    assert_eq!(code, Some(75), "{said}");
+    for words in ["cannot read s3://bucket/data", "ended with status 75"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // It comes back.
+    let command = launch("again", &["--max-restarts", "9"]);
+    let mut process = Process::start(command, &scratch.path("log"));
+    process.wait_until_it_says("ended with status 75: started again (1 of 9 restarts)");
+    server.fail(|_, _, _| None);
+    assert_eq!(process.code(), Some(0), "{}", process.log());
+    assert_eq!(scratch.folder("again").bits().0, 20);
+}

@@ -10,7 +10,7 @@ use super::{Level, Run, Stage, TELL};
 use crate::ended::Ended;
 use crate::event::{Action, Counter, Loss, Stored};
 use crate::live::{GRACE, Live};
-use crate::pool;
+use crate::pool::{self, Pool};
 
 /// After what fails it is waited so long, twice as long each time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -71,7 +71,6 @@ impl Errand {
 impl Run {
     /// Whether enough processes are there.
     pub(super) fn gather(&mut self) {
-        let (now, policy) = (self.now(), &self.policy);
         let Stage::Gathering { since } = self.stage else {
             return;
         };
@@ -81,13 +80,18 @@ impl Run {
             self.stage = Stage::Gathering { since: None };
             return;
         }
+        if let Some(reason) = self.failed_too_often() {
+            self.finish(&reason, 1);
+            return;
+        }
+        let (now, policy) = (self.now(), &self.policy);
         let there = self.pool.eligible(policy.ranks, now).len();
         let since = since.unwrap_or(now);
         self.stage = Stage::Gathering { since: Some(since) };
         let has_waited = now.saturating_sub(since) >= policy.wait;
         let is_all = there == policy.ranks as usize;
         let is_enough = is_all || has_waited && there >= policy.min_ranks as usize;
-        if is_enough && self.errand.is_idle() {
+        if is_enough && self.pause().is_none() && self.errand.is_idle() {
             self.stage = Stage::Forming;
             self.errand.next = Some(Task::Find);
         } else if now.saturating_sub(self.told) >= TELL {
@@ -189,14 +193,38 @@ impl Run {
         let jitter = Duration::from_millis(nonce % JITTER_MS);
         let live = Live::found(survey.newest, self.now(), self.now() + GRACE + jitter);
         if let Some(live) = live {
-            let text =
-                format!("generation {number} is in the run folder: its ranks are waited for");
-            self.log(Level::Info, text);
-            self.identity = Some(live.generation.identity.clone());
-            self.stage = Stage::Live(live);
+            self.waits_for(live);
         } else {
             // It was withdrawn since it was listed.
             self.stage = Stage::Gathering { since: None };
+        }
+    }
+
+    /// A generation that was found may train: it is not stopped, whatever this coordinator would have
+    /// begun in its place.
+    fn waits_for(&mut self, live: Live) {
+        let (number, world) = (live.number(), live.seats.len());
+        let text = format!("generation {number} is in the run folder: its ranks are waited for");
+        self.log(Level::Info, text);
+        let (ranks, min_ranks) = (self.policy.ranks, self.policy.min_ranks);
+        if !(min_ranks as usize..=ranks as usize).contains(&world) {
+            let text = format!(
+                "it has {world} ranks, and {min_ranks} to {ranks} are wanted here: it goes on as it \
+                 is, the next one will have as many as are wanted"
+            );
+            self.log(Level::Warn, text);
+        }
+        self.stage = Stage::Live(live);
+        self.believe_live();
+    }
+
+    /// What the generation that trains trains is what all do.
+    pub(super) fn believe_live(&mut self) {
+        let Some(live) = self.live() else { return };
+        if self.identity.as_ref() != Some(&live.generation.identity) {
+            self.identity = Some(live.generation.identity.clone());
+            // Who was admitted before is going to train something else, and is told so when it asks.
+            self.pool = Pool::default();
         }
     }
 
@@ -289,7 +317,7 @@ impl Run {
     fn begin(&mut self, generation: Generation, secret: String) {
         let (number, now) = (generation.generation, self.now());
         let asked = |process: &str| {
-            let mut waiting = self.pool.all().filter(|w| w.request.process == process);
+            let mut waiting = self.pool.all().filter(|w| w.process == process);
             waiting.next().map_or(now, |w| w.asked)
         };
         let asked: Vec<Duration> = generation

@@ -13,16 +13,19 @@ use crate::pool::Waiting;
 
 /// Who is heard of so much later than another process asked for its rank has it for good.
 const ALIVE: Duration = Duration::from_secs(1);
+/// Who asks for so long, and shows no other sign of life, is no rank of a generation that was begun before
+/// the coordinator restarted: of one that was just told, a question may still be under way.
+const MISSED: Duration = Duration::from_secs(2);
 
 impl Run {
-    pub(super) fn join(&mut self, id: ReplyId, request: JoinRequest) {
+    pub(super) fn join(&mut self, id: ReplyId, request: &JoinRequest) {
         if let Some(reason) = self.over() {
             let reason = reason.to_owned();
             let status = self.status();
             self.reply(id, Reply::Join(JoinResponse::Over { reason, status }));
             return;
         }
-        if let Some(refused) = admit::refusal(&self.policy, self.identity.as_ref(), &request) {
+        if let Some(refused) = admit::refusal(&self.policy, self.identity.as_ref(), request) {
             self.pool.remove(&request.process);
             let host: String = request
                 .host
@@ -39,22 +42,24 @@ impl Run {
         if request.left > self.newest {
             self.errand.learn();
         }
-        if let Some(answer) = self.member_asks(&request) {
+        if let Some(answer) = self.member_asks(request) {
             self.reply(id, Reply::Join(answer));
             return;
         }
-        let (now, process, rank) = (self.now(), request.process.clone(), request.rank);
-        let identity = request.identity.clone();
+        let (now, rank) = (self.now(), request.rank);
+        let JoinRequest {
+            process, identity, ..
+        } = request;
         if self.pool.ask(request, now) {
             self.count(Counter::Join);
         }
-        if let Some(reason) = rank.and_then(|rank| self.taken(rank, &process)) {
-            self.pool.remove(&process);
+        if let Some(reason) = rank.and_then(|rank| self.taken(rank, process)) {
+            self.pool.remove(process);
             self.refuse(id, Refusal::RankTaken, &reason);
             return;
         }
-        self.identity.get_or_insert(identity);
-        let answer = self.wait(rank, &process);
+        self.identity.get_or_insert_with(|| identity.clone());
+        let answer = self.wait(rank, process);
         self.reply(id, Reply::Join(answer));
     }
 
@@ -79,7 +84,7 @@ impl Run {
             let place = place(&seat.member);
             let reason = format!("{place} left it and joins again");
             let ended = Ended::new(number, Loss::Failed, reason, live.members());
-            self.end(ended);
+            self.end(ended.gave_up());
             return None;
         }
         // It asks again because the answer was lost, or the message comes late.
@@ -90,8 +95,10 @@ impl Run {
             }
             return Some(JoinResponse::Start(assignment));
         }
-        // After a restart of the coordinator nobody can tell the secret to one that missed it.
-        if has_beaten || now < live.grace {
+        // After a restart of the coordinator nobody can tell the secret to one that missed it. Who keeps
+        // asking does not train, and without it the others cannot begin.
+        let first = *live.seats[at].asked.get_or_insert(now);
+        if has_beaten || now < first + MISSED {
             return Some(waits(live));
         }
         let reason = format!("{place} was not told of it before the coordinator restarted");
@@ -115,10 +122,9 @@ impl Run {
         }
         let by_other = self.pool.holder(rank, process, self.now());
         let other = by_other.filter(|w| w.since <= since && lives(w.asked))?;
-        let Waiting { request, .. } = other;
+        let Waiting { host, pid, .. } = other;
         Some(format!(
-            "a process on {} (pid {}) asked for rank {rank} before",
-            request.host, request.pid
+            "a process on {host} (pid {pid}) asked for rank {rank} before"
         ))
     }
 
@@ -146,11 +152,13 @@ impl Run {
             return JoinResponse::Wait {
                 missing,
                 seconds_left: None,
+                trains: true,
             };
         }
         JoinResponse::Wait {
             missing: self.missing(),
             seconds_left: self.seconds_left(),
+            trains: matches!(self.stage, Stage::Live(_)),
         }
     }
 
@@ -172,9 +180,9 @@ impl Run {
         let there = self.pool.eligible(ranks, now);
         let num_missing = ranks as usize - there.len();
         if num_missing == 0 {
-            return Vec::new();
+            return self.pause().into_iter().collect();
         }
-        let here = |process: &str| there.iter().any(|w| w.request.process == process);
+        let here = |process: &str| there.iter().any(|w| w.process == process);
         let before = self.ended.front().map_or(&[][..], |ended| &ended.members);
         let gone = before.iter().filter(|(m, _)| !here(&m.process));
         let was = |rank: u32| {
@@ -184,8 +192,8 @@ impl Run {
                 format!(", which was on {} (pid {})", m.host, m.pid)
             })
         };
-        if there.iter().all(|w| w.request.rank.is_some()) && !there.is_empty() {
-            let is_there = |rank: u32| there.iter().any(|w| w.request.rank == Some(rank));
+        if there.iter().all(|w| w.rank.is_some()) && !there.is_empty() {
+            let is_there = |rank: u32| there.iter().any(|w| w.rank == Some(rank));
             let ranks = (0..ranks).filter(|&rank| !is_there(rank));
             return ranks
                 .map(|rank| format!("rank {rank}{}", was(rank)))
@@ -213,5 +221,6 @@ fn waits(live: &Live) -> JoinResponse {
     JoinResponse::Wait {
         missing: vec![format!("generation {} trains; the next one", live.number())],
         seconds_left: None,
+        trains: true,
     }
 }

@@ -67,10 +67,14 @@ impl Run {
                 self.end(ended);
             }
             Reason::DamagedStart { manifest, message } => {
+                // One checkpoint fewer to start from: that comes to an end.
+                let start = live.generation.start.as_ref();
+                let is_new = start.is_some_and(|start| start.manifest == *manifest);
                 let reason = format!("{place} found {manifest} damaged: {message}");
                 let reason = shortened(&reason);
                 let members = live.members();
-                self.end(Ended::new(number, Loss::DamagedStart, reason, members));
+                let ended = Ended::new(number, Loss::DamagedStart, reason, members);
+                self.end(if is_new { ended } else { ended.gave_up() });
             }
         }
     }

@@ -29,6 +29,12 @@ pub enum TlsError {
         #[source]
         source: std::io::Error,
     },
+    /// A file is too long to be what it should be.
+    #[error("{} has more than {MAX_BYTES} bytes, the limit: give the PEM file alone", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file holds something else.
     #[error("{} has no {what} in PEM form", path.display())]
     Pem {
@@ -54,7 +60,7 @@ impl Tls {
     /// Reads a certificate, with those that sign it behind it, and its key.
     ///
     /// # Errors
-    /// [`TlsError`]: a file cannot be read, holds something else, or they do not fit.
+    /// [`TlsError`]: a file cannot be read, is too long, holds something else, or they do not fit.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let pem = |path: &Path, what| TlsError::Pem {
             path: path.to_owned(),
@@ -97,8 +103,13 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES)
+    file.take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(failed)?;
+    // A chain that is cut would be another one.
+    if bytes.len() as u64 > MAX_BYTES {
+        let path = path.to_owned();
+        return Err(TlsError::TooLong { path });
+    }
     Ok(bytes)
 }

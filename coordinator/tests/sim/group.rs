@@ -30,7 +30,7 @@ pub(crate) enum Writing {
 pub(crate) struct Group {
     pub(crate) number: u64,
     pub(crate) secret: String,
-    members: Vec<usize>,
+    pub(super) members: Vec<usize>,
     is_there: Vec<bool>,
     is_gone: Vec<bool>,
     /// A member went without a word: the others wait for it.
@@ -40,6 +40,8 @@ pub(crate) struct Group {
     pub(crate) is_stopping: bool,
     began: u64,
     progress: u64,
+    /// Who has waited for another one since the last batch.
+    waits: Vec<bool>,
     is_writing: bool,
     /// As much is in a checkpoint that counts.
     saved: usize,
@@ -47,7 +49,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(assignment: &Assignment) -> Self {
+    pub(crate) fn new(assignment: &Assignment, now: u64) -> Self {
         let world = assignment.members.len();
         Self {
             number: assignment.generation,
@@ -62,8 +64,9 @@ impl Group {
             is_cut: vec![false; world],
             history: History::new(),
             is_stopping: false,
-            began: 0,
-            progress: 0,
+            began: now,
+            progress: now,
+            waits: vec![false; world],
             is_writing: false,
             saved: 0,
             update: 0,
@@ -83,12 +86,12 @@ impl Group {
         self.history.len() as u64 == BATCHES
     }
 
-    pub(crate) fn status(&self, rank: u32, now: u64, hung_since: Option<u64>) -> Status {
+    fn status(&self, now: u64, is_hung: bool, waits: bool, is_ending: bool) -> Status {
         let batches_done = self.history.len() as u64;
-        // Who hangs stands still a little longer than those who wait for it.
-        let since = hung_since.map_or(self.progress + 1 + u64::from(rank), |_| self.progress);
+        // Who hangs did something after the others began to wait for it: its age does not tell.
+        let since = self.progress + if is_hung { 400 } else { 0 };
         Status {
-            phase: match (self.is_whole(), self.is_done()) {
+            phase: match (self.is_whole(), self.is_done() || is_ending) {
                 (false, _) => Phase::Starting,
                 (true, false) => Phase::Training,
                 (true, true) => Phase::Ending,
@@ -98,12 +101,26 @@ impl Group {
             batches_in_all: BATCHES,
             update: self.update,
             busy_seconds: now.saturating_sub(since) as f64 / 1000.0,
+            waits,
             ..Status::default()
         }
     }
 }
 
 impl Sim {
+    /// What a rank of a group says of itself.
+    pub(crate) fn status_of(&self, process: usize, group: usize, rank: u32) -> Status {
+        let g = &self.groups[group];
+        let is_hung = self.processes[process].hung_since.is_some();
+        let mut others = (0..g.members.len()).filter(|&other| other != rank as usize);
+        let waits = g.is_training()
+            && !is_hung
+            && (g.waits[rank as usize] || others.any(|o| !self.is_running(group, o)));
+        // Where all run, what is left of a stop is to write.
+        let is_ending = g.is_stopping && !is_hung && !waits;
+        g.status(self.now, is_hung, waits, is_ending)
+    }
+
     /// A rank is ready to train.
     pub(crate) fn arrives(&mut self, group: usize, rank: u32) {
         let now = self.now;
@@ -177,6 +194,8 @@ impl Sim {
         let idle = (0..world).find(|&r| !g.is_there[r] || !self.is_running(group, r));
         if let Some(idle) = idle {
             let since = if g.is_whole() { g.progress } else { g.began };
+            let waits = (0..world).map(|r| self.is_running(group, r)).collect();
+            self.groups[group].waits = waits;
             if self.now > since + DEADLINE {
                 self.deadline(group, idle);
             }
@@ -204,6 +223,7 @@ impl Sim {
             world,
         });
         (g.progress, g.update) = (now, 4 * (batch + 1));
+        g.waits.fill(false);
         let (history, is_time) = (g.history.clone(), g.history.len().is_multiple_of(EVERY));
         self.judge.learns(generation, &history);
         if is_time {

@@ -180,19 +180,32 @@ impl Judge {
         };
         let links: Vec<_> = store.generations.values().map(Generation::link).collect();
         let lineage = Lineage::of(links.iter().copied());
-        for (name, history) in &store.manifests {
-            if lineage.counts(*name) && !last.starts_with(history) {
-                return Err(format!("{name:?} counts and leads elsewhere: {history:?}"));
-            }
-        }
         // A coordinator that ends while it allocates leaves a generation behind that never began, and
         // with it perhaps an older start: that costs time, no more.
         let has_begun = |name: GenerationName| {
             let begun = self.begun.get(&name.number);
             begun.is_some_and(|begun| *begun == name.to_string())
         };
-        let begun = links.into_iter().filter(|link| has_begun(link.name));
-        let newest = Lineage::of(begun).newest(store.manifests.keys().copied());
+        let finished = last.last().map_or(0, |learnt| learnt.generation);
+        let goes_on_behind = |name: &ManifestName| {
+            let mut links = links.iter().map(|link| link.name);
+            let between = finished + 1..=name.generation;
+            links.any(|link| between.contains(&link.number) && !has_begun(link))
+        };
+        for (name, history) in &store.manifests {
+            if lineage.counts(*name) && !last.starts_with(history) && !goes_on_behind(name) {
+                return Err(format!("{name:?} counts and leads elsewhere: {history:?}"));
+            }
+        }
+        let begun = links.iter().copied().filter(|link| {
+            let name = ManifestName {
+                batches_done: 0,
+                generation: link.name.number,
+            };
+            has_begun(link.name) && !goes_on_behind(&name)
+        });
+        let manifests = store.manifests.keys().copied();
+        let newest = Lineage::of(begun).newest(manifests.filter(|name| !goes_on_behind(name)));
         let newest = newest.and_then(|name| store.manifests.get(&name));
         if newest != Some(last) {
             return Err("the last checkpoint does not count".into());

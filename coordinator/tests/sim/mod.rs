@@ -53,6 +53,8 @@ pub(crate) struct Outcome {
     /// Starts from an older checkpoint because the newest was damaged.
     pub(crate) damaged_starts: u64,
     pub(crate) lost_ranks: u64,
+    /// Ranks whose training thread hung, and that were named.
+    pub(crate) hung: u64,
     pub(crate) refused: u64,
     pub(crate) abandoned: u64,
     pub(crate) worlds_changed: u64,
@@ -69,13 +71,14 @@ impl Outcome {
         self.conflicts += other.conflicts;
         self.damaged_starts += other.damaged_starts;
         self.lost_ranks += other.lost_ranks;
+        self.hung += other.hung;
         self.refused += other.refused;
         self.abandoned += other.abandoned;
         self.worlds_changed += other.worlds_changed;
     }
 
     /// What has to happen now and then.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 10] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("generations", self.generations),
             ("coordinator starts", self.coordinator_starts),
@@ -85,6 +88,7 @@ impl Outcome {
             ("conflicts", self.conflicts),
             ("damaged starts", self.damaged_starts),
             ("lost ranks", self.lost_ranks),
+            ("hung", self.hung),
             ("abandoned", self.abandoned),
             ("worlds changed", self.worlds_changed),
         ]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use synfire_coordinator::{Action, Counter, Event, Policy, Reply, Run, Stored};
 use synfire_shared::generation::{Generation, GenerationName};
 
+use super::process::{FIRST_PID, Mode};
 use super::{Sim, What};
 
 /// A coordinator's process.
@@ -133,6 +134,9 @@ impl Sim {
             Action::WithdrawGeneration(name) => self.store_starts(at, Work::Withdraw(name)),
             Action::Log(level, text) => {
                 self.tell(|| format!("coordinator {at}: {level:?}: {text}"));
+                if text.contains(" made no progress for ") && !text.contains("all ranks say") {
+                    self.is_blamed(&text);
+                }
                 self.judge.outcome.reasons.push(text);
             }
             Action::Count(Counter::Generation) => {
@@ -142,6 +146,25 @@ impl Sim {
             Action::Count(Counter::Lost(_)) => self.judge.outcome.lost_ranks += 1,
             Action::Count(Counter::Conflict) => self.judge.outcome.conflicts += 1,
             Action::Count(_) => {}
+        }
+    }
+
+    /// Where the training thread of a rank hangs it is named, and not one that waits for it.
+    fn is_blamed(&mut self, text: &str) {
+        let pid = text.split("(pid ").nth(1).and_then(|t| t.split(')').next());
+        let process = pid.and_then(|pid| pid.parse::<usize>().ok()).unwrap() - FIRST_PID;
+        let blamed = &self.processes[process];
+        if blamed.hung_since.is_some() {
+            self.judge.outcome.hung += 1;
+            return;
+        }
+        let Mode::Member(group, _) = blamed.mode else {
+            return;
+        };
+        let hangs = |process: &&usize| self.processes[**process].hung_since.is_some();
+        if let Some(culprit) = self.groups[group].members.iter().find(hangs) {
+            let text = format!("{text}: but it waits for process {culprit}");
+            self.judge.fault = Some(text);
         }
     }
 

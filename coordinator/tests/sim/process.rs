@@ -13,6 +13,9 @@ use super::judge::BATCH;
 use super::store::History;
 use super::{Sim, What};
 
+/// The number that the machine gives to the first process.
+pub(crate) const FIRST_PID: usize = 100;
+
 /// What a process does.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Mode {
@@ -109,7 +112,7 @@ impl Sim {
             version: "0.1.0".into(),
             process: name_of(process),
             host: format!("host-{place}"),
-            pid: u32::try_from(process).unwrap() + 100,
+            pid: u32::try_from(process + FIRST_PID).unwrap(),
             rank,
             world: None,
             identity: identity(),
@@ -131,8 +134,7 @@ impl Sim {
         {
             return;
         }
-        let hung_since = self.processes[process].hung_since;
-        let status = self.groups[group].status(rank, self.now, hung_since);
+        let status = self.status_of(process, group, rank);
         let heartbeat = Heartbeat {
             process: name_of(process),
             generation,
@@ -197,7 +199,7 @@ impl Sim {
             .iter()
             .position(|group| group.secret == assignment.secret);
         let group = known.unwrap_or_else(|| {
-            self.groups.push(Group::new(assignment));
+            self.groups.push(Group::new(assignment, self.now));
             self.groups.len() - 1
         });
         self.tell(|| format!("process {process} is rank {rank} of generation {generation}"));

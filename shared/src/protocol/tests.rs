@@ -251,6 +251,11 @@ fn the_other_messages_are_checked_too() {
     let wait = JoinResponse::Wait {
         missing: lines,
         seconds_left: None,
+        trains: false,
     };
     assert!(wait.check().is_err());
+    // An older coordinator does not tell whether a generation trains.
+    let wait = r#"{"answer": "wait", "missing": [], "seconds_left": null}"#;
+    let wait: JoinResponse = serde_json::from_str(wait).unwrap();
+    assert!(matches!(wait, JoinResponse::Wait { trains: false, .. }));
 }

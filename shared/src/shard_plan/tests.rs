@@ -250,3 +250,15 @@ fn a_world_that_is_too_large_is_told_which_batches_fit() {
         }
     }
 }
+
+#[test]
+fn batches_that_fit_have_lanes_for_all() {
+    let of = |ranks, batch| batches_that_fit(World(ranks), batch);
+    // 67 is a prime: one lane.
+    assert_eq!(of(4, 67), [66, 68]);
+    assert_eq!(of(64, 67), [64, 128]);
+    assert_eq!(of(64, 3), [64]);
+    assert_eq!(of(5, 3), [5]);
+    assert_eq!(of(64, u32::MAX), [u32::MAX - 63]);
+    assert!(of(65, 130).is_empty());
+}

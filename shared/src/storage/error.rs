@@ -62,3 +62,17 @@ pub enum StorageError {
         source: Reason,
     },
 }
+
+impl StorageError {
+    /// Whether the same may go well another time: the store could not be reached, or is full.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Request { source, .. } => !source.is_refusal(),
+            Self::Url { .. }
+            | Self::Open { .. }
+            | Self::Environment { .. }
+            | Self::NotFound { .. }
+            | Self::TooLarge { .. } => false,
+        }
+    }
+}

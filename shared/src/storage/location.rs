@@ -29,12 +29,12 @@ const MAX_SECONDS: u64 = 3600;
 ///
 /// # Errors
 ///
-/// [`StorageError::Environment`] if it is not a whole number from 1 to 3600.
+/// [`StorageError::Environment`] if it is set, not empty, and no whole number from 1 to 3600.
 pub fn seconds_from_environment(
     variable: &'static str,
     default: Duration,
 ) -> Result<Duration, StorageError> {
-    let value = std::env::var_os(variable);
+    let value = std::env::var_os(variable).filter(|value| !value.is_empty());
     let value = value.map(|value| value.to_string_lossy().into_owned());
     seconds(variable, value, default)
 }

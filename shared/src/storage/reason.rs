@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use super::shown;
 
@@ -17,14 +18,19 @@ const MIN_SECRET_BYTES: usize = 6;
 /// What a store or the network says. Of a server's answer it has the code and the message: the rest
 /// may repeat what was sent, the session's token among it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason(String);
+pub struct Reason {
+    text: String,
+    is_refusal: bool,
+}
 
 impl Reason {
     /// The text of an error with what caused it.
     pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
         let mut text = error.to_string();
+        let mut is_refusal = refuses(error);
         let mut cause = error.source();
         while let Some(error) = cause {
+            is_refusal |= refuses(error);
             let more = error.to_string();
             if !text.contains(&more) {
                 text.push_str(": ");
@@ -32,13 +38,47 @@ impl Reason {
             }
             cause = error.source();
         }
-        Self(clean(&text, &secrets(std::env::vars_os())))
+        Self {
+            text: clean(&text, &secrets(std::env::vars_os())),
+            is_refusal,
+        }
     }
+
+    /// Whether the store says that this must not be, which it will say again.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.is_refusal
+    }
+}
+
+/// Whether this cause of an error is a refusal.
+fn refuses(error: &(dyn Error + 'static)) -> bool {
+    use object_store::Error as Refused;
+    let by_store = error.downcast_ref::<Refused>().is_some_and(|error| {
+        matches!(
+            error,
+            Refused::PermissionDenied { .. }
+                | Refused::Unauthenticated { .. }
+                | Refused::NotSupported { .. }
+                | Refused::InvalidPath { .. }
+                | Refused::UnknownConfigurationKey { .. }
+        )
+    });
+    let by_system = error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::InvalidInput
+        )
+    });
+    by_store || by_system
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&self.text)
     }
 }
 
@@ -135,5 +175,21 @@ mod tests {
     fn causes_are_told_once() {
         let error = std::io::Error::other(std::io::Error::other("refused"));
         assert_eq!(Reason::of(&error).to_string(), "refused");
+    }
+
+    #[test]
+    fn what_is_forbidden_is_told_from_what_may_pass() {
+        let of = |kind| {
+            let source = Box::new(io::Error::from(kind));
+            let store = "LocalFileSystem";
+            Reason::of(&object_store::Error::Generic { store, source }).is_refusal()
+        };
+        assert!(of(io::ErrorKind::PermissionDenied) && of(io::ErrorKind::NotADirectory));
+        assert!(!of(io::ErrorKind::TimedOut) && !of(io::ErrorKind::StorageFull));
+        let denied = object_store::Error::PermissionDenied {
+            path: "a".into(),
+            source: "403".into(),
+        };
+        assert!(Reason::of(&denied).is_refusal());
     }
 }

@@ -3,29 +3,30 @@
 //! # Layout
 //!
 //! - this file: ranks are started, looked after and ended.
+//! - `rank`: the process of one of them.
 //! - `display`: what is shown of them.
 
 mod display;
+mod rank;
 
+use super::temporary::Temporary;
 use super::{say, train};
 use anyhow::{Context as _, bail, ensure};
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use display::Display;
+use rank::{End, Rank, Start, shown};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 use synfire_coordinator::serve::draw_token;
-use synfire_coordinator::{Options, Policy, Server, View};
+use synfire_coordinator::{MAX_FAILURES, Options, Policy, Server, View};
 use synfire_shared::protocol::Order;
 use synfire_shared::storage::Store;
-use synfire_shared::token;
 
 /// Between two looks at ranks and signals.
 const LOOK: Duration = Duration::from_millis(100);
@@ -42,8 +43,9 @@ const OWN_COORDINATOR: &str = "synfire launch has a coordinator of its own: leav
 
 Each rank is a process of its own with run.threads threads, by default its part of the cores.
 SIGINT (Ctrl-C) or SIGTERM ends the run on all ranks after the batch at hand, saved, and the same
-command goes on. A rank that dies or stands still is started again, and all go on from the newest
-checkpoint in run.folder. Ranks average their gradients over tcp, which is for one machine: across
+command goes on. A rank that dies, stands still or ends with status 75 (a store out of reach, say) is
+started again, and all go on from the newest checkpoint in run.folder; any other failure of a rank ends
+the launch. Ranks average their gradients over tcp, which is for one machine: across
 machines use mpirun.")]
 pub(super) struct Arguments {
     /// How many ranks
@@ -90,6 +92,7 @@ fn parsed(arguments: &Arguments) -> Result<(train::Arguments, Policy), clap::Err
         min_ranks: arguments.min_ranks.unwrap_or(arguments.ranks),
         wait: Duration::from_secs(10),
         deadline: Duration::from_mins(1),
+        max_failures: MAX_FAILURES,
         takes_back: false,
         version: env!("CARGO_PKG_VERSION").into(),
         folder: None,
@@ -141,19 +144,22 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let server = Server::start(options, store, crate::checkpoint::CHECKPOINTS)?;
     say!("coordinator at {}", server.url());
-    let threads = run.threads;
+    let threads = (run.threads == 0).then(|| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        (cores / arguments.ranks as usize).max(1)
+    });
     let mut launch = Launch {
         arguments,
+        start: Start {
+            command: arguments.command.clone(),
+            url: server.url(),
+            token: server.token().clone(),
+            has_metrics: inner.has_metrics(),
+            threads,
+        },
         server,
         signal,
         display,
-        has_metrics: inner.has_metrics(),
-        threads: if threads == 0 {
-            let cores = thread::available_parallelism().map_or(1, usize::from);
-            Some((cores / arguments.ranks as usize).max(1))
-        } else {
-            None
-        },
         ranks: Vec::new(),
         restarts: 0,
     };
@@ -162,24 +168,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     result
 }
 
-/// A rank's process.
-struct Rank {
-    number: u32,
-    child: Child,
-    /// The rank ends when this does.
-    _stdin: Option<ChildStdin>,
-    readers: Vec<JoinHandle<()>>,
-    ended: Option<ExitStatus>,
-}
-
 struct Launch<'a> {
     arguments: &'a Arguments,
+    start: Start,
     server: Server,
     signal: Arc<AtomicUsize>,
     display: Display,
-    has_metrics: bool,
-    /// Threads of a rank, where the run leaves it open.
-    threads: Option<usize>,
     ranks: Vec<Rank>,
     restarts: u32,
 }
@@ -188,10 +182,10 @@ impl Launch<'_> {
     /// Starts all ranks and looks after them until the run is over.
     fn attend(&mut self) -> anyhow::Result<ExitCode> {
         for rank in 0..self.arguments.ranks {
-            let started = self.start(rank)?;
+            let started = self.start.rank(rank, &self.display)?;
             self.ranks.push(started);
         }
-        let mut told = None;
+        let (mut told, mut ending) = (None, None);
         loop {
             let signal = self.signal.swap(0, Ordering::Relaxed);
             // A second signal does not wait for a checkpoint.
@@ -201,107 +195,54 @@ impl Launch<'_> {
             // A rank that was stopped stops the run.
             let signal = Some(signal).filter(|&signal| signal != 0);
             if let (None, Some(signal)) = (told, signal.or_else(|| self.stopped_rank())) {
-                told = Some((signal, Instant::now()));
+                told = Some(signal);
                 let order = Order::Stop {
                     signal: i32::try_from(signal).unwrap_or(SIGTERM),
                 };
                 // The ranks are told by the coordinator, all after the same batch, and by the signal,
                 // for those that do not train yet.
                 let _ = self.server.order(order);
-                self.forward(signal);
+                self.ranks.iter_mut().for_each(|rank| rank.tell(signal));
             }
             let view = self.server.view();
             self.display.show(&view);
-            self.reap()?;
-            if self.ranks.iter().all(|rank| rank.ended.is_some()) {
-                return self.outcome(told.map(|(signal, _)| signal));
+            for rank in &mut self.ranks {
+                rank.reap()?;
             }
-            let is_late = told.is_some_and(|(_, when)| when.elapsed() > END);
-            if is_late {
-                bail!(
-                    "the ranks did not end within {} s of the signal: they are killed; the newest \
-                     checkpoint is intact",
-                    END.as_secs()
-                );
-            }
-            if told.is_none() && view.reason.is_none() {
+            // All ranks finish together, whatever of it the coordinator has heard.
+            let is_finished = self.ends().any(|(_, status)| status.success());
+            let goes_on = told.is_none() && view.reason.is_none() && !is_finished;
+            if goes_on {
                 self.kill_silent(&view);
                 self.restart()?;
+            }
+            // They may have ended all at once, and been started again.
+            if self.ranks.iter().all(|rank| rank.ended.is_some()) {
+                return self.outcome(told);
+            }
+            if !goes_on && ending.get_or_insert_with(Instant::now).elapsed() > END {
+                bail!(
+                    "the ranks did not end within {} s of the signal or of the end of the run: they \
+                     are killed; the newest checkpoint is intact",
+                    END.as_secs()
+                );
             }
             thread::sleep(LOOK);
         }
     }
 
-    fn start(&self, rank: u32) -> anyhow::Result<Rank> {
-        let program = std::env::current_exe().context("this program cannot find itself")?;
-        let mut command = Command::new(program);
-        command.args(&self.arguments.command);
-        command.args(["--coordinator", &self.server.url(), "--with-parent"]);
-        command.args(["--rank", &rank.to_string()]);
-        if !self.has_metrics {
-            command.args(["--metrics-addr", "127.0.0.1:0"]);
-        }
-        if let Some(threads) = self.threads {
-            command.args(["--set", &format!("run.threads={threads}")]);
-        }
-        command.env(token::VARIABLE, self.server.token().reveal());
-        command.stdin(Stdio::piped());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C reaches this process alone, which tells the ranks.
-        command.process_group(0);
-        let mut child = command.spawn().context("a rank cannot be started")?;
-        let mut readers = Vec::new();
-        let out = child
-            .stdout
-            .take()
-            .map(|out| Box::new(out) as Box<dyn Read + Send>);
-        let err = child
-            .stderr
-            .take()
-            .map(|err| Box::new(err) as Box<dyn Read + Send>);
-        for (source, is_error) in [(out, false), (err, true)] {
-            let Some(source) = source else { continue };
-            let display = self.display.clone();
-            let read = move || {
-                for line in BufReader::new(source).split(b'\n') {
-                    let Ok(line) = line else { return };
-                    display.line(rank, &String::from_utf8_lossy(&line), is_error);
-                }
-            };
-            let reader = thread::Builder::new().name(format!("rank-{rank}"));
-            readers.push(reader.spawn(read)?);
-        }
-        Ok(Rank {
-            number: rank,
-            _stdin: child.stdin.take(),
-            child,
-            readers,
-            ended: None,
+    /// The signal that a rank ended on.
+    fn stopped_rank(&self) -> Option<usize> {
+        self.ends().find_map(|(_, status)| match End::of(status) {
+            End::Stopped(signal) => Some(signal),
+            End::Success | End::Passing | End::Failed(_) => None,
         })
     }
 
-    /// Sends a signal to all ranks.
-    fn forward(&self, signal: usize) {
-        for rank in self.ranks.iter().filter(|rank| rank.ended.is_none()) {
-            send(signal, rank.child.id());
-        }
-    }
-
-    /// The signal that a rank ended on.
-    fn stopped_rank(&self) -> Option<usize> {
-        let mut codes = self.ranks.iter().filter_map(|rank| rank.ended?.code());
-        codes.find_map(stop_signal)
-    }
-
-    /// Learns which ranks have ended.
-    fn reap(&mut self) -> anyhow::Result<()> {
-        for rank in self.ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
-            rank.ended = rank
-                .child
-                .try_wait()
-                .context("a rank cannot be waited for")?;
-        }
-        Ok(())
+    /// The ranks that have ended, and how.
+    fn ends(&self) -> impl Iterator<Item = (u32, ExitStatus)> {
+        let ranks = self.ranks.iter();
+        ranks.filter_map(|rank| Some((rank.number, rank.ended?)))
     }
 
     /// Kills a rank that ended the newest generation by standing still, unless it is back.
@@ -311,10 +252,9 @@ impl Launch<'_> {
         };
         let is_back = view.members.iter().any(|m| m.member.pid == lost.pid)
             || view.waiting.iter().any(|waiting| waiting.pid == lost.pid);
-        let of_pid = |rank: &&mut Rank| rank.child.id() == lost.pid && rank.ended.is_none();
+        let of_pid = |rank: &&mut Rank| rank.process() == lost.pid && rank.ended.is_none();
         if let (false, Some(rank)) = (is_back, self.ranks.iter_mut().find(of_pid)) {
-            // Standing still is no reason not to be killed.
-            let _ = rank.child.kill();
+            rank.kill();
         }
     }
 
@@ -324,17 +264,13 @@ impl Launch<'_> {
             let Some(status) = self.ranks[index].ended else {
                 continue;
             };
-            if status.success() {
-                continue;
-            }
-            let rank = self.ranks[index].number;
+            let number = self.ranks[index].number;
             let how = shown(status);
-            match status.code() {
-                // What a configuration or data set is to blame for happens again.
-                Some(code) if stop_signal(code).is_none() => return Err(failed(rank, code)),
-                // It was stopped: so are the others, after the same batch.
-                Some(_) => continue,
-                None => {}
+            match End::of(status) {
+                // Where it was stopped so are the others, after the same batch.
+                End::Success | End::Stopped(_) => continue,
+                End::Failed(code) => return Err(failed(number, code)),
+                End::Passing => {}
             }
             if self.restarts >= self.arguments.max_restarts {
                 let min_ranks = self.arguments.min_ranks.unwrap_or(self.arguments.ranks);
@@ -342,89 +278,59 @@ impl Launch<'_> {
                 if left.count() >= min_ranks as usize {
                     continue;
                 }
-                bail!(
-                    "rank {rank} ended with {how}, after {} restarts (--max-restarts): the same \
+                let text = format!(
+                    "rank {number} ended with {how}, after {} restarts (--max-restarts): the same \
                      command goes on from the newest checkpoint",
                     self.restarts
                 );
+                return Err(Temporary(text).into());
             }
             self.restarts += 1;
             let (count, most) = (self.restarts, self.arguments.max_restarts);
             self.display.warn(&format!(
-                "rank {rank} ended with {how}: started again ({count} of {most} restarts)"
+                "rank {number} ended with {how}: started again ({count} of {most} restarts)"
             ));
-            let again = self.start(rank)?;
-            let old = std::mem::replace(&mut self.ranks[index], again);
-            old.readers
-                .into_iter()
-                .for_each(|reader| drop(reader.join()));
+            let again = self.start.rank(number, &self.display)?;
+            std::mem::replace(&mut self.ranks[index], again).end();
         }
         Ok(())
     }
 
     /// How the run ended, all ranks having done so.
     fn outcome(&self, signal: Option<usize>) -> anyhow::Result<ExitCode> {
-        let statuses = || {
-            self.ranks
-                .iter()
-                .filter_map(|rank| Some((rank.number, rank.ended?)))
-        };
-        if statuses().any(|(_, status)| status.success()) {
+        // A rank that failed says that something was not done, whatever the others did.
+        let failure =
+            self.ends()
+                .find_map(|(rank, status)| match (End::of(status), status.code()) {
+                    (End::Failed(code), _) => Some(failed(rank, code)),
+                    (End::Passing, Some(_)) => {
+                        let text = format!("rank {rank} ended with {}", shown(status));
+                        Some(Temporary(text + ": see its error above").into())
+                    }
+                    (End::Success | End::Stopped(_) | End::Passing, _) => None,
+                });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if self.ends().any(|(_, status)| status.success()) {
             return Ok(ExitCode::SUCCESS);
         }
-        let codes = || statuses().filter_map(|(rank, status)| Some((rank, status.code()?)));
-        let signal = signal.or_else(|| codes().find_map(|(_, code)| stop_signal(code)));
-        if let Some(signal) = signal {
-            return Ok(train::stopped_by(signal));
-        }
-        match codes().next() {
-            Some((rank, code)) => Err(failed(rank, code)),
-            None => Ok(ExitCode::FAILURE),
-        }
+        let signal = signal.or_else(|| self.stopped_rank());
+        Ok(signal.map_or(ExitCode::FAILURE, train::stopped_by))
     }
 
-    /// Ends what still runs.
+    /// Ends what still runs, at once.
     fn end(mut self) {
-        for rank in &mut self.ranks {
-            if rank.ended.is_none() {
-                let _ = rank.child.kill();
-                let _ = rank.child.wait();
-            }
-        }
-        for reader in self.ranks.into_iter().flat_map(|rank| rank.readers) {
-            let _ = reader.join();
-        }
+        self.ranks
+            .iter_mut()
+            .filter(|rank| rank.ended.is_none())
+            .for_each(Rank::kill);
+        self.ranks.iter_mut().for_each(Rank::end);
         self.display.finish();
         self.server.stop();
     }
 }
 
-/// Sends a signal to a process of ours.
-fn send(signal: usize, process: u32) {
-    // The shell's command: a system call of one's own would be unsafe code.
-    let signal = format!("-{signal}");
-    let sent = Command::new("kill")
-        .args([&signal, &process.to_string()])
-        .status();
-    if let Err(error) = sent {
-        tracing::warn!(%error, "a rank could not be told of the signal");
-    }
-}
-
-/// The signal that an exit status tells of.
-fn stop_signal(code: i32) -> Option<usize> {
-    let signal = [SIGINT, SIGTERM].into_iter().find(|s| code == 128 + s)?;
-    usize::try_from(signal).ok()
-}
-
 fn failed(rank: u32, code: i32) -> anyhow::Error {
     anyhow::anyhow!("rank {rank} ended with status {code}: see its error above")
-}
-
-fn shown(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("status {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "no status".into(),
-    }
 }

@@ -9,6 +9,7 @@
 //! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
 //! - `table`: columns and numbers for people.
+//! - `temporary`: which errors another try may mend, and the exit status that says so.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -23,6 +24,7 @@ mod model;
 mod pack;
 mod ranks;
 mod table;
+mod temporary;
 mod trace;
 mod train;
 mod verify;
@@ -116,6 +118,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });
         }
     };
+    let may_pass = matches!(&arguments.verb, Verb::Train(_) | Verb::Launch(_));
     let result = match arguments.verb {
         Verb::Pack(arguments) => pack::run(&arguments),
         Verb::Train(arguments) => train::run(&arguments),
@@ -128,6 +131,10 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        if may_pass {
+            temporary::code(&error)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }

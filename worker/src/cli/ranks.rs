@@ -4,11 +4,13 @@
 //!
 //! - this file: the arguments, and what they and the environment mean.
 //! - `member`: one rank of a generation that a coordinator forms.
+//! - `parent`: what a launcher tells its ranks.
 //! - `mpirun`: ranks that an `mpirun` started, with the coordinator in rank 0.
 
 mod member;
 #[cfg(feature = "mpi")]
 mod mpirun;
+mod parent;
 
 use crate::collective::environment::{MpiLaunch, launched_by_mpi};
 use crate::control::environment;
@@ -50,7 +52,8 @@ pub(super) struct Arguments {
     /// Slurm, Open MPI, PMI, torchrun's RANK), or one that the coordinator gives
     #[arg(long, value_name = "N")]
     rank: Option<u32>,
-    /// For so many seconds the other ranks are waited for at the start
+    /// For so many seconds other ranks that are missing are waited for. While a generation trains without
+    /// this process, it waits for the next one for as long as that takes
     #[arg(long, value_name = "S", default_value_t = 600)]
     wait_for_ranks: u32,
     /// The address of this machine at which other ranks reach this one. CPU ranks without MPI are

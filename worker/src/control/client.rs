@@ -181,10 +181,15 @@ fn certificates(path: &std::path::Path) -> Result<Vec<Certificate>, ControlError
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut pem = Vec::new();
-    let mut limited = file.take(MAX_CERTIFICATES_BYTES);
+    let mut limited = file.take(MAX_CERTIFICATES_BYTES + 1);
     limited.read_to_end(&mut pem).map_err(failed)?;
-    let read = Certificate::from_pem_bundle(&pem);
     let invalid = |reason: String| failed(io::Error::new(io::ErrorKind::InvalidData, reason));
+    if pem.len() as u64 > MAX_CERTIFICATES_BYTES {
+        return Err(invalid(format!(
+            "it has more than {MAX_CERTIFICATES_BYTES} bytes, the limit"
+        )));
+    }
+    let read = Certificate::from_pem_bundle(&pem);
     let read = read.map_err(|error| invalid(causes(&error)))?;
     if read.is_empty() {
         return Err(invalid("it has no certificate in PEM form".into()));
@@ -209,6 +214,20 @@ fn causes(error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_longer_file_of_certificates_is_refused_and_named() {
+        let name = format!("synfire-certificates-{}.pem", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // What is cut at the limit would still have the certificate at its beginning.
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(MAX_CERTIFICATES_BYTES + 1).unwrap();
+        let error = certificates(&path).unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.contains("synfire-certificates-"), "{text}");
+        assert!(text.contains("more than 4194304 bytes"), "{text}");
+    }
 
     #[test]
     fn urls_are_http_and_carry_no_secret() {

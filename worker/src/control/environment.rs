@@ -180,11 +180,12 @@ fn number(
 ) -> Result<Option<u32>, EnvironmentError> {
     /// Of a value that is repeated in an error.
     const MAX_CHARS: usize = 40;
-    let Some(value) = lookup(variable) else {
+    // One that is set but empty says nothing.
+    let Some(value) = lookup(variable).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
     let value = value.to_string_lossy();
-    let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
     match value.parse() {
         Ok(number) if is_number => Ok(Some(number)),
         Ok(_) | Err(_) => Err(EnvironmentError::Number {
@@ -210,8 +211,13 @@ mod tests {
     #[test]
     fn each_launcher_tells_its_rank() {
         type Told = Option<(u32, Option<u32>, &'static str)>;
-        let cases: [(Variables, Told); 11] = [
+        let cases: [(Variables, Told); 13] = [
             (&[], None),
+            (&[("RANK", ""), ("WORLD_SIZE", "")], None),
+            (
+                &[("RANK", ""), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "")],
+                Some((1, None, "Slurm")),
+            ),
             (&[("WORLD_SIZE", "4")], None),
             (&[("SLURM_NTASKS", "x")], None),
             (
@@ -275,7 +281,7 @@ mod tests {
     fn contradictions_and_what_is_no_number_are_errors_that_name_the_variable() {
         let cases: [(Variables, &[&str]); 9] = [
             (&[("RANK", "one")], &["RANK is \"one\""]),
-            (&[("RANK", "")], &["RANK is \"\""]),
+            (&[("RANK", " ")], &["RANK is \" \""]),
             (&[("RANK", "+1")], &["RANK is \"+1\""]),
             (&[("RANK", "4294967296")], &["RANK is \"4294967296\""]),
             (

@@ -19,7 +19,7 @@ const TAKEN_FOR: Duration = Duration::from_secs(12);
 pub struct Waits {
     /// For a coordinator that does not answer.
     pub coordinator: Duration,
-    /// For the other ranks, from the first answer.
+    /// For the other ranks while no generation trains; while one does, for as long as it takes.
     pub ranks: Duration,
 }
 
@@ -95,7 +95,8 @@ impl Control {
     /// and ends the wait with `Break`.
     ///
     /// # Errors
-    /// [`ControlError::Unreachable`] or [`ControlError::Missing`] when the time is over;
+    /// [`ControlError::Unreachable`] or [`ControlError::Missing`] when the time is over, in which what
+    /// passes while a generation trains does not count;
     /// [`ControlError::Token`], [`ControlError::Refused`] or [`ControlError::Answer`] at once;
     /// [`ControlError::Interrupted`] after `Break`.
     pub fn join(
@@ -107,7 +108,8 @@ impl Control {
         let began = Instant::now();
         let mut request = request.clone();
         request.left = request.left.max(self.newest);
-        let (mut answered, mut first_answer, mut taken) = (began, None, None);
+        let (mut answered, mut taken) = (began, None);
+        let mut patience = Patience::default();
         loop {
             let question = self
                 .client
@@ -124,9 +126,10 @@ impl Control {
                 Ok(JoinResponse::Wait {
                     missing,
                     seconds_left,
+                    trains,
                 }) => {
                     answered = Instant::now();
-                    let waited = first_answer.get_or_insert(answered).elapsed();
+                    let waited = patience.waited(answered, trains);
                     if waited >= waits.ranks {
                         let seconds = waited.as_secs();
                         return Err(ControlError::Missing { seconds, missing });
@@ -193,9 +196,43 @@ impl Control {
     }
 }
 
+/// Since when others have been missing.
+#[derive(Default)]
+struct Patience(Option<Instant>);
+
+impl Patience {
+    /// For how long others have been missing at this time, where an answer says whether a generation
+    /// trains. While one does nobody is missing.
+    fn waited(&mut self, now: Instant, trains: bool) -> Duration {
+        if trains {
+            self.0 = None;
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(*self.0.get_or_insert(now))
+    }
+}
+
 fn checked(answer: JoinResponse) -> Result<JoinResponse, CallError> {
     match answer.check() {
         Ok(()) => Ok(answer),
         Err(error) => Err(CallError::Answer(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_a_generation_trains_does_not_count() {
+        let begin = Instant::now();
+        let mut patience = Patience::default();
+        let mut at = |seconds, trains| {
+            let now = begin + Duration::from_secs(seconds);
+            patience.waited(now, trains).as_secs()
+        };
+        assert_eq!([at(0, false), at(300, false)], [0, 300]);
+        assert_eq!([at(301, true), at(5000, true)], [0, 0]);
+        assert_eq!([at(5001, false), at(5101, false)], [0, 100]);
     }
 }

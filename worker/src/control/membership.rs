@@ -34,7 +34,8 @@ const REMINDER: Duration = Duration::from_secs(30);
 /// What a member is told. Called on the thread of the heartbeats, which must not be held up.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Write a checkpoint after this batch. Told every second until one is reported.
+    /// Write a checkpoint after this batch. Told once for each order, which the coordinator repeats until
+    /// a checkpoint is reported; again after 30 s without one, as it may have failed.
     Save,
     /// Stop after this batch, with a checkpoint. Told every second.
     Stop {
@@ -271,6 +272,7 @@ fn fitted(reason: Reason) -> Reason {
 /// Sends a heartbeat every second and tells what comes back.
 async fn beat(client: Arc<Client>, shared: Arc<Shared>) {
     let (mut heard, mut reminded) = (Instant::now(), None::<Instant>);
+    let mut order = Repeated::default();
     let mut beats = tokio::time::interval(BEAT);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -296,6 +298,9 @@ async fn beat(client: Arc<Client>, shared: Arc<Shared>) {
                 if reminded.take().is_some() {
                     shared.tell(Notice::Reachable);
                 }
+                if order.is_repeated(&directive, heard) {
+                    continue;
+                }
                 let notice = match directive {
                     Directive::Continue => continue,
                     Directive::Save => Notice::Save,
@@ -319,6 +324,28 @@ async fn beat(client: Arc<Client>, shared: Arc<Shared>) {
             let reason = error.reason();
             shared.tell(Notice::Unreachable { seconds, reason });
         }
+    }
+}
+
+/// When an order to save was told that is still repeated: it means the checkpoint that is on its way.
+#[derive(Default)]
+struct Repeated(Option<Instant>);
+
+impl Repeated {
+    fn is_repeated(&mut self, directive: &Directive, now: Instant) -> bool {
+        if *directive != Directive::Save {
+            self.0 = None;
+            return false;
+        }
+        let told = self.0.get_or_insert(now);
+        if *told == now {
+            return false;
+        }
+        let is_recent = now.saturating_duration_since(*told) < REMINDER;
+        if !is_recent {
+            *told = now;
+        }
+        is_recent
     }
 }
 
@@ -370,4 +397,30 @@ fn is_leaving(shared: &Shared) -> bool {
 /// Whether the same message may be taken later.
 fn may_pass(error: &CallError) -> bool {
     matches!(error, CallError::Unreachable(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_order_to_save_is_told_once_while_its_checkpoint_is_written() {
+        use Directive::{Continue, Save, Stop};
+        let begin = Instant::now();
+        let mut order = Repeated::default();
+        let mut told = |seconds, directive| {
+            let now = begin + Duration::from_secs(seconds);
+            !order.is_repeated(&directive, now)
+        };
+        assert!(told(0, Save));
+        assert!((1..30).all(|second| !told(second, Save)));
+        // None is reported: it failed.
+        assert!(told(30, Save));
+        assert!(!told(31, Save));
+        // The next order.
+        assert!(told(32, Continue) && told(33, Save) && !told(34, Save));
+        // A stop is told every second: the first may come before the training thread looks.
+        let stop = Stop { signal: 15 };
+        assert!(told(35, stop.clone()) && told(36, stop));
+    }
 }

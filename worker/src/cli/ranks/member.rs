@@ -1,14 +1,16 @@
 //! One rank of a generation that a coordinator forms: it joins, trains, and joins again when a
 //! generation is over.
 
+use super::super::temporary::Temporary;
 use super::super::train::{Job, Outcome};
+use super::parent::end_with_parent;
 use super::{Seat, identity};
 use crate::collective::tcp::Tcp;
 use crate::collective::{Collective, CollectiveError, Interrupt};
 use crate::control::{self, Control, ControlError, Joined, Membership, Notice, Waiting};
 use crate::data::Source;
 use crate::train::{Beat, Event, Generation, Options, Phase, Pulse, TrainError};
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -81,7 +83,7 @@ pub(in super::super) fn run_member(
             Ended::Again(reason) if matches!(means, Means::Tcp) => {
                 job.tell_warning(&format!("{reason}; joining again"));
             }
-            Ended::Again(reason) => bail!(reason),
+            Ended::Again(reason) => return Err(Temporary(reason).into()),
         }
     }
 }
@@ -447,15 +449,4 @@ fn copy(beat: Beat, status: &mut protocol::Status) {
     status.loss = beat.loss;
     status.slowest_step_seconds = beat.slowest_step_seconds;
     status.waits = beat.waits;
-}
-
-/// Stops as if by SIGTERM when standard input ends: the launcher holds its other end.
-fn end_with_parent(stop: Arc<AtomicUsize>) -> anyhow::Result<()> {
-    let wait = move || {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        let _ = stop.compare_exchange(0, 15, Ordering::Relaxed, Ordering::Relaxed);
-    };
-    let thread = std::thread::Builder::new().name("parent".into());
-    thread.spawn(wait)?;
-    Ok(())
 }

@@ -264,21 +264,33 @@ mod tests {
     #[test]
     fn who_waits_for_a_rank_that_is_lost_gives_up_when_told() {
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-        // The other one listens, and is never heard of.
-        let (own, other) = (listener(), listener());
-        let addresses = [own.local_addr().unwrap(), other.local_addr().unwrap()];
-        let asked = std::cell::Cell::new(0);
-        let reason = || {
-            asked.set(asked.get() + 1);
-            (asked.get() > 3).then(|| "rank 1 is lost".to_owned())
-        };
-        let tcp = Tcp::connect_unless(&reason, Rank(0), &addresses, own, "secret", LONG);
-        let error = tcp.unwrap_err();
-        assert!(
-            matches!(error, CollectiveError::Interrupted { .. }),
-            "{error}"
-        );
-        assert!(error.to_string().contains("rank 1 is lost"), "{error}");
+        // It accepts the others, calls them, or both, where they listen and are never heard of, or are gone.
+        for (rank, are_gone) in [(0, false), (1, false), (2, false), (1, true), (2, true)] {
+            let mut listeners: Vec<_> = (0..3).map(|_| listener()).collect();
+            let address = |listener: &TcpListener| listener.local_addr().unwrap();
+            let addresses: Vec<_> = listeners.iter().map(address).collect();
+            let own = listeners.remove(rank as usize);
+            if are_gone {
+                listeners.clear();
+            }
+            // So often it is asked at all, once told to stop: not until a deadline.
+            let asked = std::cell::Cell::new(0);
+            let reason = || {
+                asked.set(asked.get() + 1);
+                (asked.get() > 3).then(|| "another rank is lost".to_owned())
+            };
+            let tcp = Tcp::connect_unless(&reason, Rank(rank), &addresses, own, "secret", LONG);
+            let error = tcp.unwrap_err();
+            assert!(
+                matches!(error, CollectiveError::Interrupted { .. }),
+                "{error}"
+            );
+            assert!(
+                error.to_string().contains("another rank is lost"),
+                "{error}"
+            );
+            assert_eq!(asked.get(), 4);
+        }
     }
 
     #[test]
