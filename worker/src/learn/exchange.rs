@@ -29,6 +29,9 @@ use words::{Said, Words};
 /// Is told before and after each wait for the other ranks.
 pub type Waiting = Arc<dyn Fn(bool) + Send + Sync>;
 
+/// Is given a range of the weights with the means of its gradients.
+pub(crate) type Update<'a> = &'a mut dyn FnMut(&mut dyn Kernels, Span, &[f32]);
+
 /// How a rank takes part.
 #[derive(Clone)]
 pub struct Part {
@@ -220,7 +223,7 @@ impl Exchange {
         kernels: &mut dyn Kernels,
         network: &Network,
         ends_batch: bool,
-        update: &mut dyn FnMut(&mut dyn Kernels, Span, &[f32]),
+        update: Update<'_>,
     ) -> Result<(), CollectiveError> {
         while self.failure.is_none() && self.under_way.len() + 1 < self.buckets.len() {
             self.start(kernels);

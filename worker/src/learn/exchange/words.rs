@@ -6,12 +6,12 @@
 
 use crate::kernel::Report;
 
-const LIMB_BITS: u32 = 12;
+const LIMB_BITS: usize = 12;
 /// Limbs of a count.
 const LIMBS: usize = 4;
 /// The largest count of a rank and batch; what is larger, of which no network comes near, counts as
 /// this.
-const MOST: u64 = (1 << (LIMBS as u32 * LIMB_BITS)) - 1;
+const MOST: u64 = (1 << (LIMBS * LIMB_BITS)) - 1;
 /// Counts per time step, per layer, and beside them.
 const PER_STEP: usize = 2;
 const PER_LAYER: usize = 4;
