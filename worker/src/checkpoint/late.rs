@@ -291,13 +291,7 @@ struct Seen {
 
 /// One history: the first process is stopped before this operation. False where it has fewer.
 fn play(at: usize, plan: Plan, seen: &mut Seen) -> bool {
-    let Plan {
-        number,
-        step,
-        saves,
-        ..
-    } = plan;
-    let first_number = number - 1;
+    let first_number = plan.number - 1;
     let disk = Arc::new(SmallDisk::new(1 << 20));
     if first_number > 0 {
         begin(&*disk, first_number, None);
@@ -335,7 +329,7 @@ fn play(at: usize, plan: Plan, seen: &mut Seen) -> bool {
         seen.deletions += usize::from(change.starts_with('-'));
         let is_manifest = change.starts_with(CHECKPOINTS);
         let of_it = |m: &ManifestName| m.generation == first_number && m.batches_done > start;
-        if is_manifest && manifests(&disk).iter().any(|m| of_it(m)) {
+        if is_manifest && manifests(&disk).iter().any(of_it) {
             seen.manifests += 1;
         }
     }
@@ -346,39 +340,49 @@ fn play(at: usize, plan: Plan, seen: &mut Seen) -> bool {
         assert!(counts || attempt.bytes.is_none(), "{case}: {attempt:?}");
     }
 
-    // The later one's checkpoints are whole and the newest, whatever has landed beside them.
+    check_later(&mut later, &disk, (plan, start), &case);
+    true
+}
+
+/// The later one's checkpoints are whole and the newest, whatever has landed beside them.
+fn check_later(later: &mut Process, disk: &Arc<SmallDisk>, (plan, start): (Plan, u64), case: &str) {
+    let Plan {
+        number,
+        step,
+        saves,
+        ..
+    } = plan;
     let newest = |after: u64| ManifestName {
         batches_done: start + after * step,
         generation: number,
     };
-    assert_eq!(counting(&disk).last(), Some(&newest(saves)), "{case}");
-    let strays = counting(&disk);
+    assert_eq!(counting(disk).last(), Some(&newest(saves)), "{case}");
+    let strays = counting(disk);
     let is_late = |m: &&ManifestName| m.generation < number && m.batches_done > start;
     assert_eq!(strays.iter().find(is_late), None, "{case}");
     // Either puts the texts right.
     if step == 1 {
         later.end();
-        assert_texts(&disk, &case);
+        assert_texts(disk, case);
     }
     later.save(start + (saves + 1) * step);
-    assert_texts(&disk, &case);
-    assert_eq!(counting(&disk), [newest(saves + 1)], "{case}");
+    assert_texts(disk, case);
+    assert_eq!(counting(disk), [newest(saves + 1)], "{case}");
     // And of all manifests, what came late is swept away.
     assert_eq!(
-        Vec::from_iter(manifests(&disk)),
+        Vec::from_iter(manifests(disk)),
         [newest(saves + 1)],
         "{case}"
     );
     assert!(!later.outcome.lock().unwrap().is_taken_over, "{case}");
     // Nothing is left that no manifest names.
-    let named = manifest_of(&*disk, newest(saves + 1))
+    let named = manifest_of(&**disk, newest(saves + 1))
         .unwrap()
         .unwrap()
         .parts
         .len();
     let names = disk.list(CHECKPOINTS).unwrap();
     assert_eq!(names.len(), 1 + named, "{case}: {names:?}");
-    true
 }
 
 #[test]

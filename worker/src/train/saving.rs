@@ -181,15 +181,7 @@ impl Saving {
             init::initialise(&run.init, node, tell)?;
             return Ok(saving);
         }
-        let plan = source.shard_plan();
-        let identity = Identity {
-            settings: run.settings(),
-            data: source.info().fingerprint,
-            plan: plan.map_or_else(Digest::default, ShardPlan::digest),
-            lanes: plan.map_or(1, ShardPlan::num_lanes),
-            batch: plan.map_or(1, ShardPlan::batch),
-            folder: run.folder.clone(),
-        };
+        let identity = identity(run, source);
         let mut damaged = Vec::new();
         let mut warn = |number: Option<ManifestName>, warning: String| {
             damaged.extend(number);
@@ -461,6 +453,19 @@ impl Saving {
             return Err(CheckpointError::LastNotWritten { reason }.into());
         }
         Ok(Some(kept))
+    }
+}
+
+/// What must be the same where a run goes on.
+fn identity(run: &Run, source: &Source) -> Identity {
+    let plan = source.shard_plan();
+    Identity {
+        settings: run.settings(),
+        data: source.info().fingerprint,
+        plan: plan.map_or_else(Digest::default, ShardPlan::digest),
+        lanes: plan.map_or(1, ShardPlan::num_lanes),
+        batch: plan.map_or(1, ShardPlan::batch),
+        folder: run.folder.clone(),
     }
 }
 

@@ -309,7 +309,7 @@ fn a_resume_has_the_lines_of_its_checkpoint_whatever_the_file_says() {
         }
         let epochs = folder.numbers().into_iter();
         let epochs: Vec<u64> = epochs.map(|line| line["epoch"].as_u64().unwrap()).collect();
-        assert_eq!(epochs, Vec::from_iter(0..=batches / 10));
+        assert_eq!(epochs, (0..=batches / 10).collect::<Vec<u64>>());
         // As one that was superseded would leave it.
         let text = folder.text("metrics.jsonl");
         let first = text.split_inclusive('\n').next().unwrap();
