@@ -24,6 +24,8 @@ use tracing_subscriber::EnvFilter;
 
 /// The exit status of a command line that is not understood (`EX_USAGE` of sysexits.h).
 const WRONG_USAGE: u8 = 64;
+/// [`View::status`] of a run that was given up: not finished, and not stopped.
+const GIVEN_UP: u8 = 1;
 /// The folder of checkpoints in a run folder.
 const CHECKPOINTS: &str = "checkpoints";
 /// Between two looks at signals and at the run.
@@ -92,7 +94,8 @@ struct Arguments {
     /// The certificate's private key, in PEM form
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// End once the run is over, with status 0 (by default the coordinator stays to say so)
+    /// End once the run is over, with status 0, or 1 if it was given up (--max-failures); by default
+    /// the coordinator stays to say so
     #[arg(long)]
     until_over: bool,
 }
@@ -190,8 +193,14 @@ fn run(arguments: &Arguments, policy: Policy) -> anyhow::Result<ExitCode> {
     if let Ended::Signal(number) = ended {
         tracing::info!(signal = number, "the coordinator stops; workers go on");
     }
+    // A run that was given up is not one that ended.
+    let is_given_up = matches!(ended, Ended::Over) && server.view().status == GIVEN_UP;
     server.stop();
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_given_up {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 enum Ended {

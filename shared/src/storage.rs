@@ -33,7 +33,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::runtime::Runtime;
 
 pub use conditional::{Expected, Outcome, Version};
-pub use error::StorageError;
+pub use error::{StorageError, system_error_may_pass};
 pub(crate) use location::without_credentials;
 pub use location::{DEADLINE_VARIABLE, seconds_from_environment};
 use location::{Location, parse, remote, shown};

@@ -52,10 +52,12 @@ pub enum TrainError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The checkpoint that a generation starts from cannot be used.
-    #[error("{source}")]
+    #[error("{source}{}", if *has_older { ": it is put aside, the next start takes an older one" } else { "" })]
     DamagedStart {
         /// Its manifest.
         manifest: ManifestName,
+        /// Whether it is put aside, because an older one counts.
+        has_older: bool,
         /// What is wrong with it.
         source: Box<CheckpointError>,
     },

@@ -515,3 +515,41 @@ fn a_rank_whose_store_is_out_of_reach_is_started_again() {
     assert_eq!(process.code(), Some(0), "{}", process.log());
     assert_eq!(scratch.folder("again").bits().0, 20);
 }
+
+#[test]
+fn a_damaged_checkpoint_is_put_aside_for_an_older_one_but_never_the_last() {
+    let scratch = Scratch::new("damaged");
+    let (whole, folder) = (scratch.folder("whole"), scratch.folder("run"));
+    finished(launch(&whole, 2, &train(&whole, 30), &[]));
+    let keep = |most| ["--set".to_owned(), format!("checkpoint.keep_last={most}")];
+    let damage = || {
+        let weights = folder.last_checkpoint().parts.into_iter();
+        let weights = weights.filter(|(kind, _)| kind.starts_with("weights"));
+        for (_, part) in weights {
+            let path = scratch.path("run").join("checkpoints").join(part.name);
+            let mut bytes = fs::read(&path).unwrap();
+            let last = bytes.last_mut().unwrap();
+            *last ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    };
+    let two = [&train(&folder, 20)[..], &keep(2)].concat();
+    finished(launch(&folder, 2, &two, &[]));
+    damage();
+    let said = finished(launch(&folder, 2, &train(&folder, 30), &[]));
+    assert!(said.contains("000000000020-g000001.json"), "{said}");
+    assert!(said.contains("the next start takes an older one"), "{said}");
+    let aside = scratch.path("run/checkpoints/000000000020-g000001.json.damaged");
+    assert!(aside.exists(), "{said}");
+    assert!(folder.bits() == whole.bits());
+
+    // The only one that is left stays where it is, and nothing begins anew.
+    let one = [&train(&folder, 40)[..], &keep(1)].concat();
+    finished(launch(&folder, 2, &one, &[]));
+    damage();
+    let before = folder.manifests();
+    let (code, said) = refused(launch(&folder, 2, &train(&folder, 50), &[]));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("all checkpoints are damaged"), "{said}");
+    assert_eq!((folder.manifests(), before.len()), (before, 1));
+}

@@ -181,7 +181,8 @@ impl Judge {
         let links: Vec<_> = store.generations.values().map(Generation::link).collect();
         let lineage = Lineage::of(links.iter().copied());
         // A coordinator that ends while it allocates leaves a generation behind that never began, and
-        // with it perhaps an older start: that costs time, no more.
+        // with it perhaps an older start: what was trained behind that is trained again, even the last
+        // batches of a run that was finished (ARCHITECTURE.md).
         let has_begun = |name: GenerationName| {
             let begun = self.begun.get(&name.number);
             begun.is_some_and(|begun| *begun == name.to_string())

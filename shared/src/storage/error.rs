@@ -1,5 +1,7 @@
 //! What can go wrong with a store.
 
+use std::io;
+
 use super::Reason;
 
 /// What can go wrong with a store.
@@ -61,6 +63,29 @@ pub enum StorageError {
         #[source]
         source: Reason,
     },
+}
+
+/// Whether what the operating system says of a file may pass: not that it is not there, is not ours or is
+/// none. Looks into errors of stores.
+pub fn system_error_may_pass(error: &io::Error) -> bool {
+    if let Some(error) = error.get_ref()
+        && let Some(error) = error.downcast_ref::<StorageError>()
+    {
+        return error.may_pass();
+    }
+    !matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::FileTooLarge
+            | io::ErrorKind::InvalidFilename
+    )
 }
 
 impl StorageError {

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 use synfire_shared::checkpoint::{Digest, ManifestError};
 use synfire_shared::generation::GenerationError;
-use synfire_shared::storage::StorageError;
+use synfire_shared::storage::{StorageError, system_error_may_pass};
 
 /// Why a run folder or a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +196,8 @@ pub enum CheckpointError {
     LastNotWritten {
         /// Why.
         reason: String,
+        /// Whether the same may go well another time.
+        may_pass: bool,
     },
 }
 
@@ -203,6 +205,33 @@ impl CheckpointError {
     /// Whether the folder is another's now.
     pub fn is_taken_over(&self) -> bool {
         matches!(self, Self::TakenOver { .. } | Self::Superseded { .. })
+    }
+
+    /// Whether the same may go well another time.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Storage(error) => error.may_pass(),
+            Self::Store { source, .. } => system_error_may_pass(source),
+            Self::NotNow { .. } => true,
+            Self::LastNotWritten { may_pass, .. } => *may_pass,
+            Self::Nowhere
+            | Self::Location { .. }
+            | Self::InUse { .. }
+            | Self::TakenOver { .. }
+            | Self::Superseded { .. }
+            | Self::Generation { .. }
+            | Self::Manifest { .. }
+            | Self::Settings { .. }
+            | Self::Data { .. }
+            | Self::Part { .. }
+            | Self::Tensors { .. }
+            | Self::Progress { .. }
+            | Self::Encode(_)
+            | Self::NoneGood { .. }
+            | Self::Older { .. }
+            | Self::Occupied { .. }
+            | Self::Nothing { .. } => false,
+        }
     }
 
     /// Whether an older checkpoint may be whole where this one is not.

@@ -121,6 +121,18 @@ pub(super) fn begin_alone(
         number: newest + 1,
         nonce: drawn(0),
     };
+    // What somebody wrote after the start was chosen counts already.
+    let newest = start.map_or(0, |start| start.batches_done);
+    let is_left_out = || -> Result<bool, CheckpointError> {
+        let counting = counting(&**store, shown, Some(name))?;
+        let mut manifests = counting.iter();
+        Ok(manifests.any(|m| m.batches_done > newest && !damaged.contains(m)))
+    };
+    let folder = shown.to_owned();
+    // Whoever writes is not disturbed by a generation that is withdrawn at once.
+    if is_left_out()? {
+        return Err(CheckpointError::InUse { folder });
+    }
     let generation = Generation::new(name, vec![member], identity, named);
     let key = name.key();
     let put = store.put(&key, generation.to_bytes().into());
@@ -130,19 +142,12 @@ pub(super) fn begin_alone(
         let deleted = deleted.map_err(|e| stored("delete", &format!("{shown}/{key}"), e));
         deleted.map_or_else(Err, |()| Err(error))
     };
-    let folder = shown.to_owned();
     // Who puts and then looks sees every rival that will not see it.
     let has_rival = |other: &GenerationName| *other != name && other.number >= name.number;
     if names(&**store, shown)?.iter().any(has_rival) {
         return withdraw(CheckpointError::Superseded { folder });
     }
-    // What somebody wrote after the start was chosen counts already.
-    let newest = start.map_or(0, |start| start.batches_done);
-    let is_left_out = |m: &ManifestName| m.batches_done > newest && !damaged.contains(m);
-    if counting(&**store, shown, Some(name))?
-        .iter()
-        .any(is_left_out)
-    {
+    if is_left_out()? {
         return withdraw(CheckpointError::InUse { folder });
     }
     Ok(name.number)

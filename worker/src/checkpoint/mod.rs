@@ -43,7 +43,7 @@ use store::{LocalStore, Store};
 use synfire_shared::Run;
 use synfire_shared::checkpoint::{Digest, ManifestName, manifest_of_name};
 use synfire_shared::storage;
-pub use writer::{Attempt, Written};
+pub use writer::{Attempt, Failure, Written};
 
 /// The folder of checkpoints in a run folder.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -241,10 +241,39 @@ impl RunFolder {
     }
 }
 
+impl RunFolder {
+    fn shared_store(&self) -> Arc<dyn Store> {
+        match &self.place {
+            Place::Disk(store) => Arc::<LocalStore>::clone(store),
+            Place::Objects(store) => Arc::<storage::Store>::clone(store),
+        }
+    }
+}
+
 impl Writable {
     /// The folder, to read from.
     pub fn folder(&self) -> &RunFolder {
         &self.folder
+    }
+
+    /// Puts the manifest of a damaged checkpoint aside, if an older one counts: where there is none, a run
+    /// must not begin anew as if nothing had been. Returns whether there is an older one.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or written, or is another's.
+    pub fn put_aside(&self, damaged: ManifestName) -> Result<bool, CheckpointError> {
+        let (store, shown) = (self.folder.shared_store(), &self.folder.shown);
+        let counting = lineage::checkpoints(&*store, shown)?;
+        let has_older = counting.iter().any(|manifest| *manifest < damaged);
+        let newest = lineage::newest_number(&*store, shown)?;
+        if self.generation.is_some_and(|own| newest > own) {
+            let folder = shown.clone();
+            return Err(CheckpointError::Superseded { folder });
+        }
+        if has_older {
+            set_aside(&*store, damaged)?;
+        }
+        Ok(has_older)
     }
 
     /// Starts to write, from a checkpoint or anew: configuration and version now, the metrics of the
@@ -259,10 +288,7 @@ impl Writable {
         begin: Begin,
     ) -> Result<Recording, CheckpointError> {
         let shown = self.folder.shown.clone();
-        let store: Arc<dyn Store> = match &self.folder.place {
-            Place::Disk(store) => Arc::<LocalStore>::clone(store),
-            Place::Objects(store) => Arc::<storage::Store>::clone(store),
-        };
+        let store = self.folder.shared_store();
         let newest = lineage::newest_number(&*store, &shown)?;
         let generation = match self.generation {
             Some(generation) => generation,

@@ -31,6 +31,15 @@ pub struct Attempt {
     pub test: Option<Hits>,
 }
 
+/// Why a checkpoint could not be written.
+#[derive(Clone, Debug, Default)]
+pub struct Failure {
+    /// In words.
+    pub reason: String,
+    /// Whether the same may go well another time.
+    pub may_pass: bool,
+}
+
 /// What has been written.
 #[derive(Clone, Debug, Default)]
 pub struct Written {
@@ -43,7 +52,7 @@ pub struct Written {
     /// Batches before the newest one.
     pub newest: Option<u64>,
     /// Why the newest attempt failed, if it did.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     /// Whether another process writes to the folder now.
     pub is_taken_over: bool,
     /// Whether that is a later generation of ranks.
@@ -374,7 +383,10 @@ fn checkpoint(
         }
         Err(error) => {
             written.failures += 1;
-            written.failure = Some(shown(error));
+            written.failure = Some(Failure {
+                reason: shown(error),
+                may_pass: error.may_pass(),
+            });
         }
     }
     if written.attempts.len() < MAX_ATTEMPTS {
@@ -585,7 +597,8 @@ mod tests {
             }
             assert_eq!((written.newest, written.failures), (None, 1));
             let failure = written.failure.unwrap();
-            assert!(failure.contains("cannot write"), "{failure}");
+            assert!(failure.reason.contains("cannot write"), "{failure:?}");
+            assert!(failure.may_pass, "a disk that is full: {failure:?}");
             assert_eq!(manifests(&*store), [1]);
         }
         assert_eq!(manifests(&*store), [1, 2]);

@@ -218,7 +218,7 @@ impl Launch<'_> {
             }
             // They may have ended all at once, and been started again.
             if self.ranks.iter().all(|rank| rank.ended.is_some()) {
-                return self.outcome(told);
+                return outcome(self.last_ends(), told);
             }
             if !goes_on && ending.get_or_insert_with(Instant::now).elapsed() > END {
                 bail!(
@@ -242,6 +242,12 @@ impl Launch<'_> {
     /// The ranks that have ended, and how.
     fn ends(&self) -> impl Iterator<Item = (u32, ExitStatus)> {
         let ranks = self.ranks.iter();
+        ranks.filter_map(|rank| Some((rank.number, rank.ended?)))
+    }
+
+    /// How those have ended that the others did not go on without.
+    fn last_ends(&self) -> impl Iterator<Item = (u32, ExitStatus)> + Clone {
+        let ranks = self.ranks.iter().filter(|rank| !rank.is_given_up);
         ranks.filter_map(|rank| Some((rank.number, rank.ended?)))
     }
 
@@ -276,6 +282,7 @@ impl Launch<'_> {
                 let min_ranks = self.arguments.min_ranks.unwrap_or(self.arguments.ranks);
                 let left = self.ranks.iter().filter(|rank| rank.ended.is_none());
                 if left.count() >= min_ranks as usize {
+                    self.ranks[index].is_given_up = true;
                     continue;
                 }
                 let text = format!(
@@ -296,29 +303,6 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// How the run ended, all ranks having done so.
-    fn outcome(&self, signal: Option<usize>) -> anyhow::Result<ExitCode> {
-        // A rank that failed says that something was not done, whatever the others did.
-        let failure =
-            self.ends()
-                .find_map(|(rank, status)| match (End::of(status), status.code()) {
-                    (End::Failed(code), _) => Some(failed(rank, code)),
-                    (End::Passing, Some(_)) => {
-                        let text = format!("rank {rank} ended with {}", shown(status));
-                        Some(Temporary(text + ": see its error above").into())
-                    }
-                    (End::Success | End::Stopped(_) | End::Passing, _) => None,
-                });
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        if self.ends().any(|(_, status)| status.success()) {
-            return Ok(ExitCode::SUCCESS);
-        }
-        let signal = signal.or_else(|| self.stopped_rank());
-        Ok(signal.map_or(ExitCode::FAILURE, train::stopped_by))
-    }
-
     /// Ends what still runs, at once.
     fn end(mut self) {
         self.ranks
@@ -331,6 +315,73 @@ impl Launch<'_> {
     }
 }
 
+/// How the run ended, all ranks having done so.
+fn outcome(
+    ends: impl Iterator<Item = (u32, ExitStatus)> + Clone,
+    told: Option<usize>,
+) -> anyhow::Result<ExitCode> {
+    let mut signal = told;
+    let mut is_finished = false;
+    let mut passing = None;
+    for (rank, status) in ends {
+        match End::of(status) {
+            End::Success => is_finished = true,
+            End::Stopped(by) => signal = signal.or(Some(by)),
+            End::Failed(code) => return Err(failed(rank, code)),
+            End::Passing => passing = passing.or(Some((rank, status))),
+        }
+    }
+    // A rank that failed says that something was not done, whatever the others did.
+    if let Some((rank, status)) = passing {
+        let remedy = match status.code() {
+            Some(_) => "see its error above",
+            None => "the same command goes on from the newest checkpoint",
+        };
+        let text = format!("rank {rank} ended with {}: {remedy}", shown(status));
+        return Err(Temporary(text).into());
+    }
+    if is_finished {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(signal.map_or(ExitCode::FAILURE, train::stopped_by))
+}
+
 fn failed(rank: u32, code: i32) -> anyhow::Error {
     anyhow::anyhow!("rank {rank} ended with status {code}: see its error above")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::temporary;
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    /// The exit status of a run whose ranks ended so.
+    fn of(ends: &[(u32, ExitStatus)], told: Option<usize>) -> ExitCode {
+        outcome(ends.iter().copied(), told).unwrap_or_else(|error| temporary::code(&error))
+    }
+
+    #[test]
+    fn a_run_ends_as_its_ranks_do() {
+        let exited = |code: i32| ExitStatus::from_raw(code << 8);
+        let killed = ExitStatus::from_raw(9);
+        for (first, second, told, code) in [
+            (exited(0), exited(0), None, 0),
+            (exited(143), exited(143), None, 143),
+            (exited(130), exited(130), Some(2), 130),
+            // Told of it, but done.
+            (exited(0), exited(0), Some(2), 0),
+            // Something was not done, a file of weights for example.
+            (exited(75), exited(0), None, 75),
+            (killed, exited(0), None, 75),
+            (exited(0), exited(1), None, 1),
+            (exited(75), exited(1), None, 1),
+            (exited(143), exited(75), Some(15), 75),
+        ] {
+            let ends = [(0, first), (1, second)];
+            assert_eq!(of(&ends, told), ExitCode::from(code), "{ends:?} {told:?}");
+        }
+        // All others were given up.
+        assert_eq!(of(&[(1, exited(0))], None), ExitCode::SUCCESS);
+    }
 }

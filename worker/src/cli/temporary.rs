@@ -6,9 +6,8 @@ use crate::control::ControlError;
 use crate::data::DataError;
 use crate::train::TrainError;
 use std::error::Error;
-use std::io;
 use std::process::ExitCode;
-use synfire_shared::storage::StorageError;
+use synfire_shared::storage::{StorageError, system_error_may_pass};
 
 /// The exit status of a run that ends because of something that may pass (`EX_TEMPFAIL` of
 /// `sysexits.h`): a store or a coordinator out of reach, a full disk, ranks that are lost.
@@ -34,7 +33,7 @@ fn may_pass(error: &(dyn Error + 'static)) -> bool {
     }
     error.is::<Temporary>()
         || is(error, training)
-        || is(error, checkpoint)
+        || is(error, CheckpointError::may_pass)
         || is(error, data)
         || is(error, collective)
         || is(error, control)
@@ -45,8 +44,9 @@ fn may_pass(error: &(dyn Error + 'static)) -> bool {
 fn training(error: &TrainError) -> bool {
     match error {
         TrainError::Data(error) => data(error),
-        TrainError::Checkpoint(error) => checkpoint(error),
-        TrainError::DamagedStart { source, .. } => checkpoint(source),
+        TrainError::Checkpoint(error) => error.may_pass(),
+        // The next start takes an older one.
+        TrainError::DamagedStart { has_older, .. } => *has_older,
         TrainError::Ranks(error) => collective(error),
         TrainError::Node(_)
         | TrainError::Weights(_)
@@ -57,36 +57,10 @@ fn training(error: &TrainError) -> bool {
     }
 }
 
-fn checkpoint(error: &CheckpointError) -> bool {
-    match error {
-        CheckpointError::Storage(error) => error.may_pass(),
-        CheckpointError::Store { source, .. } => system(source),
-        // They tell of a store in text alone.
-        CheckpointError::NotNow { .. } | CheckpointError::LastNotWritten { .. } => true,
-        CheckpointError::Nowhere
-        | CheckpointError::Location { .. }
-        | CheckpointError::InUse { .. }
-        | CheckpointError::TakenOver { .. }
-        | CheckpointError::Superseded { .. }
-        | CheckpointError::Generation { .. }
-        | CheckpointError::Manifest { .. }
-        | CheckpointError::Settings { .. }
-        | CheckpointError::Data { .. }
-        | CheckpointError::Part { .. }
-        | CheckpointError::Tensors { .. }
-        | CheckpointError::Progress { .. }
-        | CheckpointError::Encode(_)
-        | CheckpointError::NoneGood { .. }
-        | CheckpointError::Older { .. }
-        | CheckpointError::Occupied { .. }
-        | CheckpointError::Nothing { .. } => false,
-    }
-}
-
 fn data(error: &DataError) -> bool {
     match error {
         DataError::Storage(error) => error.may_pass(),
-        DataError::Read { source, .. } | DataError::Cache { source, .. } => system(source),
+        DataError::Read { source, .. } | DataError::Cache { source, .. } => system_error_may_pass(source),
         // What is missing, damaged or of another kind is so again.
         DataError::Missing { .. }
         | DataError::TooLarge { .. }
@@ -133,31 +107,10 @@ fn control(error: &ControlError) -> bool {
     }
 }
 
-/// What the operating system says of a file: not what it says of one that is not there or is not ours.
-fn system(error: &io::Error) -> bool {
-    if let Some(error) = error.get_ref()
-        && let Some(error) = error.downcast_ref::<StorageError>()
-    {
-        return error.may_pass();
-    }
-    !matches!(
-        error.kind(),
-        io::ErrorKind::NotFound
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::NotADirectory
-            | io::ErrorKind::IsADirectory
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::InvalidInput
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::FileTooLarge
-            | io::ErrorKind::InvalidFilename
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use synfire_shared::ids::Rank;
 
     #[test]
@@ -171,6 +124,10 @@ mod tests {
             rank: Rank(1),
             reason: "the connection was closed".into(),
         };
+        let not_written = |may_pass| CheckpointError::LastNotWritten {
+            reason: "x".into(),
+            may_pass,
+        };
         let folder = "runs/1".to_owned();
         let read = |kind| DataError::Read {
             path: "a".into(),
@@ -180,7 +137,7 @@ mod tests {
             TrainError::from(store(io::ErrorKind::StorageFull)).into(),
             anyhow::Error::from(TrainError::from(lost)).context("rank 0"),
             read(io::ErrorKind::TimedOut).into(),
-            TrainError::from(CheckpointError::LastNotWritten { reason: "x".into() }).into(),
+            TrainError::from(not_written(true)).into(),
             Temporary("rank 1 was lost".into()).into(),
             ControlError::Unreachable {
                 url: "http://host".into(),
@@ -196,7 +153,8 @@ mod tests {
         for error in passing {
             assert!(error.chain().any(may_pass), "{error:?}");
         }
-        let staying: [anyhow::Error; 7] = [
+        let staying: [anyhow::Error; 8] = [
+            TrainError::from(not_written(false)).into(),
             TrainError::from(store(io::ErrorKind::PermissionDenied)).into(),
             TrainError::from(CheckpointError::TakenOver { folder }).into(),
             read(io::ErrorKind::NotFound).into(),

@@ -97,6 +97,8 @@ struct Said {
     status: Status,
     progress: Instant,
     checkpoint: Option<Checkpoint>,
+    /// Checkpoints that the coordinator has taken.
+    taken: u64,
     leave: Option<(Leave, SyncSender<Result<(), CallError>>)>,
     /// After a farewell, and after the generation is over, nothing is told any more.
     is_over: bool,
@@ -162,6 +164,7 @@ impl Membership {
             status: Status::default(),
             progress: Instant::now(),
             checkpoint: None,
+            taken: 0,
             leave: None,
             is_over: false,
         };
@@ -272,18 +275,19 @@ fn fitted(reason: Reason) -> Reason {
 /// Sends a heartbeat every second and tells what comes back.
 async fn beat(client: Arc<Client>, shared: Arc<Shared>) {
     let (mut heard, mut reminded) = (Instant::now(), None::<Instant>);
-    let mut order = Repeated::default();
+    let (mut order, mut known) = (Repeated::default(), 0);
     let mut beats = tokio::time::interval(BEAT);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
-        let status = {
+        let (status, taken) = {
             let said = shared.said();
             let busy_seconds = said.progress.elapsed().as_secs_f64();
-            Status {
+            let status = Status {
                 busy_seconds,
                 ..said.status
-            }
+            };
+            (status, said.taken)
         };
         let heartbeat = Heartbeat {
             process: shared.process.clone(),
@@ -297,6 +301,10 @@ async fn beat(client: Arc<Client>, shared: Arc<Shared>) {
                 heard = Instant::now();
                 if reminded.take().is_some() {
                     shared.tell(Notice::Reachable);
+                }
+                // What is ordered after a checkpoint was taken is another one.
+                if std::mem::replace(&mut known, taken) != taken {
+                    order = Repeated::default();
                 }
                 if order.is_repeated(&directive, heard) {
                     continue;
@@ -356,7 +364,7 @@ async fn deliver(client: Arc<Client>, shared: Arc<Shared>) {
         if let Some(checkpoint) = checkpoint {
             let path = protocol::path::CHECKPOINT;
             match client.call::<Done>(path, &checkpoint, TELL_TIMEOUT).await {
-                Ok(Done {}) => {}
+                Ok(Done {}) => shared.said().taken += 1,
                 Err(CallError::Refused(refused)) => {
                     let reason = refused.reason;
                     shared.tell(Notice::Abandon { reason });

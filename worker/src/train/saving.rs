@@ -5,7 +5,7 @@ use super::pulse::Pulse;
 use super::{EpochRecord, Event, Tally, TrainError, init};
 use crate::checkpoint::state::{Loaded, Snapshot};
 use crate::checkpoint::{
-    Attempt, Begin, CheckpointError, Identity, Recording, RunFolder, Writable,
+    Attempt, Begin, CheckpointError, Failure, Identity, Recording, RunFolder, Writable,
 };
 use crate::data::{BadSample, Source};
 use crate::node::Node;
@@ -193,17 +193,14 @@ impl Saving {
         });
         let folder = folder.transpose()?;
         let own = folder.as_ref().map(Writable::folder);
-        let found = match (options.generation, own) {
-            (Some(generation), Some(own)) => {
-                let start = generation
-                    .start
-                    .map(|start| own.load(start, Some(&identity)));
-                start
-                    .transpose()
-                    .map_err(|error| at_start(error, generation))?
+        let found = match (options.generation, &folder) {
+            (Some(generation), Some(writable)) => {
+                let load = |start| writable.folder().load(start, Some(&identity));
+                let start = generation.start.map(load).transpose();
+                start.map_err(|error| at_start(error, generation, writable))?
             }
             (Some(_), None) => None,
-            (None, own) => find(own, &options.resume, &identity, &mut warn)?,
+            (None, _) => find(own, &options.resume, &identity, &mut warn)?,
         };
         let start = found.as_ref().map(|loaded| loaded.manifest);
         // The weights at a run's start are behind its checkpoint: they are not even looked for.
@@ -449,8 +446,8 @@ impl Saving {
             return Err(error.into());
         }
         if self.awaited.is_some() && self.awaited != written.newest {
-            let reason = written.failure.unwrap_or_default();
-            return Err(CheckpointError::LastNotWritten { reason }.into());
+            let Failure { reason, may_pass } = written.failure.unwrap_or_default();
+            return Err(CheckpointError::LastNotWritten { reason, may_pass }.into());
         }
         Ok(Some(kept))
     }
@@ -485,11 +482,15 @@ fn tell_written(attempts: Vec<Attempt>, warnings: Vec<String>, tell: &mut dyn Fn
 
 /// What is wrong with the checkpoint that a generation starts from: another one can be formed that
 /// starts from an older one, if it is damaged.
-fn at_start(error: CheckpointError, generation: Generation) -> TrainError {
+fn at_start(error: CheckpointError, generation: Generation, folder: &Writable) -> TrainError {
     match generation.start {
-        Some(manifest) if error.is_damage() => TrainError::DamagedStart {
-            manifest,
-            source: Box::new(error),
+        Some(manifest) if error.is_damage() => match folder.put_aside(manifest) {
+            Ok(has_older) => TrainError::DamagedStart {
+                manifest,
+                has_older,
+                source: Box::new(error),
+            },
+            Err(error) => error.into(),
         },
         _ => error.into(),
     }

@@ -31,6 +31,8 @@ pub(super) struct Rank {
     stdin: Option<ChildStdin>,
     readers: Vec<JoinHandle<()>>,
     pub(super) ended: Option<ExitStatus>,
+    /// The others go on without it: how it ended is not how the run did.
+    pub(super) is_given_up: bool,
 }
 
 impl Start {
@@ -66,6 +68,7 @@ impl Start {
             child,
             readers: Vec::new(),
             ended: None,
+            is_given_up: false,
         };
         for (source, is_error) in [(out, false), (err, true)] {
             let Some(source) = source else { continue };

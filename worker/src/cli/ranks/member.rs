@@ -3,7 +3,7 @@
 
 use super::super::temporary::Temporary;
 use super::super::train::{Job, Outcome};
-use super::parent::end_with_parent;
+use super::parent::Parent;
 use super::{Seat, identity};
 use crate::collective::tcp::Tcp;
 use crate::collective::{Collective, CollectiveError, Interrupt};
@@ -80,10 +80,18 @@ pub(in super::super) fn run_member(
         match member.generation(means)? {
             Ended::Over(code) => return Ok(code),
             // Under mpirun the job ends: what it has set up is gone with a rank.
-            Ended::Again(reason) if matches!(means, Means::Tcp) => {
+            Ended::Again { reason, .. } if matches!(means, Means::Tcp) => {
                 job.tell_warning(&format!("{reason}; joining again"));
             }
-            Ended::Again(reason) => return Err(Temporary(reason).into()),
+            // Nor does who was told to stop wait to save where a peer is gone.
+            Ended::Again { .. } if member.stop.load(Ordering::Relaxed) != 0 => {
+                let signal = member.stop.load(Ordering::Relaxed);
+                return Ok(super::super::train::stopped_by(signal));
+            }
+            Ended::Again { reason, passes } => {
+                ensure!(passes, reason);
+                return Err(Temporary(reason).into());
+            }
         }
     }
 }
@@ -91,7 +99,11 @@ pub(in super::super) fn run_member(
 /// How a generation ended for this rank.
 enum Ended {
     Over(ExitCode),
-    Again(String),
+    Again {
+        reason: String,
+        /// Whether another try may mend it.
+        passes: bool,
+    },
 }
 
 struct Member<'a> {
@@ -105,10 +117,12 @@ struct Member<'a> {
 
 impl<'a> Member<'a> {
     fn new(seat: &'a Seat, job: &'a Job<'a>) -> anyhow::Result<Self> {
+        // A launcher's signal ends this process at once until there is something to be saved.
+        let parent = seat.with_parent.then(Parent::watch).transpose()?;
         let source = Source::open(&job.run.data, job.run.seed)?;
         let stop = Job::stop_flag()?;
-        if seat.with_parent {
-            end_with_parent(Arc::clone(&stop))?;
+        if let Some(parent) = parent {
+            parent.stop_by(&stop);
         }
         let request = JoinRequest {
             protocol: PROTOCOL,
@@ -305,7 +319,10 @@ impl<'a> Member<'a> {
     /// The generation is over for this rank: tells why, unless the coordinator did.
     fn failed(&self, membership: Membership, line: &Line, error: &TrainError) -> Ended {
         if let Some(reason) = line.told().abandoned.take() {
-            return Ended::Again(reason);
+            return Ended::Again {
+                reason,
+                passes: true,
+            };
         }
         let message = format!("{:#}", anyhow::Error::msg(error.to_string()));
         let reason = match error {
@@ -332,7 +349,9 @@ impl<'a> Member<'a> {
         if let Err(error) = membership.leave(reason) {
             self.job.tell_warning(&error.to_string());
         }
-        Ended::Again(message)
+        let passes = !matches!(error, TrainError::DamagedStart { has_older, .. } if !has_older);
+        let reason = message;
+        Ended::Again { reason, passes }
     }
 }
 
