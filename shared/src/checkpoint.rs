@@ -355,8 +355,7 @@ pub fn manifest_of_name(name: &str) -> Option<ManifestName> {
 /// process alone wrote it.
 pub fn part_name(manifest: ManifestName, kind: &str, digest: Digest) -> String {
     let manifest = manifest.to_string();
-    let stem = manifest.strip_suffix(MANIFEST_END);
-    let stem = stem.expect("every manifest's name has this end");
+    let stem = manifest.trim_end_matches(MANIFEST_END);
     let digest = digest.to_string();
     let kind: String = kind
         .chars()

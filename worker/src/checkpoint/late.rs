@@ -274,6 +274,24 @@ fn later(store: &Arc<SmallDisk>, plan: Plan) -> (Process, u64) {
     (process, start)
 }
 
+impl Seen {
+    /// What a process has changed after another one took its place.
+    fn add(&mut self, late: &[String], has_manifest: bool, case: &str) {
+        let is_unseen = |name: &&String| {
+            let name = name.strip_prefix("checkpoints/");
+            name.is_some_and(|name| manifest_of_name(name).is_none())
+        };
+        // Of what others read it does at most the one thing that it was about to do.
+        let changes: Vec<&String> = late.iter().filter(|name| !is_unseen(name)).collect();
+        assert!(changes.len() <= 1, "{case}: {changes:?}");
+        for change in changes {
+            self.texts += usize::from([METRICS, REPORT].contains(&change.as_str()));
+            self.deletions += usize::from(change.starts_with('-'));
+            self.manifests += usize::from(change.starts_with(CHECKPOINTS) && has_manifest);
+        }
+    }
+}
+
 /// That what all generations share is the later one's.
 fn assert_texts(store: &SmallDisk, case: &str) {
     for name in [METRICS, REPORT] {
@@ -321,25 +339,9 @@ fn play(at: usize, plan: Plan, seen: &mut Seen) -> bool {
     };
     let case = format!("stopped before {at}, then {plan:?}");
 
-    // Of what others read it does at most the one thing that it was about to do.
     let late = stopping.state.lock().unwrap().late.take().unwrap();
-    let is_unseen = |name: &&String| {
-        let name = name.strip_prefix("checkpoints/");
-        name.is_some_and(|name| manifest_of_name(name).is_none())
-    };
-    let changes: Vec<&String> = late.iter().filter(|name| !is_unseen(name)).collect();
-    assert!(changes.len() <= 1, "{case}: {changes:?}");
-    for change in changes {
-        let is_text = [METRICS, REPORT].contains(&change.as_str());
-        seen.texts += usize::from(is_text);
-        seen.deletions += usize::from(change.starts_with('-'));
-        let is_manifest = change.starts_with(CHECKPOINTS);
-        let of_it = |m: &ManifestName| m.generation == first_number && m.batches_done > start;
-        if is_manifest && manifests(&disk).iter().any(|m| of_it(m)) {
-            seen.manifests += 1;
-        }
-    }
-
+    let of_first = |m: &ManifestName| m.generation == first_number && m.batches_done > start;
+    seen.add(&late, manifests(&disk).iter().any(of_first), &case);
     // Nor does it say of a checkpoint that it is written, if it does not count.
     for attempt in &process.outcome.lock().unwrap().attempts {
         let counts = attempt.manifest.batches_done <= start;

@@ -8,6 +8,7 @@ use crate::pack;
 use crate::processes::{Group, Process, synfire, train, wait_for};
 use crate::s3::{Hold, Server, When};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use synfire_shared::checkpoint::{ManifestName, manifest_of_name, manifest_of_part};
 
 /// Pictures, of which a batch has 16: ten batches are an epoch.
@@ -264,10 +265,10 @@ fn metrics_that_come_late_are_put_right() {
     let (server, scratch) = (Server::start(), Scratch::new("late-metrics"));
     pack(&server, &scratch, PICTURES);
     // Those of the first epochs: the first put is empty, at the start.
-    let puts = std::sync::atomic::AtomicU64::new(0);
+    let puts = AtomicU64::new(0);
     let mut stopped = Stopped::at(&server, &scratch, When::Before, move |key| {
         let is_it = key == "run/metrics.jsonl";
-        is_it && puts.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 20
+        is_it && puts.fetch_add(1, Ordering::Relaxed) > 20
     });
     let old = stopped.replace();
     let at = stopped.folder.newest();
@@ -309,7 +310,7 @@ fn a_resume_has_the_lines_of_its_checkpoint_whatever_the_file_says() {
         }
         let epochs = folder.numbers().into_iter();
         let epochs: Vec<u64> = epochs.map(|line| line["epoch"].as_u64().unwrap()).collect();
-        assert_eq!(epochs, Vec::from_iter(0..=batches / 10));
+        assert!(epochs.iter().copied().eq(0..=batches / 10), "{epochs:?}");
         // As one that was superseded would leave it.
         let text = folder.text("metrics.jsonl");
         let first = text.split_inclusive('\n').next().unwrap();

@@ -21,11 +21,13 @@ enum State {
     GivenUp,
 }
 
+/// Of a method and a key: whether it is such a request.
+type Kind = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
 /// A hold on the first request of a kind.
 pub(crate) struct Hold {
     pub(super) when: When,
-    /// Of a method and a key.
-    is_it: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
+    is_it: Kind,
     state: Mutex<(State, String)>,
     changed: Condvar,
 }
