@@ -54,7 +54,7 @@ fn job(ranks: usize, case: &str) -> Output {
     // What `timeout` says of a job that it had to end; without a number it was killed itself.
     let is_late = matches!(output.status.code(), Some(124 | 137) | None);
     assert!(
-        !is_late || began.elapsed().as_secs_f64() < LIMIT.parse().unwrap(),
+        !is_late || began.elapsed().as_secs_f64() < LIMIT.parse::<f64>().unwrap(),
         "{case} on {ranks} ranks has not ended within {LIMIT} s and was ended:\n{}",
         said(&output)
     );

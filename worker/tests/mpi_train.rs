@@ -173,27 +173,25 @@ impl Job {
 
     fn rank(&self, rank: u32) -> u32 {
         let ranks = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].map(|name| format!("{name}={rank}"));
-        let found = self.processes(&|has| ranks.iter().any(|rank| has(rank)));
-        let first = found.first().copied();
-        first.unwrap_or_else(|| panic!("no rank {rank}: {}", self.text()))
+        let mut processes = self.processes().into_iter();
+        let found = processes.find(|(_, values)| ranks.iter().any(|rank| values.contains(rank)));
+        let found = found.unwrap_or_else(|| panic!("no rank {rank}: {}", self.text()));
+        found.0
     }
 
-    /// The processes of this job of whose environment this holds.
-    fn processes(&self, holds: &dyn Fn(&dyn Fn(&str) -> bool) -> bool) -> Vec<u32> {
+    /// The processes of this job, with their environments.
+    fn processes(&self) -> Vec<(u32, Vec<String>)> {
         let job = format!("{JOB}={}", self.folder.display());
-        let is_it = |pid: &u32| {
+        let entries = fs::read_dir("/proc").expect(OWN);
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let with_values = |pid: u32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let mut values = environment.split(|&byte| byte == 0);
-            let has_job = values.any(|v| v == job.as_bytes());
-            has_job
-                && holds(&|text| {
-                    let mut values = environment.split(|&byte| byte == 0);
-                    values.any(|v| v == text.as_bytes())
-                })
+            let values = environment.split(|&byte| byte == 0);
+            let values = values.map(|value| String::from_utf8_lossy(value).into_owned());
+            (pid, values.collect::<Vec<_>>())
         };
-        let processes = fs::read_dir("/proc").expect(OWN);
-        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter(is_it).collect()
+        let all = pids.map(with_values);
+        all.filter(|(_, values)| values.contains(&job)).collect()
     }
 }
 
@@ -206,7 +204,7 @@ impl Drop for Job {
             let _ = self.child.kill();
             let _ = self.child.wait();
             // Also those that stand still, or of which a killed `mpirun` knows nothing any more.
-            for left in self.processes(&|_| true) {
+            for (left, _) in self.processes() {
                 let kill = format!("kill -KILL {left} 2>/dev/null");
                 let _ = Command::new("sh").args(["-c", &kill]).status();
             }

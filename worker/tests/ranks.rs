@@ -429,7 +429,8 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bits() {
     let path = "data.path=s3://bucket/data";
     let cache = format!("data.cache={}", scratch.path("cache").display());
     let sets = [
-        "run.epochs=99",
+        // Of 60 batches each.
+        "run.epochs=9999",
         "data.source=packed",
         path,
         &cache,

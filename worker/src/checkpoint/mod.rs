@@ -276,6 +276,12 @@ impl Writable {
         Ok(has_older)
     }
 
+    /// Whether what messages call so lies in it.
+    pub fn has(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(&self.folder.shown);
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// Starts to write, from a checkpoint or anew: configuration and version now, the metrics of the
     /// epochs before its own kept; damaged checkpoints are put aside.
     ///

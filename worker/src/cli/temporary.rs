@@ -60,7 +60,9 @@ fn training(error: &TrainError) -> bool {
 fn data(error: &DataError) -> bool {
     match error {
         DataError::Storage(error) => error.may_pass(),
-        DataError::Read { source, .. } | DataError::Cache { source, .. } => system_error_may_pass(source),
+        DataError::Read { source, .. } | DataError::Cache { source, .. } => {
+            system_error_may_pass(source)
+        }
         // What is missing, damaged or of another kind is so again.
         DataError::Missing { .. }
         | DataError::TooLarge { .. }

@@ -206,13 +206,9 @@ impl Saving {
         // The weights at a run's start are behind its checkpoint: they are not even looked for.
         let mut lines = None;
         if let Some(loaded) = found {
-            saving.resume(run, source, &loaded, node)?;
-            let counted = saving.counted.as_mut();
-            lines = counted.and_then(|counted| counted.lines.take());
+            lines = saving.resume(run, source, &loaded, node)?;
             // Another run's are not this one's.
-            let is_own =
-                |f: &Writable| loaded.name.starts_with(&format!("{}/", f.folder().shown()));
-            lines = lines.filter(|_| folder.as_ref().is_some_and(is_own));
+            lines = lines.filter(|_| folder.as_ref().is_some_and(|own| own.has(&loaded.name)));
             tell(Event::Resumed {
                 from: loaded.name,
                 position: saving.position,
@@ -239,19 +235,20 @@ impl Saving {
         Ok(saving)
     }
 
+    /// Returns the lines of the metrics that the checkpoint has.
     fn resume(
         &mut self,
         run: &Run,
         source: &Source,
         loaded: &Loaded,
         node: &mut Node,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<Option<String>, CheckpointError> {
         let refused = |reason: String| CheckpointError::Progress {
             name: loaded.name.clone(),
             reason,
         };
         let counted = serde_json::from_slice(&loaded.progress);
-        let counted: Counted = counted.map_err(|e| refused(e.to_string()))?;
+        let mut counted: Counted = counted.map_err(|e| refused(e.to_string()))?;
         let (p, batches) = (loaded.position, source.train_batches() as u64);
         let done = u64::from(p.epoch).checked_mul(batches);
         // One that ends an epoch was saved before its test.
@@ -265,8 +262,9 @@ impl Saving {
         loaded.restore(node)?;
         self.position = loaded.position;
         self.best = counted.best;
+        let lines = counted.lines.take();
         self.counted = Some(counted);
-        Ok(())
+        Ok(lines)
     }
 
     /// What was counted of the epoch in which training starts; nothing for every later one.
