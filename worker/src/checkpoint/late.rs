@@ -433,6 +433,44 @@ fn who_begins_alone_leaves_out_no_checkpoint_that_was_written_meanwhile() {
     assert_eq!(begun(&[newer, newest]).unwrap(), 2);
 }
 
+#[test]
+fn whenever_a_checkpoint_is_written_who_begins_alone_withdraws_or_it_does_not_count() {
+    let mut seen = BTreeSet::new();
+    for at in 0.. {
+        let disk = Arc::new(SmallDisk::new(1 << 20));
+        begin(&*disk, 1, None);
+        let mut ranks = Process::new(Arc::<SmallDisk>::clone(&disk), 1);
+        ranks.save(10);
+        let start = counting(&disk).last().copied();
+        let written = Arc::new(Mutex::new(None));
+        let into = Arc::clone(&written);
+        let meanwhile: Meanwhile = Box::new(move || {
+            ranks.save(30);
+            *into.lock().unwrap() = Some(ranks);
+        });
+        let store: Arc<dyn Store> = Arc::new(Stopping {
+            inner: Arc::clone(&disk),
+            state: Mutex::new(State {
+                meanwhile: Some((at, meanwhile)),
+                ..State::default()
+            }),
+        });
+        let begun = begin_alone(&store, "run", 1, &identity(), (start, &[]));
+        let Some(ranks) = written.lock().unwrap().take() else {
+            break;
+        };
+        let is_whole = !ranks.outcome.lock().unwrap().is_taken_over;
+        assert_eq!(is_whole, begun.is_err(), "before {at}: {begun:?}");
+        let counts = counting(&disk).contains(&ranks.target.manifest(30));
+        assert_eq!(counts, is_whole, "before {at}: {begun:?}");
+        // Who withdraws leaves nothing behind.
+        let was_put = matches!(disk.list(FOLDER), Ok(names) if names.len() > 1);
+        assert_eq!(was_put, begun.is_ok(), "before {at}");
+        seen.insert(is_whole);
+    }
+    assert_eq!(seen.len(), 2);
+}
+
 /// Lets two threads act in a given order, operation by operation.
 #[derive(Debug)]
 struct Turns {
@@ -454,10 +492,33 @@ struct InTurns {
     inner: Arc<SmallDisk>,
     turns: Arc<Turns>,
     who: usize,
+    progress: Mutex<Progress>,
+}
+
+/// How far one of the two is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Nothing,
+    Newest,
+    Put,
 }
 
 impl InTurns {
-    fn then<T>(&self, act: impl FnOnce(&SmallDisk) -> T) -> T {
+    fn then<T>(&self, is_put: bool, act: impl FnOnce(&SmallDisk) -> T) -> T {
+        let before = {
+            let mut progress = self.progress.lock().unwrap();
+            let before = *progress;
+            if is_put {
+                *progress = Progress::Put;
+            } else if before == Progress::Nothing {
+                *progress = Progress::Newest;
+            }
+            before
+        };
+        // What it looks at between the newest number and the put decides nothing about the other one.
+        if before == Progress::Newest && !is_put {
+            return act(&self.inner);
+        }
         let order = self.turns.order.lock().unwrap();
         let waits = |(order, ended): &mut (Vec<usize>, [bool; 2])| {
             !ended[1 - self.who] && order.last().is_some_and(|&next| next != self.who)
@@ -472,19 +533,19 @@ impl InTurns {
 
 impl Store for InTurns {
     fn put(&self, name: &str, bytes: Bytes) -> io::Result<()> {
-        self.then(|disk| disk.put(name, bytes))
+        self.then(true, |disk| disk.put(name, bytes))
     }
 
     fn get(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        self.then(|disk| disk.get(name, limit))
+        self.then(false, |disk| disk.get(name, limit))
     }
 
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        self.then(|disk| disk.list(folder))
+        self.then(false, |disk| disk.list(folder))
     }
 
     fn delete(&self, name: &str) -> io::Result<()> {
-        self.then(|disk| disk.delete(name))
+        self.then(false, |disk| disk.delete(name))
     }
 }
 
@@ -512,6 +573,7 @@ fn of_two_that_begin_alone_at_once_at_most_one_goes_on() {
                     inner,
                     turns: Arc::clone(&turns),
                     who,
+                    progress: Mutex::new(Progress::Nothing),
                 });
                 let newest = lineage::newest_number(&*store, "run").unwrap();
                 let begun = begin_alone(&store, "run", newest, &identity(), (None, &[]));
