@@ -49,8 +49,8 @@ Examples:
     curl -H \"Authorization: Bearer $SYNFIRE_TOKEN\" http://127.0.0.1:9470/v1/directive \\
         -d '{\"order\": \"stop\", \"signal\": 15}'
 
-SIGINT and SIGTERM stop the coordinator alone: workers go on, and a coordinator that is started again
-with the same --run, address and token takes them back.";
+SIGINT and SIGTERM stop the coordinator alone: workers go on, and a coordinator that is started
+again with the same --run, address and token takes them back.";
 
 /// Decides who trains a run as which rank, notices who is lost, and starts again from the newest
 /// checkpoint. Its page at / shows the run; /metrics and /v1/targets are for Prometheus.

@@ -43,9 +43,9 @@ const OWN_COORDINATOR: &str = "synfire launch has a coordinator of its own: leav
 
 Each rank is a process of its own with run.threads threads, by default its part of the cores.
 SIGINT (Ctrl-C) or SIGTERM ends the run on all ranks after the batch at hand, saved, and the same
-command goes on. A rank that dies, stands still or ends with status 75 (a store out of reach, say) is
-started again, and all go on from the newest checkpoint in run.folder; any other failure of a rank ends
-the launch. Ranks average their gradients over tcp, which is for one machine: across
+command goes on. A rank that dies, stands still or ends with status 75 (a store out of reach, say)
+is started again, and all go on from the newest checkpoint in run.folder; any other failure of a
+rank ends the launch. Ranks average their gradients over tcp, which is for one machine: across
 machines use mpirun.")]
 pub(super) struct Arguments {
     /// How many ranks

@@ -46,8 +46,9 @@ const BAD_SAMPLES_SHOWN: usize = 10;
 With run.folder, SIGINT (Ctrl-C) or SIGTERM ends the run after the batch at hand, saves a checkpoint
 and exits with 130 or 143; a second one ends it at once.
 
-Exit status: 0 finished; 130 or 143 stopped by a signal; 64 wrong usage; 75 an error that another try may
-mend (a store or a coordinator out of reach, a full disk, ranks that are lost); 1 any other error.")]
+Exit status: 0 finished; 130 or 143 stopped by a signal; 64 wrong usage; 75 an error that another
+try may mend (a store or a coordinator out of reach, a run folder's full disk, ranks that are lost);
+1 any other error.")]
 pub(super) struct Arguments {
     /// The run as a TOML file; without it, the built-in one
     config: Option<PathBuf>,
