@@ -3,6 +3,7 @@
 use std::io;
 
 use super::Reason;
+use super::reason::is_forbidden;
 
 /// What can go wrong with a store.
 #[derive(Debug, thiserror::Error)]
@@ -73,19 +74,15 @@ pub fn system_error_may_pass(error: &io::Error) -> bool {
     {
         return error.may_pass();
     }
-    !matches!(
+    let is_none = matches!(
         error.kind(),
         io::ErrorKind::NotFound
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::NotADirectory
-            | io::ErrorKind::IsADirectory
-            | io::ErrorKind::ReadOnlyFilesystem
-            | io::ErrorKind::InvalidInput
             | io::ErrorKind::InvalidData
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::FileTooLarge
             | io::ErrorKind::InvalidFilename
-    )
+    );
+    !is_none && !is_forbidden(error.kind())
 }
 
 impl StorageError {

@@ -63,17 +63,20 @@ fn refuses(error: &(dyn Error + 'static)) -> bool {
                 | Refused::UnknownConfigurationKey { .. }
         )
     });
-    let by_system = error.downcast_ref::<io::Error>().is_some_and(|error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::PermissionDenied
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::IsADirectory
-                | io::ErrorKind::ReadOnlyFilesystem
-                | io::ErrorKind::InvalidInput
-        )
-    });
-    by_store || by_system
+    let by_system = error.downcast_ref::<io::Error>();
+    by_store || by_system.is_some_and(|error| is_forbidden(error.kind()))
+}
+
+/// Whether the operating system says that this must not be.
+pub(super) fn is_forbidden(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+    )
 }
 
 impl fmt::Display for Reason {

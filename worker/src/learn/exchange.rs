@@ -87,7 +87,8 @@ pub struct Exchange {
     waited: Duration,
     report: Report,
     stopped: Option<usize>,
-    /// Seconds of the slowest time step: of this rank, and of all.
+    /// Seconds of the slowest time step: of this rank, and of all. Two numbers, because the second is
+    /// rounded on its way and must not travel again.
     slowest_step: (f64, f64),
     /// Whether running statistics have moved already.
     moments_are_done: bool,
@@ -360,11 +361,12 @@ impl Exchange {
         std::mem::take(&mut self.waited)
     }
 
-    /// Takes note of the seconds of this rank's slowest time step so far, and gives those of the slowest
-    /// of all ranks: the others' as of the batch before.
+    /// Takes note of the seconds of a time step of this rank, and gives those of the slowest of all ranks
+    /// so far: the others' as of the batch before.
     pub fn slowest_step(&mut self, seconds: f64) -> f64 {
-        self.slowest_step.0 = seconds;
-        self.slowest_step.1.max(seconds)
+        let (mine, all) = &mut self.slowest_step;
+        *mine = mine.max(seconds);
+        all.max(*mine)
     }
 
     /// The signal that some rank was given before the end of an earlier batch: the same on all ranks

@@ -35,8 +35,8 @@ pub(super) struct Training<'a> {
     stopped_in_test: Option<usize>,
     /// Samples that could not be used, not yet told to rank 0.
     bad: Vec<BadSample>,
-    /// Seconds of the slowest time step so far, without waits for others: of this rank, and of all.
-    slowest_step: (f64, f64),
+    /// Seconds of the slowest time step of any rank so far, without waits for others.
+    slowest_step: f64,
 }
 
 impl<'a> Training<'a> {
@@ -58,7 +58,7 @@ impl<'a> Training<'a> {
             is_cut: false,
             stopped_in_test: None,
             bad: Vec::new(),
-            slowest_step: (0.0, 0.0),
+            slowest_step: 0.0,
         }
     }
 
@@ -293,7 +293,7 @@ impl<'a> Training<'a> {
             .beat(|beat| (beat.phase, beat.waits) = (Phase::Ending, true));
         exchange.collective().set_deadline(group::STARTUP);
         let all = group::join_bad(exchange.collective(), &mine)?;
-        let deadline = group::deadline(self.run, self.slowest_step.1);
+        let deadline = group::deadline(self.run, self.slowest_step);
         exchange.collective().set_deadline(deadline);
         self.pulse.beat(|beat| beat.waits = false);
         self.told_bad_samples(&all, mine.len(), tell);
@@ -352,7 +352,7 @@ impl<'a> Training<'a> {
         // Parts of the test set take their time.
         collective.set_deadline(group::STARTUP);
         let all = group::join_tests(collective, tested, signal, bad_samples)?;
-        collective.set_deadline(group::deadline(self.run, self.slowest_step.1));
+        collective.set_deadline(group::deadline(self.run, self.slowest_step));
         self.pulse.beat(|beat| beat.waits = false);
         if all.tally.is_none() {
             self.stopped_in_test = all.stopped;
@@ -433,13 +433,12 @@ impl<'a> Training<'a> {
     fn beat(&mut self, node: &mut Node, (epoch, batch): (u32, usize), timing: Timing) {
         let own = timing.batch_seconds - timing.exchange_wait_seconds;
         let step = own / self.run.time_steps as f64;
-        let (mine, all) = &mut self.slowest_step;
-        *mine = mine.max(step);
-        let known = std::mem::replace(all, *mine);
-        if let Some(exchange) = &mut node.learner.exchange {
-            *all = exchange.slowest_step(*mine);
-            if *all > known {
-                let deadline = group::deadline(self.run, *all);
+        let exchange = node.learner.exchange.as_mut();
+        let slowest = exchange.map_or(step, |exchange| exchange.slowest_step(step));
+        if slowest > self.slowest_step {
+            self.slowest_step = slowest;
+            if let Some(exchange) = &mut node.learner.exchange {
+                let deadline = group::deadline(self.run, slowest);
                 exchange.collective().set_deadline(deadline);
             }
         }
@@ -453,7 +452,7 @@ impl<'a> Training<'a> {
                 batches_in_all: self.batches_in_all,
                 update: node.learner.optimiser.updates(),
                 images_per_second: rate,
-                slowest_step_seconds: self.slowest_step.1,
+                slowest_step_seconds: self.slowest_step,
                 waits: false,
                 loss: beat.loss,
             }
