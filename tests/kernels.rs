@@ -7,98 +7,129 @@ use synfire::kernel::cpu::simd::Isa;
 use synfire::kernel::{Arena, BufferSpec, Kernels, Lif, Neuron, NormLif, Phase, Reset, Span};
 use synfire::shape::{Content, Shape};
 use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
-use synfire_tests::rig::{Make, cpu, hold_to_reference, hold_to_same_bits, reference};
+#[cfg(feature = "cuda")]
+use synfire::kernel::cuda::Precision;
+#[cfg(feature = "cuda")]
+use synfire_tests::rig::cuda;
+use synfire_tests::rig::{
+    Case, Make, cpu, hold_to_reference_within, hold_to_same_bits, reference,
+};
 
 /// The suite for one back end.
 macro_rules! suite {
     ($back_end:ident, $make:expr) => {
+        suite!($back_end, $make, 0.0,);
+    };
+    // What it rounds by, and attributes of all tests.
+    ($back_end:ident, $make:expr, $rounding:expr, $(#[$attribute:meta])*) => {
         mod $back_end {
             use super::*;
 
             const MAKE: Make = $make;
 
+            fn hold_to_reference<C: Case>(cases: &[C], make: Make) {
+                hold_to_reference_within(cases, make, $rounding);
+            }
+
             #[test]
+            $(#[$attribute])*
             fn convolutions_of_awkward_shapes() {
                 hold_to_reference(&conv::edges(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn convolutions_of_random_shapes() {
                 hold_to_reference(&conv::random(60), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn neurons_with_every_reset_and_window() {
                 hold_to_reference(&rows::neurons(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn norms() {
                 hold_to_reference(&rows::norms(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn norms_and_neurons_with_every_part() {
                 hold_to_reference(&rows::parts(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn norms_and_neurons_of_awkward_sizes() {
                 hold_to_reference(&rows::sizes(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn norms_and_neurons_in_evaluation() {
                 hold_to_reference(&rows::evaluations(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn norms_of_several_ranks() {
                 hold_to_reference(&rows::across(true), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn pools_and_flatten() {
                 hold_to_reference(&pool::all(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn dropout() {
                 hold_to_reference(&pointwise::dropouts(), MAKE);
                 hold_to_reference(&pointwise::dropouts_off(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn residuals() {
                 hold_to_reference(&pointwise::residuals(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn losses_and_counts() {
                 hold_to_reference(&loss::all(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn updates() {
                 hold_to_reference(&update::all(), MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn memory_comes_zeroed_and_rings_wrap() {
                 super::memory_comes_zeroed_and_rings_wrap(MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn numbers_that_are_not_finite_are_found() {
                 super::numbers_that_are_not_finite_are_found(MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn silent_neurons_are_those_of_a_whole_batch() {
                 super::silent_neurons_are_those_of_a_whole_batch(MAKE);
             }
 
             #[test]
+            $(#[$attribute])*
             fn a_loss_that_is_not_finite_is_a_fault() {
                 super::a_loss_that_is_not_finite_is_a_fault(MAKE);
             }
@@ -115,6 +146,22 @@ suite!(cpu_without_avx512, || {
     let mut forms = [Isa::Avx2, Isa::Portable].into_iter();
     cpu(2, forms.find(|isa| isa.is_available()))
 });
+
+#[cfg(feature = "cuda")]
+suite!(
+    needs_cuda_f32,
+    || cuda(Precision::F32),
+    0.0,
+    #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+);
+// Eight bits of a number are kept, wherever a convolution reads or writes.
+#[cfg(feature = "cuda")]
+suite!(
+    needs_cuda_bf16,
+    || cuda(Precision::Bf16),
+    0.02,
+    #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+);
 
 #[test]
 fn bits_on_the_cpu_do_not_depend_on_the_number_of_threads() {

@@ -30,9 +30,18 @@ impl Tolerance {
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     entries: Vec<(String, Tolerance, Vec<f32>)>,
+    /// A part of the largest number by which results may be off beside their tolerance.
+    rounding: f32,
 }
 
 impl Outcome {
+    /// The same, met by what is off by this part of the largest number, too.
+    #[must_use]
+    pub fn rounded_by(mut self, rounding: f32) -> Self {
+        self.rounding = rounding;
+        self
+    }
+
     /// Adds a result.
     pub fn note(&mut self, name: impl Into<String>, tolerance: Tolerance, values: Vec<f32>) {
         self.entries.push((name.into(), tolerance, values));
@@ -58,7 +67,13 @@ impl Outcome {
             let Some(actual) = actual.get(name) else {
                 panic!("{case}: {name} is missing");
             };
-            assert_close(&format!("{case}: {name}"), *tolerance, expected, actual);
+            let what = format!("{case}: {name}");
+            let mut allowed = tolerance.allowed(expected);
+            if *tolerance != Tolerance::Exact {
+                let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+                allowed += self.rounding * largest;
+            }
+            assert_within(&what, allowed, expected, actual);
         }
     }
 }
@@ -68,8 +83,11 @@ impl Outcome {
 /// # Panics
 /// If they are too far apart; names the worst element.
 pub fn assert_close(what: &str, tolerance: Tolerance, expected: &[f32], actual: &[f32]) {
+    assert_within(what, tolerance.allowed(expected), expected, actual);
+}
+
+fn assert_within(what: &str, allowed: f32, expected: &[f32], actual: &[f32]) {
     assert_eq!(expected.len(), actual.len(), "{what}: length");
-    let allowed = tolerance.allowed(expected);
     let off = |i: &usize| (expected[*i] - actual[*i]).abs();
     // A number that is not finite is worst, unless both are the same.
     let rank = |i: &usize| {

@@ -37,15 +37,20 @@ pub fn cpu(threads: usize) -> Box<dyn Kernels> {
     Box::new(CpuKernels::new(threads, None).expect("the system has threads"))
 }
 
-/// The definition, and the CPU back end with every instruction set of the machine.
+/// The definition, and the CPU back end with every instruction set of the machine; where
+/// `SYNFIRE_TEST_CUDA` is set, a GPU in f32.
 ///
 /// # Panics
-/// If the system gives no threads.
+/// If the system gives no threads, or no GPU.
 pub fn back_ends() -> Vec<Box<dyn Kernels>> {
     let mut all: Vec<Box<dyn Kernels>> = vec![Box::new(ReferenceKernels::new())];
     for isa in Isa::available() {
         let kernels = CpuKernels::new(2, Some(isa)).expect("the system has threads");
         all.push(Box::new(kernels));
+    }
+    #[cfg(feature = "cuda")]
+    if std::env::var_os("SYNFIRE_TEST_CUDA").is_some() {
+        all.push(crate::rig::cuda(synfire::kernel::cuda::Precision::F32));
     }
     all
 }

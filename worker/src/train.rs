@@ -80,6 +80,16 @@ pub enum TrainError {
         /// Images of a batch.
         batch: usize,
     },
+    /// The device computes no more.
+    #[error("epoch {}, batch {}: the device failed: {what}", epoch + 1, batch + 1)]
+    Device {
+        /// The epoch, from 0.
+        epoch: u32,
+        /// The last batch in the epoch that was computed in vain, from 0.
+        batch: usize,
+        /// What the device says.
+        what: String,
+    },
     /// The test set gives numbers that are not finite.
     #[error("epoch {}, on the test set", epoch + 1)]
     Evaluation {

@@ -48,6 +48,8 @@ fn training(error: &TrainError) -> bool {
         // The next start takes an older one.
         TrainError::DamagedStart { has_older, .. } => *has_older,
         TrainError::Ranks(error) => collective(error),
+        // Another start may find it well.
+        TrainError::Device { .. } => true,
         TrainError::Node(_)
         | TrainError::Weights(_)
         | TrainError::Disagree { .. }

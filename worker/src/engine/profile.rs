@@ -55,6 +55,11 @@ impl Profile {
         self.spent = vec![Default::default(); num_stages + 1];
     }
 
+    /// Whether it measures.
+    pub fn is_on(&self) -> bool {
+        !self.spent.is_empty()
+    }
+
     /// Runs `call` and adds its time. The last row belongs to no stage.
     pub(super) fn timed(&mut self, stage: usize, work: Work, call: impl FnOnce()) {
         if self.spent.is_empty() {

@@ -10,6 +10,7 @@
 //! - [`layers`]: the descriptions of operations that it takes.
 //! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
 //! - [`cpu`]: slices, threads and vectors; spikes as bits.
+//! - `cuda`: NVIDIA GPUs, with the feature `cuda`.
 //!
 //! # Time
 //!
@@ -17,6 +18,8 @@
 //! [`Window`] names the newest time steps; operations without time take all of them as one batch.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod layers;
 pub mod reference;
 
@@ -47,6 +50,9 @@ pub struct BufferSpec {
     pub operand_slots: usize,
     /// Slots of the form that everything else reads.
     pub plain_slots: usize,
+    /// Whether a convolution writes it: a back end whose convolutions round what they write may store
+    /// it so.
+    pub of_conv: bool,
 }
 
 impl BufferSpec {
@@ -58,6 +64,7 @@ impl BufferSpec {
             content: Content::Real,
             operand_slots: 0,
             plain_slots: slots,
+            of_conv: false,
         }
     }
 
@@ -136,6 +143,15 @@ pub enum Phase {
     Train,
     /// Running statistics; nothing moves; dropout off.
     Evaluate,
+}
+
+/// What a network does again in every batch with the same buffers, the same shapes and the same calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Repeat {
+    /// In training: forward, loss, backward and update of a time step; else forward and loss.
+    pub is_training: bool,
+    /// The time step.
+    pub t: usize,
 }
 
 /// The newest `len` time steps, `newest` among them: `newest - len + 1 ..= newest`.
@@ -246,6 +262,17 @@ pub trait Kernels: Send {
 
     /// Runs `body` where the back end's calls are cheapest (for the CPU: inside its threads).
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send));
+
+    /// Runs `body`, which makes the same calls whenever `what` is the same, but for the numbers of
+    /// `step`: the update that it makes, if it makes one. A back end may run what `body` did before
+    /// without calling it: what it shall do besides must not matter. What is written to the device is
+    /// written before.
+    fn repeat(
+        &mut self,
+        what: Repeat,
+        step: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    );
 
     /// Copies one slot from the host: `[N, H, W, C]`, in every form that is stored.
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]);
@@ -390,6 +417,17 @@ pub trait Kernels: Send {
 
     /// The sums since the last report; they start again from zero. Waits.
     fn take_report(&mut self) -> Report;
+
+    /// Bytes that buffers may still take, where it is not the machine's memory that they take.
+    fn available_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Why the back end can compute no more, if so: a device that is lost, memory that is not there.
+    /// Whatever was called since did nothing.
+    fn failure(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// Whether dropout keeps element `index` of a slot: every back end draws the same masks.

@@ -40,7 +40,8 @@ impl Algorithm for Bptt {
             newest: batch.num_time_steps - 1,
             len: batch.num_time_steps,
         };
-        learner.backward_and_update(kernels, (all, all), true)?;
+        let step = learner.optimiser.next();
+        learner.backward_and_update(kernels, (all, all), (step, true))?;
         observer.after_update(&learner.network, kernels);
         Ok(())
     }

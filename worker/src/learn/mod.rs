@@ -18,7 +18,7 @@ pub mod stol;
 
 use crate::collective::CollectiveError;
 use crate::engine::Network;
-use crate::kernel::{Kernels, Loss, Phase, Window};
+use crate::kernel::{Kernels, Loss, Phase, Repeat, Step, Window};
 use exchange::Exchange;
 use optimiser::Optimiser;
 use std::cell::RefCell;
@@ -113,13 +113,29 @@ pub trait Observer: Send {
     fn after_update(&mut self, network: &Network, kernels: &mut dyn Kernels) {
         let _ = (network, kernels);
     }
+    /// Whether it is to be called at all.
+    fn looks_on(&self) -> bool {
+        true
+    }
 }
+
+/// A time step of a learner with the update that it makes.
+pub(crate) type TimeStep<'a> = &'a mut dyn FnMut(
+    &mut Learner,
+    &mut dyn Kernels,
+    &mut dyn Observer,
+    Step,
+) -> Result<(), LearnError>;
 
 /// Sees nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Unobserved;
 
-impl Observer for Unobserved {}
+impl Observer for Unobserved {
+    fn looks_on(&self) -> bool {
+        false
+    }
+}
 
 /// What an algorithm changes: a network, its weights by an optimiser.
 #[derive(Debug)]
@@ -154,6 +170,43 @@ impl Learner {
                 self.network.forward_across(kernels, t, Phase::Train, pool);
             }
         }
+    }
+
+    /// One time step of an algorithm that updates at each: `body` is forward, loss, backward and the
+    /// update that it is given.
+    ///
+    /// Where nobody looks on and no other rank takes part, every batch makes the same calls, and the back
+    /// end may repeat what it recorded ([`Kernels::repeat`]).
+    ///
+    /// # Errors
+    /// Those of `body`; and a fault that the back end found late.
+    pub(crate) fn time_step(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        t: usize,
+        observer: &mut dyn Observer,
+        body: TimeStep<'_>,
+    ) -> Result<(), LearnError> {
+        let step = self.optimiser.next();
+        let is_seen = observer.looks_on() || self.network.profile.is_on();
+        let mut result = Ok(());
+        if self.exchange.is_some() || is_seen {
+            result = body(self, kernels, observer, step);
+        } else {
+            let what = Repeat {
+                is_training: true,
+                t,
+            };
+            kernels.repeat(what, Some(step), &mut |kernels| {
+                result = body(self, kernels, observer, step);
+            });
+            // What was repeated has not been looked at.
+            result = result.and_then(|()| Ok(self.check(kernels)?));
+        }
+        if result.is_err() {
+            self.optimiser.take_back();
+        }
+        result
     }
 
     /// Algorithm 1, lines 12 to 21: the errors of `seeded` go down through the window; each range of
@@ -236,8 +289,14 @@ impl Learner {
                 let frame = &frames[t * len..(t + 1) * len];
                 self.network.write_input(kernels, t, frame);
             }
-            self.network.forward(kernels, t, Phase::Evaluate);
-            self.network.loss(kernels, &self.loss, t, Phase::Evaluate);
+            let what = Repeat {
+                is_training: false,
+                t,
+            };
+            kernels.repeat(what, None, &mut |kernels| {
+                self.network.forward(kernels, t, Phase::Evaluate);
+                self.network.loss(kernels, &self.loss, t, Phase::Evaluate);
+            });
         }
     }
 }

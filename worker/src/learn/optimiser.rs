@@ -59,6 +59,11 @@ impl Optimiser {
         self.updates = updates;
     }
 
+    /// Takes back an update that was not made.
+    pub fn take_back(&mut self) {
+        self.updates = self.updates.saturating_sub(1);
+    }
+
     /// The next update.
     #[expect(clippy::should_implement_trait, reason = "it never ends")]
     #[expect(

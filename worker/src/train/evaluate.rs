@@ -16,6 +16,9 @@ pub enum EvaluateError {
     /// A loss or a membrane potential is not finite.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// The device computes no more.
+    #[error("the device failed: {0}")]
+    Device(String),
 }
 
 /// What happens while the test set is gone through.
@@ -68,6 +71,11 @@ pub fn evaluate(
         result?;
         tell(Tested::Batch);
         tally.add_by_samples(&node.kernels.take_report());
+        // A device that computes ahead tells of a fault with the report.
+        node.learner.check(&mut *node.kernels)?;
+        if let Some(what) = node.kernels.failure() {
+            return Err(EvaluateError::Device(what));
+        }
     }
     Ok(Some(tally))
 }

@@ -85,6 +85,23 @@ impl<'a> Training<'a> {
         }
     }
 
+    /// Whether the batches so far may count: a device tells late of numbers that are not finite, and of
+    /// its own end.
+    fn vouch(node: &mut Node, (epoch, batch): (u32, usize)) -> Result<(), TrainError> {
+        if let Some(what) = node.kernels.failure() {
+            return Err(TrainError::Device { epoch, batch, what });
+        }
+        let learner = &node.learner;
+        let fault = learner.check(&mut *node.kernels).err();
+        fault.map_or(Ok(()), |fault| {
+            Err(TrainError::Fault {
+                epoch,
+                batch,
+                fault,
+            })
+        })
+    }
+
     /// Whether an epoch was learnt from, but not yet judged by the test set, when the run was saved.
     fn is_untested(&self) -> bool {
         self.saving.position.batch == self.source.train_batches() as u64
@@ -161,6 +178,9 @@ impl<'a> Training<'a> {
                 let waited = self.prefetch.waited().saturating_sub(waited);
                 counted.data_wait_seconds = data_wait_seconds + waited.as_secs_f64();
                 images_per_second = self.rate(batch, &counted);
+                if let Err(error) = Self::vouch(node, (epoch, batch - 1)) {
+                    return self.give_up(node, (epoch, batch), counted, Some(error));
+                }
                 let loss = counted.tally.mean_loss();
                 self.pulse.beat(|beat| beat.loss = loss);
                 tell(Event::Progress(Progress {
@@ -341,6 +361,11 @@ impl<'a> Training<'a> {
         let tested = tested.map_err(|error| match error {
             EvaluateError::Data(error) => error.into(),
             EvaluateError::Fault(fault) => TrainError::Evaluation { epoch, fault },
+            EvaluateError::Device(what) => TrainError::Device {
+                epoch,
+                batch: self.source.train_batches().saturating_sub(1),
+                what,
+            },
         })?;
         let Some(exchange) = &mut node.learner.exchange else {
             return Ok(tested);

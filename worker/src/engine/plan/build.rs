@@ -38,7 +38,7 @@ impl Builder<'_> {
         let k = self.settings.window;
         let num_values = self.graph.values().len();
         let (mut operand, mut plain) = (vec![0; num_values], vec![0; num_values]);
-        let mut stored = vec![false; num_values];
+        let (mut stored, mut of_conv) = (vec![false; num_values], vec![false; num_values]);
         stored[0] = true;
         let mut reads = |v: ValueId, slots: usize| plain[v.0] = slots.max(plain[v.0]);
         for stage in stages {
@@ -51,7 +51,10 @@ impl Builder<'_> {
                     stored[output.0] = true;
                     match self.graph.nodes()[*node].op {
                         // Algorithm 1, line 18 needs the inputs of the whole window.
-                        Op::Conv { .. } | Op::Linear { .. } => operand[inputs[0].0] = k,
+                        Op::Conv { .. } | Op::Linear { .. } => {
+                            operand[inputs[0].0] = k;
+                            of_conv[output.0] = true;
+                        }
                         // da = g b, db = g a or g (1 - a), of the step.
                         Op::Residual(_) => inputs.iter().for_each(|&v| reads(v, k)),
                         Op::BatchNorm
@@ -86,6 +89,7 @@ impl Builder<'_> {
                 content: value.content,
                 operand_slots: operand[index],
                 plain_slots: plain[index],
+                of_conv: of_conv[index],
             };
             let kept = operand[index] > 0 || plain[index] == k && k > 1 || self.normed(index);
             let role = if kept { Role::Kept } else { Role::Transient };

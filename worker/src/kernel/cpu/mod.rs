@@ -28,7 +28,7 @@ pub mod simd;
 
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
-    NormLif, NormLifErrors, Phase, Pool, Report, Residual, Span, Step, Window,
+    NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 use alive::Alive;
@@ -296,6 +296,10 @@ impl Kernels for CpuKernels {
 
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
         self.on_pool(|kernels| body(kernels));
+    }
+
+    fn repeat(&mut self, _: Repeat, _: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
+        body(self);
     }
 
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]) {

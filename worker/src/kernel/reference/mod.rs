@@ -36,7 +36,7 @@ use self::optimiser::AdamW;
 use self::pool::Tiling;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
-    NormLif, NormLifErrors, Phase, Pool, PoolKind, Report, Residual, Span, Step, Window,
+    NormLif, NormLifErrors, Phase, Pool, PoolKind, Repeat, Report, Residual, Span, Step, Window,
     dropout_keeps,
 };
 use crate::shape::{Join, Shape};
@@ -152,6 +152,10 @@ impl Kernels for ReferenceKernels {
     }
 
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
+        body(self);
+    }
+
+    fn repeat(&mut self, _: Repeat, _: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
         body(self);
     }
 

@@ -1,0 +1,42 @@
+// The few functions of numbers that kernels need beside + - * /.
+#pragma once
+#include "kernel.cuh"
+
+#ifdef __CUDACC_RTC__
+
+// What follows is a loop whose registers are named by its counter.
+#define UNROLL _Pragma("unroll")
+
+INLINE f32 absolute(f32 x) { return fabsf(x); }
+INLINE f32 root(f32 x) { return sqrtf(x); }
+INLINE f32 exponential(f32 x) { return expf(x); }
+INLINE f32 logarithm(f32 x) { return logf(x); }
+INLINE void atomic_min(u32 *at, u32 x) { atomicMin(at, x); }
+INLINE void atomic_add(u64 *at, u64 x) { atomicAdd(at, x); }
+
+#else
+
+#define UNROLL
+
+INLINE f32 absolute(f32 x) { return fabsf(x); }
+INLINE f32 root(f32 x) { return sqrtf(x); }
+INLINE f32 exponential(f32 x) { return expf(x); }
+INLINE f32 logarithm(f32 x) { return logf(x); }
+
+INLINE void atomic_min(u32 *at, u32 x) {
+  u32 there = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (x < there && !__atomic_compare_exchange_n(at, &there, x, true, __ATOMIC_RELAXED,
+                                                   __ATOMIC_RELAXED)) {
+  }
+}
+
+INLINE void atomic_add(u64 *at, u64 x) { __atomic_fetch_add(at, x, __ATOMIC_RELAXED); }
+
+#endif
+
+INLINE f32 minus_infinity() { return from_bits(0xff800000u); }
+
+INLINE bool is_finite(f32 x) { return absolute(x) <= 3.402823466e38f; }
+
+// The larger of two; the second where the first is no number.
+INLINE f32 larger(f32 x, f32 y) { return x > y ? x : y; }

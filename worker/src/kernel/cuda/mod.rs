@@ -1,0 +1,441 @@
+//! NVIDIA GPUs: convolutions by cuDNN, everything else by kernels of our own, whole time steps recorded
+//! and replayed as CUDA graphs.
+//!
+//! # Layout
+//!
+//! - [`device`]: one GPU: memory, streams, the compiled kernels, graphs, cuDNN.
+//! - `kernels/`: the kernels in CUDA C++.
+//! - `arguments`: what each of them takes.
+//! - `memory`: where values lie, and which are bf16.
+//! - `arenas`: weights, gradients, states, and their order on the device.
+//! - `conv`: convolutions.
+//! - `norm_lif`: norms and neurons, forward and backward.
+//! - `layers`: pools, dropout, joined shortcuts.
+//! - `learn`: loss, updates, what is counted.
+//! - `repeat`: time steps as graphs.
+//! - this file: [`CudaKernels`].
+//!
+//! # Waiting
+//!
+//! Calls put work on the device's stream and return. The host waits where it reads, and once per batch
+//! for the batch before the last, so that it never runs further ahead than that.
+
+mod arenas;
+mod arguments;
+mod conv;
+pub mod device;
+mod layers;
+mod learn;
+mod memory;
+mod norm_lif;
+mod repeat;
+
+use self::arenas::Arenas;
+use self::arguments::{Convert, FindNonFinite, Type, Values};
+use self::conv::Convolutions;
+use self::device::{Arguments, CudaError, Device, Memory, Pointer};
+use self::learn::Counters;
+use self::memory::Rooms;
+use self::norm_lif::Waiting;
+use self::repeat::Graphs;
+use super::{
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
+    NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual, Span, Step, Window,
+};
+use crate::shape::Shape;
+
+/// In what convolutions compute. Everything else is f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 operands, f32 products.
+    #[default]
+    F32,
+    /// f32 operands, whose products may be rounded to 10 bits on tensor cores.
+    Tf32,
+    /// bf16 operands, f32 sums.
+    Bf16,
+}
+
+/// Which GPU, and how it computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The number of the GPU among those that the process sees, from 0.
+    pub ordinal: u32,
+    /// In what convolutions compute.
+    pub precision: Precision,
+}
+
+/// The back end for NVIDIA GPUs.
+#[derive(Debug)]
+pub struct CudaKernels {
+    device: Device,
+    precision: Precision,
+    rooms: Rooms,
+    arenas: Option<Arenas>,
+    convolutions: Convolutions,
+    counters: Counters,
+    waiting: Option<Waiting>,
+    graphs: Graphs,
+    /// Memory for what lives no longer than a call.
+    scratch: Scratch,
+    /// What an allocation failed with: everything after it is in vain.
+    failure: Option<CudaError>,
+}
+
+/// Memory for what lives no longer than a call, by purpose.
+#[derive(Debug, Default)]
+struct Scratch {
+    rooms: [Option<Memory>; 7],
+    /// Rooms that were too small. Graphs may hold their addresses.
+    outgrown: Vec<Memory>,
+}
+
+/// What scratch is for: two purposes of one call never share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// f32 numbers from or for the host; a filter in another order.
+    Host,
+    /// Partial sums.
+    Partials,
+    /// What a convolution reads, in its type.
+    Operand,
+    /// What a convolution writes, in its type.
+    Product,
+    /// Sums, moments, errors on their way to an older step.
+    Carry,
+    /// cuDNN's.
+    Workspace,
+    /// Logits summed over a batch, and a number per sample.
+    Loss,
+}
+
+impl CudaKernels {
+    /// On one GPU.
+    ///
+    /// # Errors
+    /// If a library, the GPU or memory is missing; the error says what to do.
+    pub fn open(options: &Options) -> Result<Self, CudaError> {
+        let device = Device::open(options.ordinal)?;
+        let operands = match options.precision {
+            Precision::F32 | Precision::Tf32 => Type::F32,
+            Precision::Bf16 => Type::Bf16,
+        };
+        Ok(Self {
+            counters: Counters::new(&device)?,
+            rooms: Rooms::new(operands),
+            arenas: None,
+            convolutions: Convolutions::new(options.precision),
+            waiting: None,
+            graphs: Graphs::default(),
+            scratch: Scratch::default(),
+            failure: None,
+            precision: options.precision,
+            device,
+        })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn arenas(&self) -> &Arenas {
+        self.arenas.as_ref().expect("arenas come first")
+    }
+
+    /// Scratch of at least so many bytes. What it held before is lost.
+    fn scratch(&mut self, purpose: Purpose, bytes: u64) -> Pointer {
+        let room = &mut self.scratch.rooms[purpose as usize];
+        if let Some(memory) = room
+            && memory.bytes() >= bytes
+        {
+            return memory.pointer();
+        }
+        match self.device.allocate(bytes.max(256)) {
+            Ok(memory) => {
+                let pointer = memory.pointer();
+                self.scratch.outgrown.extend(room.replace(memory));
+                pointer
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                Pointer(0)
+            }
+        }
+    }
+
+    /// A kernel over so many things, one thread for each up to a grid that fills any GPU.
+    fn launch<A: Arguments>(&self, things: u64, arguments: &A) {
+        const THREADS: u32 = 256;
+        const MOST_BLOCKS: u64 = 8192;
+        if things == 0 {
+            return;
+        }
+        let blocks = things.div_ceil(u64::from(THREADS)).min(MOST_BLOCKS);
+        let blocks = u32::try_from(blocks).expect("bounded above");
+        self.launch_grid([blocks, 1, 1], THREADS, arguments);
+    }
+
+    fn launch_grid<A: Arguments>(&self, grid: [u32; 3], threads: u32, arguments: &A) {
+        if self.failure.is_none() {
+            self.device.launch(grid, threads, arguments);
+        }
+    }
+
+    /// Copies numbers, changing their type.
+    fn convert(&self, from: Values, to: Values, elements: usize, accumulate: bool) {
+        let convert = Convert {
+            from,
+            to,
+            elements: elements as u64,
+            scale: 1.0,
+            accumulate: u32::from(accumulate),
+        };
+        self.launch((elements as u64).div_ceil(4), &convert);
+    }
+
+    /// Brings the form that convolutions read up to date, where it is another one.
+    fn refresh_operand(&self, buffer: Buffer, elements: usize, t: usize) {
+        if self.rooms.has_two_forms(buffer) {
+            let from = self.rooms.slot(buffer, elements, t);
+            let to = self.rooms.operand_ring(buffer, elements).slot(t);
+            self.convert(from, to, elements, false);
+        }
+    }
+
+    /// Whether so many numbers are finite. Waits.
+    fn all_finite(&mut self, values: Values, elements: usize) -> bool {
+        let found = self.scratch(Purpose::Carry, 4);
+        self.device.zero(found, 4);
+        let find = FindNonFinite {
+            v: values,
+            found,
+            elements: elements as u64,
+        };
+        self.launch(elements as u64, &find);
+        let mut answer = [0; 4];
+        self.device.read(found, &mut answer);
+        answer == [0; 4]
+    }
+
+    /// f32 numbers of the host as bytes, and back.
+    fn read_numbers(&self, from: Pointer, values: &mut [f32]) {
+        let mut bytes = vec![0; size_of_val(values)];
+        self.device.read(from, &mut bytes);
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+    }
+
+    fn write_numbers(&self, to: Pointer, values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.device.write(to, &bytes);
+    }
+}
+
+impl Kernels for CudaKernels {
+    fn name(&self) -> String {
+        let precision = match self.precision {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        };
+        let (ordinal, name) = (self.device.ordinal(), self.device.name());
+        format!("cuda:{ordinal} ({name}, {precision})")
+    }
+
+    fn bytes(&self, spec: &BufferSpec) -> u64 {
+        self.rooms.bytes(spec)
+    }
+
+    fn allocate(&mut self, spec: &BufferSpec) -> Buffer {
+        match self.rooms.allocate(&self.device, spec) {
+            Ok(buffer) => buffer,
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                // Nothing is launched any more, so nobody looks where it lies.
+                Buffer(0)
+            }
+        }
+    }
+
+    fn allocate_arenas(&mut self, sizes: ArenaSizes) {
+        assert!(self.arenas.is_none(), "arenas are allocated once");
+        match Arenas::new(&self.device, sizes, self.rooms.operands()) {
+            Ok(arenas) => self.arenas = Some(arenas),
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
+        }
+    }
+
+    fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
+        body(self);
+    }
+
+    fn repeat(
+        &mut self,
+        what: Repeat,
+        step: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    ) {
+        self.repeat_recorded(what, step, body);
+    }
+
+    fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]) {
+        let elements = values.len();
+        self.rooms.becomes_f32(buffer);
+        let to = self.rooms.slot(buffer, elements, t);
+        if to.kind == Type::F32 {
+            self.write_numbers(to.at, values);
+        } else {
+            let from = self.scratch(Purpose::Host, 4 * elements as u64);
+            self.write_numbers(from, values);
+            self.convert(Values::new(from, Type::F32), to, elements, false);
+        }
+        self.refresh_operand(buffer, elements, t);
+    }
+
+    fn read(&mut self, buffer: Buffer, t: usize, values: &mut [f32]) {
+        let elements = values.len();
+        let from = self.rooms.slot(buffer, elements, t);
+        if from.kind == Type::F32 {
+            return self.read_numbers(from.at, values);
+        }
+        let to = self.scratch(Purpose::Host, 4 * elements as u64);
+        self.convert(from, Values::new(to, Type::F32), elements, false);
+        self.read_numbers(to, values);
+    }
+
+    fn write_arena(&mut self, arena: Arena, offset: usize, values: &[f32]) {
+        self.write_range(arena, offset, values);
+    }
+
+    fn read_arena(&mut self, arena: Arena, offset: usize, values: &mut [f32]) {
+        self.read_range(arena, offset, values);
+    }
+
+    fn conv_forward(&mut self, conv: &Conv, t: usize, x: Buffer, y: Buffer) {
+        self.convolve(conv, t, x, y);
+    }
+
+    fn conv_data_gradient(&mut self, conv: &Conv, dy: Errors, dx: ErrorsOut) {
+        self.send_down(conv, dy, dx);
+    }
+
+    fn conv_weight_gradient(&mut self, conv: &Conv, x: Buffer, dy: Errors) {
+        self.gradient_of_filter(conv, x, dy);
+        self.gradient_of_bias(conv, dy);
+    }
+
+    fn norm_moments(&mut self, layer: &NormLif, t: usize) {
+        self.share_moments(layer, t);
+    }
+
+    fn norm_lif_forward(&mut self, layer: &NormLif, t: usize, phase: Phase) {
+        self.norm_and_fire(layer, t, phase);
+    }
+
+    fn apply_moments(&mut self, norm: &Norm, count: u64) {
+        self.follow_moments(norm, count);
+    }
+
+    fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors) {
+        self.back_through_layer(layer, window, errors);
+    }
+
+    fn norm_backward(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut) {
+        self.back_through_norm(layer, steps, dz);
+    }
+
+    fn pool_forward(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer) {
+        self.pool(pool, t, x, y);
+    }
+
+    fn pool_backward(&mut self, pool: &Pool, dy: Errors, dx: ErrorsOut) {
+        self.unpool(pool, dy, dx);
+    }
+
+    fn flatten_forward(&mut self, samples: usize, input: Shape, t: usize, x: Buffer, y: Buffer) {
+        self.flatten(samples, input, t, x, y);
+    }
+
+    fn flatten_backward(&mut self, samples: usize, input: Shape, dy: Errors, dx: ErrorsOut) {
+        self.unflatten(samples, input, dy, dx);
+    }
+
+    fn dropout_mask(&mut self, dropout: &Dropout, t: usize, key: u64) {
+        self.draw_mask(dropout, t, key);
+    }
+
+    fn dropout_forward(&mut self, d: &Dropout, t: usize, phase: Phase, x: Buffer, y: Buffer) {
+        self.drop_out(d, t, phase, x, y);
+    }
+
+    fn dropout_backward(&mut self, dropout: &Dropout, dy: Errors, dx: ErrorsOut) {
+        self.drop_errors(dropout, dy, dx);
+    }
+
+    fn residual_forward(&mut self, residual: &Residual, t: usize) {
+        self.join(residual, t);
+    }
+
+    fn residual_backward(
+        &mut self,
+        residual: &Residual,
+        dy: Errors,
+        da: Option<ErrorsOut>,
+        db: Option<ErrorsOut>,
+    ) {
+        self.part(residual, dy, da, db);
+    }
+
+    fn write_labels(&mut self, labels: &[u32]) {
+        self.begin_batch(labels);
+    }
+
+    fn loss(&mut self, loss: &Loss, t: usize, logits: Buffer, dlogits: Option<Buffer>) {
+        self.loss_of_step(loss, t, logits, dlogits);
+    }
+
+    fn update(&mut self, span: Span, step: Step) {
+        self.update_range(span, step);
+    }
+
+    fn zero(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize) {
+        let elements = samples * shape.elements();
+        let slot = self.rooms.slot(buffer, elements, t);
+        let bytes = elements as u64 * slot.kind.bytes();
+        self.device.zero(slot.at, bytes);
+    }
+
+    fn poll_fault(&mut self) -> Option<usize> {
+        self.look_for_fault()
+    }
+
+    fn is_finite(&mut self, buffer: Buffer, t: usize) -> bool {
+        let elements = self.rooms.elements(buffer);
+        let values = self.rooms.slot(buffer, elements, t);
+        self.all_finite(values, elements)
+    }
+
+    fn arena_is_finite(&mut self, arena: Arena, span: Span) -> bool {
+        let at = self.arenas().pointer(arena, span.offset);
+        self.all_finite(Values::new(at, Type::F32), span.len)
+    }
+
+    fn take_report(&mut self) -> Report {
+        self.report_so_far()
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.device.memory_info().ok().map(|(free, _)| free)
+    }
+
+    fn failure(&mut self) -> Option<String> {
+        let failure = self.failure.take().or_else(|| self.device.fault())?;
+        let words = failure.to_string();
+        self.failure = Some(failure);
+        Some(words)
+    }
+}

@@ -1,0 +1,435 @@
+//! Norm, sums with shortcuts, neurons: forward, and backward over a window.
+
+use super::arguments::{
+    CountSilent, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients, NormLifBackward,
+    NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, Ring, Shared, TILE_THREADS, Tile,
+    Type, Values, narrow, norm_use,
+};
+use super::device::Pointer;
+use super::{CudaKernels, Purpose};
+use crate::kernel::{
+    Arena, Buffer, Errors, ErrorsOut, Lif, Neuron, Norm, NormLif, NormLifErrors, Norms, Phase,
+    Window,
+};
+
+/// A layer whose errors below wait for the sums of other ranks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    window: Window,
+    errors: NormLifErrors,
+}
+
+/// Sizes of a layer.
+#[derive(Clone, Copy)]
+struct Size {
+    elements: usize,
+    rows: usize,
+    channels: usize,
+}
+
+fn size(layer: &NormLif) -> Size {
+    Size {
+        elements: layer.samples * layer.shape.elements(),
+        rows: layer.samples * layer.shape.pixels(),
+        channels: layer.shape.channels,
+    }
+}
+
+/// So many steps of these errors, newest first, lie in a window that begins `skipped` steps earlier.
+fn arrived(errors: Option<Errors>, skipped: usize, steps: usize) -> u32 {
+    let len = errors.map_or(0, |errors| errors.steps.len);
+    narrow(len.saturating_sub(skipped).min(steps))
+}
+
+impl CudaKernels {
+    /// The place of a time step's mean and 1/std.
+    fn moments(&self, norm: &Norm, channels: usize, t: usize) -> Pointer {
+        self.rooms.slot(norm.moments, 2 * channels, t).at
+    }
+
+    fn running(&self, norm: &Norm) -> [Pointer; 2] {
+        [norm.running_mean, norm.running_var]
+            .map(|span| self.arenas().pointer(Arena::Statistics, span.offset))
+    }
+
+    /// Where mean and variance of all ranks travel.
+    fn shared(&self, norm: &Norm) -> Shared {
+        let at = |offset| self.arenas().pointer(Arena::Moments, offset);
+        Shared {
+            d: at(norm.running_mean.offset),
+            q: at(norm.running_var.offset),
+        }
+    }
+
+    /// Mean and variance of z at one time step, put to these uses.
+    fn statistics(&mut self, layer: &NormLif, norm: &Norm, t: usize, uses: u32) {
+        let Size {
+            elements,
+            rows,
+            channels,
+        } = size(layer);
+        let z = self.rooms.slot(layer.z, elements, t);
+        let tile = Tile::of(rows, channels);
+        let partials = self.scratch(Purpose::Partials, 4 * tile.partials(2));
+        self.launch_grid(tile.grid(), TILE_THREADS, &NormSums { z, partials, tile });
+        let [running_mean, running_var] = self.running(norm);
+        let statistics = NormStatistics {
+            z,
+            partials,
+            moments: self.moments(norm, channels, t),
+            running_mean,
+            running_var,
+            shared: if uses & norm_use::SHARE == 0 {
+                Shared::NONE
+            } else {
+                self.shared(norm)
+            },
+            count: rows as u64,
+            blocks: tile.blocks,
+            channels: tile.channels,
+            uses,
+            eps: norm.eps,
+            momentum: norm.momentum,
+            unused: 0,
+        };
+        let blocks = tile.channels.div_ceil(MERGE_CHANNELS);
+        self.launch_grid([blocks, 1, 1], TILE_THREADS, &statistics);
+    }
+
+    /// Mean and 1/std from running statistics or from those of all ranks; or the running ones follow.
+    fn statistics_from(&self, norm: &Norm, (moments, shared): (Pointer, Shared), uses: u32, n: u64) {
+        let [running_mean, running_var] = self.running(norm);
+        let from = NormFrom {
+            moments,
+            running_mean,
+            running_var,
+            shared,
+            count: n,
+            channels: narrow(norm.running_mean.len),
+            uses,
+            eps: norm.eps,
+            momentum: norm.momentum,
+        };
+        self.launch(u64::from(from.channels), &from);
+    }
+
+    /// The moments of this share, for the mean over ranks.
+    pub(super) fn share_moments(&mut self, layer: &NormLif, t: usize) {
+        let norm = layer.norm.expect("only a norm has moments");
+        if self.arenas.is_some() {
+            self.statistics(layer, &norm, t, norm_use::SHARE);
+        }
+    }
+
+    /// Running statistics follow those of all ranks.
+    pub(super) fn follow_moments(&mut self, norm: &Norm, count: u64) {
+        if self.arenas.is_some() {
+            let places = (Pointer(0), self.shared(norm));
+            self.statistics_from(norm, places, norm_use::FOLLOW, count);
+        }
+    }
+
+    /// Where a layer is to take mean and 1/std from.
+    fn prepare_norm(&mut self, layer: &NormLif, norm: &Norm, t: usize, phase: Phase) -> Pointer {
+        let channels = layer.shape.channels;
+        if phase == Phase::Evaluate {
+            let moments = self.scratch(Purpose::Carry, 8 * channels as u64);
+            let places = (moments, Shared::NONE);
+            self.statistics_from(norm, places, norm_use::NORMALISE, 0);
+            return moments;
+        }
+        match norm.across {
+            Norms::Own => {
+                let uses = norm_use::NORMALISE | norm_use::FOLLOW;
+                self.statistics(layer, norm, t, uses);
+            }
+            Norms::Pooled => {
+                let uses = norm_use::NORMALISE | norm_use::SHARE;
+                self.statistics(layer, norm, t, uses);
+            }
+            Norms::Synchronised => {
+                let places = (self.moments(norm, channels, t), self.shared(norm));
+                self.statistics_from(norm, places, norm_use::NORMALISE, 0);
+            }
+        }
+        self.moments(norm, channels, t)
+    }
+
+    /// One time step (Algorithm 1, lines 4 to 7).
+    pub(super) fn norm_and_fire(&mut self, layer: &NormLif, t: usize, phase: Phase) {
+        if self.failure.is_some() {
+            return;
+        }
+        let Size { elements, .. } = size(layer);
+        let none = Pointer(0);
+        let [moments, gamma, beta] = match &layer.norm {
+            None => [none; 3],
+            Some(norm) => [
+                self.prepare_norm(layer, norm, t, phase),
+                self.arenas().pointer(Arena::Weights, norm.gamma.offset),
+                self.arenas().pointer(Arena::Weights, norm.beta.offset),
+            ],
+        };
+        let [u, u_before] = match &layer.lif {
+            None => [none; 2],
+            Some(lif) => {
+                let at = |t| self.rooms.slot(lif.u, elements, t).at;
+                [at(t), if t == 0 { none } else { at(t - 1) }]
+            }
+        };
+        let [alive, counts] = match &layer.lif {
+            None => [none; 2],
+            Some(lif) => self.counters_of(layer, lif, t),
+        };
+        let slot = |buffer: Option<Buffer>| match buffer {
+            Some(buffer) => self.rooms.slot(buffer, elements, t),
+            None => Values::NONE,
+        };
+        let forward = NormLifForward {
+            z: slot(Some(layer.z)),
+            before: slot(layer.before),
+            y: slot(layer.y),
+            after: slot(layer.after),
+            out: slot(layer.out),
+            moments,
+            gamma,
+            beta,
+            u,
+            u_before,
+            alive,
+            counts,
+            fault: self.counters.fault(),
+            elements: elements as u64,
+            channels: narrow(layer.shape.channels),
+            per_sample: narrow(layer.shape.elements()),
+            t: narrow(t),
+            neuron: layer.lif.map_or_else(Neuron::default, |lif| lif.neuron).into(),
+        };
+        let quads = (elements as u64).div_ceil(4);
+        self.launch(quads, &forward);
+        for buffer in layer.y.into_iter().chain(layer.out) {
+            self.refresh_operand(buffer, elements, t);
+        }
+    }
+
+    /// Where a layer is counted; at the first time step of a batch it begins anew.
+    fn counters_of(&mut self, layer: &NormLif, lif: &Lif, t: usize) -> [Pointer; 2] {
+        let neurons = layer.shape.elements();
+        let room = self.counters.alive(&self.device, lif.index, neurons);
+        let places = match room {
+            Ok(places) => places,
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                return [Pointer(0); 2];
+            }
+        };
+        if t == 0 {
+            self.count_silent(places, neurons);
+        }
+        places
+    }
+
+    /// Counts the neurons of a layer that have been silent since they were last counted.
+    pub(super) fn count_silent(&self, [alive, counts]: [Pointer; 2], neurons: usize) {
+        let count = CountSilent {
+            alive,
+            counts,
+            neurons: narrow(neurons),
+            unused: 0,
+        };
+        self.launch_grid([1, 1, 1], TILE_THREADS, &count);
+    }
+
+    /// The window, newest time step first (Algorithm 1, lines 12 to 18).
+    pub(super) fn back_through_layer(
+        &mut self,
+        layer: &NormLif,
+        window: Window,
+        errors: &NormLifErrors,
+    ) {
+        let waits = layer.norm.is_some_and(|norm| norm.sums.is_some());
+        let passes = self.passes(layer, window, errors);
+        if let Some(norm) = &layer.norm {
+            for (index, pass) in passes.iter().enumerate() {
+                self.sum_errors(norm, pass, index > 0);
+            }
+        }
+        if waits {
+            self.waiting = Some(Waiting {
+                window,
+                errors: *errors,
+            });
+            return;
+        }
+        self.write_errors(&passes);
+    }
+
+    /// What is left of a synchronised norm, now that its sums are those of all ranks.
+    pub(super) fn back_through_norm(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut) {
+        let waiting = self.waiting.take().expect("norm_lif_backward comes before");
+        let Waiting { window, errors } = waiting;
+        let passes = self.passes(layer, window, &errors);
+        let len: usize = passes.iter().map(|pass| pass.steps as usize).sum();
+        assert_eq!((len, errors.z), (steps.len, Some(dz)), "the same layer");
+        self.write_errors(&passes);
+    }
+
+    fn write_errors(&self, passes: &[NormLifBackward]) {
+        for pass in passes {
+            let quads = u64::from(pass.tile.channels.div_ceil(4));
+            self.launch(pass.tile.rows * quads, pass);
+        }
+    }
+
+    /// The sums of one pass, and the gradients of gamma and beta.
+    fn sum_errors(&self, norm: &Norm, pass: &NormLifBackward, accumulate: bool) {
+        let tile = pass.tile;
+        self.launch_grid(tile.grid(), TILE_THREADS, &NormLifBackwardSums(*pass));
+        let gradient = |offset| self.arenas().pointer(Arena::Gradients, offset);
+        let gradients = NormGradients {
+            partials: pass.partials,
+            sums: pass.sums,
+            dgamma: gradient(norm.gamma.offset),
+            dbeta: gradient(norm.beta.offset),
+            blocks: tile.blocks,
+            channels: tile.channels,
+            newest: pass.newest,
+            steps: pass.steps,
+            sums_slots: pass.sums_slots,
+            accumulate: u32::from(accumulate),
+        };
+        let blocks = tile.channels.div_ceil(MERGE_CHANNELS);
+        self.launch_grid([blocks, 1, 1], TILE_THREADS, &gradients);
+    }
+
+    /// The window of a layer cut into passes of so many steps as a kernel takes.
+    fn passes(
+        &mut self,
+        layer: &NormLif,
+        window: Window,
+        errors: &NormLifErrors,
+    ) -> Vec<NormLifBackward> {
+        let Size { elements, .. } = size(layer);
+        let neurons = layer.lif.is_some() && errors.out.is_some();
+        let steps = match (neurons, errors.y) {
+            (true, _) => window.len,
+            (false, Some(y)) => y.steps.len,
+            (false, None) => 0,
+        };
+        if steps == 0 || self.failure.is_some() {
+            return Vec::new();
+        }
+        // What a convolution below is to read is in its type; what is summed up is f32.
+        let out = |to: Option<ErrorsOut>, kind, rooms: &mut super::memory::Rooms| match to {
+            Some(to) => rooms.ring_out(to, elements, kind),
+            None => Ring::NONE,
+        };
+        let operands = self.rooms.operands();
+        let dz = out(errors.z, operands, &mut self.rooms);
+        let before = out(errors.before, Type::F32, &mut self.rooms);
+        let after = out(errors.after, Type::F32, &mut self.rooms);
+        let first = NormLifBackward {
+            dz,
+            before,
+            after,
+            ..self.pass(layer, errors, steps, neurons)
+        };
+        let carried = 4 * elements as u64;
+        let mut passes = Vec::new();
+        for (index, skipped) in (0..steps).step_by(MAX_STEPS).enumerate() {
+            let len = MAX_STEPS.min(steps - skipped);
+            let carry = |index: usize| first.carry_out.offset(carried * index as u64);
+            let hands_on = neurons && skipped + len < steps;
+            passes.push(NormLifBackward {
+                carry_in: match index {
+                    0 => Pointer(0),
+                    _ if neurons => carry(index - 1),
+                    _ => Pointer(0),
+                },
+                carry_out: if hands_on { carry(index) } else { Pointer(0) },
+                newest: narrow(window.newest - skipped),
+                steps: narrow(len),
+                out_steps: arrived(errors.out, skipped, len),
+                y_steps: arrived(errors.y, skipped, len),
+                ..first
+            });
+        }
+        passes
+    }
+
+    /// What all passes of a layer's backward have in common; `carry_out` is where the first hands on.
+    fn pass(
+        &mut self,
+        layer: &NormLif,
+        errors: &NormLifErrors,
+        steps: usize,
+        neurons: bool,
+    ) -> NormLifBackward {
+        let Size {
+            elements,
+            rows,
+            channels,
+        } = size(layer);
+        let tile = Tile::of(rows, channels);
+        let none = Pointer(0);
+        let carries = if neurons { steps.div_ceil(MAX_STEPS) - 1 } else { 0 };
+        let own_sums = 8 * (channels * steps) as u64;
+        // Sums first, then what is carried to older steps.
+        let carry = own_sums.next_multiple_of(256);
+        let scratch = self.scratch(
+            Purpose::Carry,
+            carry + 4 * (elements * carries) as u64,
+        );
+        let partials = self.scratch(Purpose::Partials, 4 * tile.partials(2 * MAX_STEPS));
+        let arriving = |errors: Option<Errors>| match errors {
+            Some(errors) => self.rooms.ring_in(errors, elements),
+            None => Ring::NONE,
+        };
+        let (moments, gamma, moments_slots) = match &layer.norm {
+            None => (none, none, 1),
+            Some(norm) => (
+                self.rooms.numbers(norm.moments),
+                self.arenas().pointer(Arena::Weights, norm.gamma.offset),
+                self.rooms.slots(norm.moments),
+            ),
+        };
+        let (sums, sums_slots) = match layer.norm.and_then(|norm| norm.sums) {
+            None => (scratch, steps),
+            Some(sums) => (self.rooms.numbers(sums), self.rooms.slots(sums)),
+        };
+        let accumulates = |to: Option<ErrorsOut>| u32::from(to.is_some_and(|to| to.accumulate));
+        let neuron = layer.lif.map_or_else(Neuron::default, |lif| lif.neuron);
+        NormLifBackward {
+            z: self.rooms.ring(layer.z, elements),
+            u: match &layer.lif {
+                Some(lif) => self.rooms.ring(lif.u, elements),
+                None => Ring::NONE,
+            },
+            out: arriving(errors.out),
+            y: arriving(errors.y),
+            dz: Ring::NONE,
+            before: Ring::NONE,
+            after: Ring::NONE,
+            moments,
+            sums,
+            gamma,
+            partials,
+            carry_in: none,
+            carry_out: scratch.offset(carry),
+            tile,
+            count: rows as u64,
+            newest: 0,
+            steps: 0,
+            out_steps: 0,
+            y_steps: 0,
+            moments_slots: narrow(moments_slots),
+            sums_slots: narrow(sums_slots),
+            neurons: u32::from(neurons),
+            dz_accumulates: accumulates(errors.z),
+            before_accumulates: accumulates(errors.before),
+            after_accumulates: accumulates(errors.after),
+            unused: 0,
+            neuron: neuron.into(),
+        }
+    }
+}
