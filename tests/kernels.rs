@@ -4,16 +4,14 @@
 //! is right is shown by `gradients.rs` (autodiff) and `loops.rs` (plain f64 loops).
 
 use synfire::kernel::cpu::simd::Isa;
+#[cfg(feature = "cuda")]
+use synfire::kernel::cuda::Precision;
 use synfire::kernel::{Arena, BufferSpec, Kernels, Lif, Neuron, NormLif, Phase, Reset, Span};
 use synfire::shape::{Content, Shape};
 use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
 #[cfg(feature = "cuda")]
-use synfire::kernel::cuda::Precision;
-#[cfg(feature = "cuda")]
 use synfire_tests::rig::cuda;
-use synfire_tests::rig::{
-    Case, Make, cpu, hold_to_reference_within, hold_to_same_bits, reference,
-};
+use synfire_tests::rig::{Case, Make, cpu, hold_to_reference_within, hold_to_same_bits, reference};
 
 /// The suite for one back end.
 macro_rules! suite {

@@ -267,7 +267,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    fn batch(&self, index: u64) -> Batch<'_> {
+    /// As an algorithm takes it, with keyed masks.
+    pub fn batch(&self, index: u64) -> Batch<'_> {
         Batch {
             index,
             input: Input::Frames(&self.frames),

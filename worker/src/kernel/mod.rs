@@ -267,12 +267,7 @@ pub trait Kernels: Send {
     /// `step`: the update that it makes, if it makes one. A back end may run what `body` did before
     /// without calling it: what it shall do besides must not matter. What is written to the device is
     /// written before.
-    fn repeat(
-        &mut self,
-        what: Repeat,
-        step: Option<Step>,
-        body: &mut dyn FnMut(&mut dyn Kernels),
-    );
+    fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels));
 
     /// Copies one slot from the host: `[N, H, W, C]`, in every form that is stored.
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]);

@@ -219,9 +219,9 @@ impl Learner {
         &mut self,
         kernels: &mut dyn Kernels,
         (window, seeded): (Window, Window),
-        ends_batch: bool,
+        (step, ends_batch): (Step, bool),
     ) -> Result<(), CollectiveError> {
-        let (network, step) = (&mut self.network, self.optimiser.next());
+        let network = &mut self.network;
         let Some(exchange) = &mut self.exchange else {
             network.backward(kernels, window, seeded, &mut |kernels, profile, span| {
                 Network::update(kernels, profile, span, step);

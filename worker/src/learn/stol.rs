@@ -36,18 +36,23 @@ impl Algorithm for Stol {
             // Line 15: the older steps of the window get no error from the loss.
             let seeded = window.newest_only();
             let ends_batch = t + 1 == batch.num_time_steps;
-            learner.time_step(kernels, t, observer, &mut |learner, kernels, observer, step| {
-                learner.forward(kernels, t); // lines 1-9
-                learner
-                    .network
-                    .loss(kernels, &learner.loss, t, Phase::Train); // line 11, Eq. (11)
-                learner.check(kernels)?;
-                observer.after_forward(&learner.network, kernels, t);
-                // Lines 12-21.
-                learner.backward_and_update(kernels, (window, seeded), (step, ends_batch))?;
-                observer.after_update(&learner.network, kernels);
-                Ok(())
-            })?;
+            learner.time_step(
+                kernels,
+                t,
+                observer,
+                &mut |learner, kernels, observer, step| {
+                    learner.forward(kernels, t); // lines 1-9
+                    learner
+                        .network
+                        .loss(kernels, &learner.loss, t, Phase::Train); // line 11, Eq. (11)
+                    learner.check(kernels)?;
+                    observer.after_forward(&learner.network, kernels, t);
+                    // Lines 12-21.
+                    learner.backward_and_update(kernels, (window, seeded), (step, ends_batch))?;
+                    observer.after_update(&learner.network, kernels);
+                    Ok(())
+                },
+            )?;
         }
         Ok(())
     }

@@ -340,6 +340,7 @@ impl<'a> Member<'a> {
             | TrainError::Weights(_)
             | TrainError::Disagree { .. }
             | TrainError::BatchTooLarge { .. }
+            | TrainError::Device { .. }
             | TrainError::Evaluation { .. }
             | TrainError::Fault { .. } => Reason::Failed {
                 lost: None,
@@ -383,6 +384,8 @@ fn is_of_the_group(error: &TrainError) -> bool {
         | TrainError::Weights(_)
         | TrainError::Disagree { .. }
         | TrainError::BatchTooLarge { .. }
+        // Its process has to be started anew.
+        | TrainError::Device { .. }
         | TrainError::Evaluation { .. }
         | TrainError::Fault { .. } => false,
     }

@@ -102,7 +102,10 @@ impl Tile {
     const MOST_BLOCKS: u64 = 1024;
 
     /// By the shape alone: the same sums on any device.
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by MOST_BLOCKS and 32")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by MOST_BLOCKS and 32"
+    )]
     pub(super) fn of(rows: usize, channels: usize) -> Self {
         let (rows, quads) = (rows as u64, channels.div_ceil(4) as u64);
         let blocks = (rows * channels as u64).div_ceil(Self::NUMBERS_OF_BLOCK);
@@ -185,7 +188,11 @@ macro_rules! kernels {
     };
 }
 
-arguments!(NormSums { z: Values, partials: Pointer, tile: Tile });
+arguments!(NormSums {
+    z: Values,
+    partials: Pointer,
+    tile: Tile
+});
 
 /// What is done with the statistics of a time step.
 pub(super) mod norm_use {
@@ -240,7 +247,11 @@ arguments!(NormFrom {
     momentum: f32,
 });
 
-arguments!(ColumnSums { v: Values, partials: Pointer, tile: Tile });
+arguments!(ColumnSums {
+    v: Values,
+    partials: Pointer,
+    tile: Tile
+});
 
 arguments!(ColumnTotals {
     partials: Pointer,
@@ -272,7 +283,12 @@ arguments!(NormLifForward {
     neuron: NeuronArguments,
 });
 
-arguments!(CountSilent { alive: Pointer, counts: Pointer, neurons: u32, unused: u32 });
+arguments!(CountSilent {
+    alive: Pointer,
+    counts: Pointer,
+    neurons: u32,
+    unused: u32
+});
 
 /// Time steps that one pass of a layer's backward takes (`MAX_STEPS`).
 pub(super) const MAX_STEPS: usize = 4;
@@ -338,7 +354,12 @@ arguments!(PoolShape {
     unused: u32,
 });
 
-arguments!(PoolForward { x: Values, y: Values, argmax: Pointer, shape: PoolShape });
+arguments!(PoolForward {
+    x: Values,
+    y: Values,
+    argmax: Pointer,
+    shape: PoolShape
+});
 arguments!(PoolBackward {
     dy: Values,
     dx: Values,
@@ -378,8 +399,20 @@ arguments!(Flatten {
     accumulate: u32,
 });
 
-arguments!(Convert { from: Values, to: Values, elements: u64, scale: f32, accumulate: u32 });
-arguments!(AddBias { y: Values, bias: Pointer, elements: u64, channels: u32, unused: u32 });
+arguments!(Convert {
+    from: Values,
+    to: Values,
+    elements: u64,
+    scale: f32,
+    accumulate: u32
+});
+arguments!(AddBias {
+    y: Values,
+    bias: Pointer,
+    elements: u64,
+    channels: u32,
+    unused: u32
+});
 arguments!(DropoutMask {
     mask: Pointer,
     key: u64,
@@ -414,7 +447,11 @@ arguments!(ResidualBackward {
     accumulate: u32,
     unused: u32,
 });
-arguments!(FindNonFinite { v: Values, found: Pointer, elements: u64 });
+arguments!(FindNonFinite {
+    v: Values,
+    found: Pointer,
+    elements: u64
+});
 
 arguments!(LossOfSamples {
     logits: Values,

@@ -1,18 +1,20 @@
 //! Convolutions and linear layers by cuDNN, over one time step or a whole window at once.
 
-use super::arguments::{AddBias, ColumnSums, ColumnTotals, MERGE_CHANNELS, Ring, TILE_THREADS, Tile};
+use super::arguments::{
+    AddBias, ColumnSums, ColumnTotals, MERGE_CHANNELS, Ring, TILE_THREADS, Tile,
+};
 use super::arguments::{Type, Values, narrow};
 use super::device::{Convolution, ConvolutionShape, Operands, Pointer};
 use super::{CudaKernels, Precision, Purpose};
 use crate::kernel::{Arena, Buffer, Conv, Errors, ErrorsOut, Window};
 use std::collections::HashMap;
-use std::rc::Rc;
 
 /// cuDNN's plans, by convolution and number of samples.
 #[derive(Debug)]
 pub(super) struct Convolutions {
     operands: Operands,
-    plans: HashMap<(usize, usize), (Conv, Rc<Convolution>)>,
+    known: HashMap<(usize, usize), (Conv, usize)>,
+    plans: Vec<Convolution>,
 }
 
 impl Convolutions {
@@ -24,7 +26,8 @@ impl Convolutions {
         };
         Self {
             operands,
-            plans: HashMap::new(),
+            known: HashMap::new(),
+            plans: Vec::new(),
         }
     }
 }
@@ -52,19 +55,25 @@ fn joined(window: Window, rings: &[&Ring]) -> Vec<Joined> {
     steps.map(|first| Joined { first, steps: 1 }).collect()
 }
 
+/// Whether cuDNN can read and write numbers where they lie: they are of this type and begin at a
+/// multiple of 16 bytes, as the slots of all but odd shapes do.
+fn is_aligned(values: Values, kind: Type) -> bool {
+    values.kind == kind && values.at.0.is_multiple_of(16)
+}
+
 impl CudaKernels {
-    /// The plan for so many time steps at once.
-    fn plan(&mut self, conv: &Conv, steps: usize) -> Option<Rc<Convolution>> {
+    /// The number of the plan for so many time steps at once.
+    fn plan(&mut self, conv: &Conv, steps: usize) -> Option<usize> {
         self.settle(conv);
         if self.failure.is_some() {
             return None;
         }
         let samples = conv.samples * steps;
         let key = (conv.index, samples);
-        if let Some((known, plan)) = self.convolutions.plans.get(&key)
+        if let Some((known, plan)) = self.convolutions.known.get(&key)
             && known == conv
         {
-            return Some(Rc::clone(plan));
+            return Some(*plan);
         }
         let side = |shape: crate::shape::Shape| [shape.height, shape.width, shape.channels];
         let shape = ConvolutionShape {
@@ -78,10 +87,10 @@ impl CudaKernels {
         };
         match Convolution::new(&self.device, &shape) {
             Ok(plan) => {
-                let plan = Rc::new(plan);
-                let entry = (*conv, Rc::clone(&plan));
-                self.convolutions.plans.insert(key, entry);
-                Some(plan)
+                let index = self.convolutions.plans.len();
+                self.convolutions.plans.push(plan);
+                self.convolutions.known.insert(key, (*conv, index));
+                Some(index)
             }
             Err(error) => {
                 self.failure.get_or_insert(error);
@@ -90,15 +99,16 @@ impl CudaKernels {
         }
     }
 
-    fn workspace(&mut self, plan: &Convolution) -> (Pointer, u64) {
-        let bytes = plan.workspace();
+    /// The memory that a plan works in.
+    fn workspace(&mut self, plan: usize) -> (Pointer, u64) {
+        let bytes = self.convolutions.plans[plan].workspace();
         (self.scratch(Purpose::Workspace, bytes), bytes)
     }
 
     /// Numbers in the type that convolutions take: where they lie, or converted.
     fn operand(&mut self, values: Values, elements: usize) -> Pointer {
         let kind = self.rooms.operands();
-        if values.kind == kind {
+        if is_aligned(values, kind) {
             return values.at;
         }
         let at = self.scratch(Purpose::Operand, elements as u64 * kind.bytes());
@@ -117,15 +127,15 @@ impl CudaKernels {
         let x = self.operand(x, inputs);
         let to = self.rooms.slot(y, outputs, t);
         let kind = self.rooms.operands();
-        let product = if to.kind == kind {
+        let product = if is_aligned(to, kind) {
             to
         } else {
             let at = self.scratch(Purpose::Product, outputs as u64 * kind.bytes());
             Values::new(at, kind)
         };
-        let workspace = self.workspace(&plan);
+        let workspace = self.workspace(plan);
         let w = self.arenas().operand(conv.weight.offset);
-        plan.forward(&self.device, x, w, product.at, workspace);
+        self.convolutions.plans[plan].forward(&self.device, x, w, product.at, workspace);
         if product.at != to.at {
             self.convert(product, to, outputs, false);
         }
@@ -157,12 +167,26 @@ impl CudaKernels {
             let dy = self.operand(from.slot(part.first), outputs);
             let to = to.slot(part.first);
             let w = self.arenas().operand(conv.weight.offset);
-            let workspace = self.workspace(&plan);
-            if to.kind == kind {
-                plan.data_gradient(&self.device, dy, w, to.at, dx.accumulate, workspace);
+            let workspace = self.workspace(plan);
+            if is_aligned(to, kind) {
+                self.convolutions.plans[plan].data_gradient(
+                    &self.device,
+                    dy,
+                    w,
+                    to.at,
+                    dx.accumulate,
+                    workspace,
+                );
             } else {
                 let at = self.scratch(Purpose::Product, inputs as u64 * kind.bytes());
-                plan.data_gradient(&self.device, dy, w, at, false, workspace);
+                self.convolutions.plans[plan].data_gradient(
+                    &self.device,
+                    dy,
+                    w,
+                    at,
+                    false,
+                    workspace,
+                );
                 self.convert(Values::new(at, kind), to, inputs, dx.accumulate);
             }
         }
@@ -181,7 +205,7 @@ impl CudaKernels {
             };
             let (inputs, outputs) = (inputs * part.steps, outputs * part.steps);
             let x = saved.slot(part.first);
-            let x = if x.kind == kind {
+            let x = if is_aligned(x, kind) {
                 x.at
             } else {
                 // Both may have to be converted.
@@ -190,15 +214,29 @@ impl CudaKernels {
                 at
             };
             let dy = self.operand(from.slot(part.first), outputs);
-            let workspace = self.workspace(&plan);
+            let workspace = self.workspace(plan);
             let to = self.arenas().pointer(Arena::Gradients, conv.weight.offset);
             let accumulate = index > 0;
             if kind == Type::F32 {
-                plan.weight_gradient(&self.device, x, dy, to, accumulate, workspace);
+                self.convolutions.plans[plan].weight_gradient(
+                    &self.device,
+                    x,
+                    dy,
+                    to,
+                    accumulate,
+                    workspace,
+                );
             } else {
                 let len = conv.weight.len;
                 let at = self.scratch(Purpose::Carry, len as u64 * kind.bytes());
-                plan.weight_gradient(&self.device, x, dy, at, false, workspace);
+                self.convolutions.plans[plan].weight_gradient(
+                    &self.device,
+                    x,
+                    dy,
+                    at,
+                    false,
+                    workspace,
+                );
                 let to = Values::new(to, Type::F32);
                 self.convert(Values::new(at, kind), to, len, accumulate);
             }

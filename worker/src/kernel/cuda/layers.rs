@@ -7,9 +7,7 @@ use super::arguments::{
     ResidualForward, Type, narrow,
 };
 use super::device::Pointer;
-use crate::kernel::{
-    Buffer, Dropout, Errors, ErrorsOut, Phase, Pool, PoolKind, Residual,
-};
+use crate::kernel::{Buffer, Dropout, Errors, ErrorsOut, Phase, Pool, PoolKind, Residual};
 use crate::shape::{Join, Shape};
 
 fn pool_shape(pool: &Pool) -> PoolShape {

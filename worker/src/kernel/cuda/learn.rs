@@ -111,10 +111,17 @@ impl CudaKernels {
     pub(super) fn begin_batch(&mut self, labels: &[u32]) {
         let bytes = 4 * (labels.len() + 1) as u64;
         let counters = &mut self.counters;
-        if counters.labels.as_ref().is_none_or(|room| room.bytes() < bytes) {
+        if counters
+            .labels
+            .as_ref()
+            .is_none_or(|room| room.bytes() < bytes)
+        {
             match self.device.allocate(bytes) {
                 // Graphs have the address of the one before.
-                Ok(memory) => self.scratch.outgrown.extend(counters.labels.replace(memory)),
+                Ok(memory) => self
+                    .scratch
+                    .outgrown
+                    .extend(counters.labels.replace(memory)),
                 Err(error) => {
                     self.failure.get_or_insert(error);
                     return;
@@ -176,7 +183,10 @@ impl CudaKernels {
         error: Option<Buffer>,
     ) {
         let elements = loss.samples * loss.classes;
-        assert_eq!(self.counters.num_labels, loss.samples, "labels of the batch");
+        assert_eq!(
+            self.counters.num_labels, loss.samples,
+            "labels of the batch"
+        );
         let samples = loss.samples as u64;
         // One after the other: logits so far, which live as long as the batch; losses; hits.
         let numbers = 4 * (elements as u64 + 3 * samples);
@@ -231,7 +241,10 @@ impl CudaKernels {
             return;
         }
         self.counters.told = Some(step);
-        let bytes: Vec<u8> = words(step).iter().flat_map(|word| word.to_le_bytes()).collect();
+        let bytes: Vec<u8> = words(step)
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
         debug_assert_eq!(bytes.len() as u64, UPDATE_BYTES);
         self.device.write(self.counters.step.pointer(), &bytes);
     }
@@ -307,7 +320,8 @@ impl CudaKernels {
             self.device.read(self.counters.fault(), &mut word);
             self.note_fault_word(&word);
         }
-        self.device.write(self.counters.fault(), &NO_FAULT.to_le_bytes());
+        self.device
+            .write(self.counters.fault(), &NO_FAULT.to_le_bytes());
     }
 
     /// Words of counts, which start again from zero.

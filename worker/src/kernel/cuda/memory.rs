@@ -99,7 +99,9 @@ impl Rooms {
             })
         };
         let main = form(slots, kind)?;
-        let operand = operand.map(|slots| form(slots, self.operands)).transpose()?;
+        let operand = operand
+            .map(|slots| form(slots, self.operands))
+            .transpose()?;
         let is_floating = self.operands == Type::Bf16 && kind == Type::F32 && operand.is_none();
         let index = narrow(self.rings.len());
         self.rings.push(Rings {

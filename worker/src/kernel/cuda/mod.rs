@@ -228,7 +228,10 @@ impl CudaKernels {
     }
 
     fn write_numbers(&self, to: Pointer, values: &[f32]) {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.device.write(to, &bytes);
     }
 }
@@ -273,12 +276,7 @@ impl Kernels for CudaKernels {
         body(self);
     }
 
-    fn repeat(
-        &mut self,
-        what: Repeat,
-        step: Option<Step>,
-        body: &mut dyn FnMut(&mut dyn Kernels),
-    ) {
+    fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
         self.repeat_recorded(what, step, body);
     }
 

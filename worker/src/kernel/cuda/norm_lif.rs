@@ -2,8 +2,8 @@
 
 use super::arguments::{
     CountSilent, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients, NormLifBackward,
-    NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, Ring, Shared, TILE_THREADS, Tile,
-    Type, Values, narrow, norm_use,
+    NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, Ring, Shared, TILE_THREADS,
+    Tile, Type, Values, narrow, norm_use,
 };
 use super::device::Pointer;
 use super::{CudaKernels, Purpose};
@@ -97,7 +97,13 @@ impl CudaKernels {
     }
 
     /// Mean and 1/std from running statistics or from those of all ranks; or the running ones follow.
-    fn statistics_from(&self, norm: &Norm, (moments, shared): (Pointer, Shared), uses: u32, n: u64) {
+    fn statistics_from(
+        &self,
+        norm: &Norm,
+        (moments, shared): (Pointer, Shared),
+        uses: u32,
+        n: u64,
+    ) {
         let [running_mean, running_var] = self.running(norm);
         let from = NormFrom {
             moments,
@@ -203,7 +209,10 @@ impl CudaKernels {
             channels: narrow(layer.shape.channels),
             per_sample: narrow(layer.shape.elements()),
             t: narrow(t),
-            neuron: layer.lif.map_or_else(Neuron::default, |lif| lif.neuron).into(),
+            neuron: layer
+                .lif
+                .map_or_else(Neuron::default, |lif| lif.neuron)
+                .into(),
         };
         let quads = (elements as u64).div_ceil(4);
         self.launch(quads, &forward);
@@ -372,14 +381,15 @@ impl CudaKernels {
         } = size(layer);
         let tile = Tile::of(rows, channels);
         let none = Pointer(0);
-        let carries = if neurons { steps.div_ceil(MAX_STEPS) - 1 } else { 0 };
+        let carries = if neurons {
+            steps.div_ceil(MAX_STEPS) - 1
+        } else {
+            0
+        };
         let own_sums = 8 * (channels * steps) as u64;
         // Sums first, then what is carried to older steps.
         let carry = own_sums.next_multiple_of(256);
-        let scratch = self.scratch(
-            Purpose::Carry,
-            carry + 4 * (elements * carries) as u64,
-        );
+        let scratch = self.scratch(Purpose::Carry, carry + 4 * (elements * carries) as u64);
         let partials = self.scratch(Purpose::Partials, 4 * tile.partials(2 * MAX_STEPS));
         let arriving = |errors: Option<Errors>| match errors {
             Some(errors) => self.rooms.ring_in(errors, elements),

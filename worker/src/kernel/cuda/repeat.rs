@@ -45,7 +45,9 @@ impl CudaKernels {
     /// Graphs that have been recorded.
     pub fn num_graphs(&self) -> usize {
         let known = self.graphs.known.values();
-        known.filter(|known| matches!(known, Known::Recorded(_))).count()
+        known
+            .filter(|known| matches!(known, Known::Recorded(_)))
+            .count()
     }
 
     pub(super) fn repeat_recorded(
@@ -81,6 +83,8 @@ impl CudaKernels {
     fn record(&mut self, what: Repeat, body: &mut dyn FnMut(&mut dyn Kernels)) {
         self.device.begin_capture();
         body(self);
+        // Memory that it asked for is there when it runs as it is written.
+        self.failure = None;
         let known = match self.device.end_capture() {
             Ok(graph) => {
                 self.device.replay(&graph);

@@ -18,6 +18,8 @@ pub(super) struct Context {
     pool: Mutex<Vec<Pinned>>,
     fault: Mutex<Option<CudaError>>,
     has_fault: AtomicBool,
+    /// What cannot be captured: the work is not done then, but the device goes on.
+    refusal: Mutex<Option<CudaError>>,
     pub(super) capturing: AtomicBool,
     allocated: AtomicU64,
     peak: AtomicU64,
@@ -34,6 +36,7 @@ impl Context {
             pool: Mutex::default(),
             fault: Mutex::default(),
             has_fault: AtomicBool::new(false),
+            refusal: Mutex::default(),
             capturing: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -50,8 +53,19 @@ impl Context {
         }
     }
 
-    /// Keeps a fault if it is the first, and logs it.
+    /// Why the capture that has just ended is worth nothing, if so.
+    pub(super) fn take_refusal(&self) -> Option<CudaError> {
+        lock(&self.refusal).take()
+    }
+
+    /// Keeps a fault if it is the first, and logs it. While a graph is captured an error is one of the
+    /// capture alone, unless the device has failed.
     pub(super) fn keep(&self, error: CudaError) {
+        let is_of_capture = !matches!(error, CudaError::Fault { .. });
+        if is_of_capture && self.capturing.load(Ordering::Acquire) {
+            lock(&self.refusal).get_or_insert(error);
+            return;
+        }
         let mut fault = lock(&self.fault);
         if fault.is_none() {
             tracing::error!(%error, "the GPU cannot go on");
@@ -63,7 +77,9 @@ impl Context {
     /// Does something that returns nothing: an error of it becomes the fault, and after a fault nothing
     /// is done any more. Returns whether it was done.
     pub(super) fn run(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) -> bool {
-        if self.has_fault.load(Ordering::Acquire) {
+        let is_capturing = self.capturing.load(Ordering::Acquire);
+        let is_refused = is_capturing && lock(&self.refusal).is_some();
+        if is_refused || self.has_fault.load(Ordering::Acquire) {
             return false;
         }
         match self.primary.bind().and_then(|()| action(self)) {

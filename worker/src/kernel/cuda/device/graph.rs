@@ -10,8 +10,7 @@ use std::sync::atomic::Ordering;
 /// kernels with the same arguments, on whatever the memory then holds.
 #[derive(Debug)]
 pub struct Graph {
-    // None where the capture failed: the device then has a fault.
-    raw: Option<RawGraph>,
+    raw: RawGraph,
     // The graph lives in it.
     _context: Arc<Context>,
 }
@@ -21,7 +20,7 @@ impl Device {
     /// for an event of it, and have to be waited for before the end.
     ///
     /// Until [`Device::end_capture`], by the same thread, nothing may be allocated, freed, written, read or
-    /// waited for: that is an error or a fault. What cuDNN and the driver do when first used (loading code)
+    /// waited for: the capture is refused then. What cuDNN and the driver do when first used (loading code)
     /// cannot be captured either: do the same work once without a capture before.
     pub fn begin_capture(&self) {
         self.context.run(|context| {
@@ -32,45 +31,51 @@ impl Device {
         });
     }
 
-    /// Ends the capture. Where something could not be captured, the device has a fault.
-    pub fn end_capture(&self) -> Graph {
-        let mut raw = None;
-        // After a fault, too: the stream must not stay in a capture.
-        if self.context.capturing.swap(false, Ordering::AcqRel) {
-            let ended = self
-                .context
-                .primary
-                .bind()
-                .and_then(|()| self.context.compute.end_capture());
-            match ended {
-                Ok(graph) => raw = Some(graph),
-                Err(error) => self.context.keep(error),
+    /// Ends the capture. Nothing of it was done.
+    ///
+    /// # Errors
+    ///
+    /// Where something could not be captured, or there is no capture: the device goes on without it.
+    pub fn end_capture(&self) -> Result<Graph, CudaError> {
+        let ended = self.end();
+        let refusal = self.context.take_refusal();
+        match (ended, refusal) {
+            (Some(Ok(raw)), None) => Ok(Graph {
+                raw,
+                _context: Arc::clone(&self.context),
+            }),
+            (_, Some(refusal)) => Err(refusal),
+            (Some(Err(error)), None) => {
+                if matches!(error, CudaError::Fault { .. }) {
+                    self.context.keep(error.clone());
+                }
+                Err(error)
             }
-        } else {
-            self.context.keep(CudaError::NoCapture);
-        }
-        Graph {
-            raw,
-            _context: Arc::clone(&self.context),
+            (None, None) => Err(CudaError::NoCapture),
         }
     }
 
     /// Ends the capture, if there is one, and forgets it.
     pub fn abandon_capture(&self) {
-        if self.context.capturing.swap(false, Ordering::AcqRel) {
-            let _ = self.context.primary.bind();
-            // What it kept, and whether it was whole, is of no interest.
-            let _ = self.context.compute.end_capture();
-        }
+        let _ = self.end();
+        let _ = self.context.take_refusal();
+    }
+
+    /// After a fault, too: the stream must not stay in a capture.
+    fn end(&self) -> Option<Result<RawGraph, CudaError>> {
+        let context = &self.context;
+        let was_capturing = context.capturing.swap(false, Ordering::AcqRel);
+        was_capturing.then(|| {
+            let bound = context.primary.bind();
+            bound.and_then(|()| context.compute.end_capture())
+        })
     }
 
     /// Does the work of a graph on the compute stream, once more.
     pub fn replay(&self, graph: &Graph) {
-        if let Some(raw) = &graph.raw {
-            self.context.run(|context| {
-                context.not_capturing("replay")?;
-                context.compute.replay(raw)
-            });
-        }
+        self.context.run(|context| {
+            context.not_capturing("replay")?;
+            context.compute.replay(&graph.raw)
+        });
     }
 }

@@ -1,0 +1,268 @@
+//! Whole networks on a GPU: recorded time steps, memory, determinism, bf16.
+//!
+//! That every operation is the reference's is shown by `kernels.rs`; traces, windows and faults are
+//! gone through on a GPU, too, where `SYNFIRE_TEST_CUDA` is set.
+
+use synfire::engine::Network;
+use synfire::graph::init;
+use synfire::graph::models::{self, ModelName, ModelOptions};
+use synfire::kernel::cuda::{CudaKernels, Options, Precision};
+use synfire::kernel::{Arena, Kernels, Loss, Repeat, Report};
+use synfire::learn::optimiser::Optimiser;
+use synfire::learn::stol::Stol;
+use synfire::learn::{Algorithm, Learner, Unobserved};
+use synfire::shape::{Join, Shape};
+use synfire_shared::run;
+use synfire_tests::random::Random;
+use synfire_tests::training::{Frames, Setup, Training, cpu};
+
+const SAMPLES: usize = 3;
+const NUM_TIME_STEPS: usize = 4;
+
+fn options(precision: Precision) -> Options {
+    Options {
+        ordinal: 0,
+        precision,
+    }
+}
+
+/// One model of every kind: linear readouts, dropout, pools, shortcuts on spikes and on real streams.
+fn all_models() -> Vec<ModelOptions> {
+    let model = |name, width| ModelOptions {
+        width,
+        input: Shape::new(16, 16, 3),
+        ..ModelOptions::new(name)
+    };
+    vec![
+        model(ModelName::Small, 0.25),
+        model(ModelName::MsResnet18, 0.0625),
+        ModelOptions {
+            input: Shape::new(32, 32, 3),
+            join: Join::Add,
+            ..model(ModelName::SewResnet18, 0.0625)
+        },
+        ModelOptions {
+            dropout: 0.5,
+            input: Shape::new(32, 32, 3),
+            ..model(ModelName::Vgg11, 0.0625)
+        },
+    ]
+}
+
+fn frames(model: &ModelOptions, seed: u64) -> Frames {
+    let mut random = Random::new(seed);
+    Frames {
+        frames: random.normal(NUM_TIME_STEPS * SAMPLES * model.input.elements()),
+        labels: vec![1, 0, 2],
+        num_time_steps: NUM_TIME_STEPS,
+    }
+}
+
+fn setup() -> Setup {
+    Setup {
+        sgd: [0.05, 0.9, 1e-4],
+        loss: (0.95, 0.05),
+        seed: 5,
+        ..Setup::new(SAMPLES, 2)
+    }
+}
+
+/// A network in training whose back end can be asked more than any other.
+struct OnGpu {
+    kernels: CudaKernels,
+    learner: Learner,
+}
+
+impl OnGpu {
+    fn new(model: &ModelOptions, precision: Precision) -> Self {
+        let mut kernels = match CudaKernels::open(&options(precision)) {
+            Ok(kernels) => kernels,
+            Err(error) => panic!("{error}"),
+        };
+        let graph = models::build(model).expect("the options fit the model");
+        let setup = setup();
+        let network = Network::new(&graph, &setup.settings(), 1, &mut kernels);
+        let loss = Loss {
+            samples: SAMPLES,
+            classes: network.num_classes(),
+            ce: setup.loss.0,
+            mse: setup.loss.1,
+        };
+        let [lr, momentum, weight_decay] = setup.sgd;
+        let optimiser = Optimiser::new(run::Optimiser::Sgd {
+            lr,
+            momentum,
+            weight_decay,
+        });
+        for (name, values) in init::parameters(model, &graph, 1) {
+            let set = network.set(&mut kernels, &name, &values);
+            set.expect("the network has its parameters");
+        }
+        let learner = Learner::new(network, loss, optimiser);
+        Self { kernels, learner }
+    }
+
+    /// Learns from one batch after the other; what was counted.
+    fn learn(&mut self, model: &ModelOptions, batches: std::ops::Range<u64>) -> Report {
+        for index in batches {
+            let frames = frames(model, index);
+            let batch = frames.batch(index);
+            let mut stol = Stol { window: 2 };
+            let learnt =
+                stol.learn(&mut self.learner, &mut self.kernels, &batch, &mut Unobserved);
+            learnt.expect("every number is finite");
+        }
+        let report = self.kernels.take_report();
+        assert_eq!(self.kernels.failure(), None);
+        report
+    }
+
+    /// The bits of everything that training changes.
+    fn bits(&mut self) -> Vec<u32> {
+        let layout = &self.learner.network.plan().layout;
+        let arenas = [
+            (Arena::Weights, layout.len()),
+            (Arena::State, layout.len()),
+            (Arena::Statistics, layout.statistics_len()),
+        ];
+        let mut bits = Vec::new();
+        for (arena, len) in arenas {
+            let mut values = vec![0.0; len];
+            self.kernels.read_arena(arena, 0, &mut values);
+            bits.extend(values.into_iter().map(f32::to_bits));
+        }
+        bits
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_recorded_time_steps_give_the_bits_of_those_run_as_written() {
+    for model in all_models() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut written = OnGpu::new(&model, precision);
+            written.kernels.set_graphs(false);
+            let mut recorded = OnGpu::new(&model, precision);
+            let reports = [&mut written, &mut recorded].map(|one| one.learn(&model, 0..5));
+            let what = format!("{} in {precision:?}", model.name);
+            assert_eq!(reports[0], reports[1], "{what}");
+            assert!(written.bits() == recorded.bits(), "{what}");
+            // A graph for each time step of a batch.
+            assert_eq!(recorded.kernels.num_graphs(), NUM_TIME_STEPS, "{what}");
+            assert_eq!(written.kernels.num_graphs(), 0, "{what}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_training_is_deterministic_and_follows_the_learning_rate() {
+    let model = &all_models()[1];
+    let run = |lr: f64| {
+        let mut one = OnGpu::new(model, Precision::Bf16);
+        one.learn(model, 0..3);
+        // Recorded by now: a new rate must reach what is replayed.
+        one.learner.optimiser.set_lr(lr);
+        one.learn(model, 3..5);
+        one.bits()
+    };
+    let first = run(0.05);
+    assert!(first == run(0.05));
+    assert!(first != run(0.04));
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_training_on_a_gpu_is_training_on_the_cpu() {
+    for model in all_models() {
+        let mut training = Training::of_model(cpu(1), &model, &setup(), 1);
+        for index in 0..2 {
+            training.learn_unseen(&mut Stol { window: 2 }, &frames(&model, index), index);
+        }
+        let expected = training.kernels.take_report();
+        for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.05)] {
+            let actual = OnGpu::new(&model, precision).learn(&model, 0..2);
+            let what = format!("{} in {precision:?}", model.name);
+            assert_eq!(expected.batches, actual.batches, "{what}");
+            assert_eq!(expected.samples, actual.samples, "{what}");
+            assert_eq!(expected.neurons, actual.neurons, "{what}");
+            for (t, (cpu, gpu)) in expected.loss.iter().zip(&actual.loss).enumerate() {
+                let off = (cpu - gpu).abs() / cpu.abs();
+                assert!(off < tolerance, "{what} at t = {t}: {cpu} and {gpu}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_memory_stays_as_it_is_after_the_second_batch() {
+    let model = &all_models()[1];
+    let mut one = OnGpu::new(model, Precision::Bf16);
+    one.learn(model, 0..2);
+    let held = one.kernels.device().allocated();
+    for index in 2..8 {
+        one.learn(model, index..index + 1);
+        assert_eq!(one.kernels.device().allocated(), held, "batch {index}");
+        assert_eq!(one.kernels.device().peak(), held, "batch {index}");
+    }
+    let device_bytes = one.learner.network.device_bytes(&one.kernels);
+    // Beside what the network is said to take there is scratch, which these small layers fill badly.
+    assert!(held >= device_bytes, "{held} {device_bytes}");
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_fault_in_a_recorded_time_step_is_told_late_and_nothing_is_updated_after_it() {
+    let model = &all_models()[0];
+    let mut one = OnGpu::new(model, Precision::F32);
+    one.learn(model, 0..3);
+    let before = one.bits();
+    let spoilt = Frames {
+        frames: vec![f32::NAN; NUM_TIME_STEPS * SAMPLES * model.input.elements()],
+        ..frames(model, 3)
+    };
+    let mut stol = Stol { window: 2 };
+    let mut told = None;
+    for index in 3..6 {
+        let batch = spoilt.batch(index);
+        let learnt = stol.learn(&mut one.learner, &mut one.kernels, &batch, &mut Unobserved);
+        if let Err(error) = learnt {
+            told = Some((index, error.alone().time_step));
+            break;
+        }
+    }
+    assert!(matches!(told, Some((3..=5, 0))), "{told:?}");
+    let after = one.bits();
+    let weights = one.learner.network.plan().layout.len();
+    // Running statistics move in the forward.
+    assert!(before[..2 * weights] == after[..2 * weights]);
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
+    let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
+        Ok(kernels) => kernels,
+        Err(error) => panic!("{error}"),
+    };
+    let shape = Shape::new(1, 1, 4);
+    let spec = synfire::kernel::BufferSpec::plain(1, shape, 1);
+    let buffer = kernels.allocate(&spec);
+    let what = Repeat {
+        is_training: true,
+        t: 0,
+    };
+    for round in 0_u8..4 {
+        let value = f32::from(round);
+        kernels.repeat(what, None, &mut |kernels| {
+            // Writing is what a recorded time step must not do.
+            kernels.write(buffer, 0, &[value; 4]);
+        });
+        let mut values = [f32::NAN; 4];
+        kernels.read(buffer, 0, &mut values);
+        assert_eq!(values, [value; 4]);
+        assert_eq!(kernels.failure(), None);
+        assert_eq!(kernels.num_graphs(), 0);
+    }
+}
