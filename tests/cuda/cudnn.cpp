@@ -92,10 +92,14 @@ struct Call {
   bool captured = false;
 };
 
-std::vector<float> load(const void *data, const Tensor &tensor) {
+// Operands as the multipliers see them: f32 is rounded to the 10 bits of TF32 unless FMA_MATH was asked for.
+std::vector<float> load(const void *data, const Tensor &tensor, int math) {
   std::vector<float> values(tensor.elements());
   if (tensor.type == FLOAT) {
     memcpy(values.data(), data, tensor.bytes());
+    if (math != FMA_MATH)
+      for (float &value : values)
+        if (std::isfinite(value)) value = from_bits((bits_of(value) + 0x1000u) & 0xffffe000u);
   } else {
     const u16 *bits = static_cast<const u16 *>(data);
     for (size_t i = 0; i < values.size(); i++) values[i] = from_bits((u32)bits[i] << 16);
@@ -146,7 +150,7 @@ void for_each_tap(const Call &call, Visit visit) {
 }
 
 void forward(const Call &call) {
-  const auto x = load(call.x_data, call.x), w = load(call.w_data, call.w);
+  const auto x = load(call.x_data, call.x, call.convolution.math), w = load(call.w_data, call.w, call.convolution.math);
   const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
   // [tap][c][k], so that the innermost loop walks memory.
   std::vector<float> turned(w.size());
@@ -167,7 +171,7 @@ void forward(const Call &call) {
 }
 
 void backward_data(const Call &call) {
-  const auto y = load(call.y_data, call.y), w = load(call.w_data, call.w);
+  const auto y = load(call.y_data, call.y, call.convolution.math), w = load(call.w_data, call.w, call.convolution.math);
   const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
   std::vector<float> x(call.x.elements(), 0.0f);
   for_each_tap(call, [&](size_t out, size_t in, size_t tap) {
@@ -183,7 +187,7 @@ void backward_data(const Call &call) {
 }
 
 void backward_filter(const Call &call) {
-  const auto x = load(call.x_data, call.x), y = load(call.y_data, call.y);
+  const auto x = load(call.x_data, call.x, call.convolution.math), y = load(call.y_data, call.y, call.convolution.math);
   const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
   // Sums over all samples and pixels.
   std::vector<double> w(call.w.elements(), 0.0);

@@ -4,8 +4,14 @@
 #![cfg(feature = "cuda")]
 #![allow(unsafe_code, reason = "arguments of kernels")]
 
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::SystemTime;
 use synfire::kernel::cuda::device::{
-    Arguments, Convolution, ConvolutionShape, CudaError, Device, Memory, Operands, Pointer,
+    Arguments, Compiled, Convolution, ConvolutionShape, CudaError, Device, Memory, Operands,
+    Pointer, compile,
 };
 
 /// As in fill.cu.
@@ -455,10 +461,13 @@ fn rounded(values: &[f32]) -> Vec<f32> {
 struct Values {
     memory: Memory,
     bf16: bool,
+    /// How far one of them may be off, where sums are about 1.
+    step: f64,
 }
 
 impl Values {
-    fn new(device: &Device, values: &[f32], bf16: bool) -> Self {
+    fn new(device: &Device, values: &[f32], operands: Operands) -> Self {
+        let bf16 = operands == Operands::Bf16;
         let bytes = values.len() as u64 * if bf16 { 2 } else { 4 };
         let memory = device.allocate(bytes).unwrap();
         if bf16 {
@@ -467,7 +476,12 @@ impl Values {
         } else {
             device.write_values(memory.pointer(), values);
         }
-        Self { memory, bf16 }
+        let step = match operands {
+            Operands::F32 => 1e-6,
+            Operands::Tf32 => 0.001,
+            Operands::Bf16 => 0.004,
+        };
+        Self { memory, bf16, step }
     }
 
     fn at(&self) -> Pointer {
@@ -485,14 +499,13 @@ impl Values {
             .collect()
     }
 
-    /// Whether all are near `expected + before`: within the rounding of sums of `terms`, and of bf16.
+    /// Whether all are near `expected + before`: within the rounding of operands, and of sums of `terms`.
     fn check(&self, device: &Device, expected: &[f64], before: f32, terms: usize, what: &str) {
         let found = self.read(device);
         assert_eq!(found.len(), expected.len());
-        let step = if self.bf16 { 0.004 } else { 1e-6 };
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
             let expected = expected + f64::from(before);
-            let bound = step * (expected.abs() + (terms as f64).sqrt());
+            let bound = self.step * (expected.abs() + (terms as f64).sqrt());
             let error = (f64::from(*found) - expected).abs();
             assert!(error <= bound, "{what}[{i}]: {found} for {expected}");
         }
@@ -520,10 +533,14 @@ fn shape(
 
 /// All directions of a convolution, twice: set, and added to what was there.
 fn check_convolution(device: &Device, shape: &ConvolutionShape) {
-    let bf16 = shape.operands == Operands::Bf16;
+    let operands = shape.operands;
+    let bf16 = operands == Operands::Bf16;
     let ([h, w, c], [oh, ow, k]) = (shape.input, shape.output);
     let mut draws = Draws(7);
-    let mut draw = |count: usize| rounded(&draws.floats(count));
+    let mut draw = |count: usize| {
+        let values = draws.floats(count);
+        if bf16 { rounded(&values) } else { values }
+    };
     let (xs, ws) = (
         draw(shape.samples * h * w * c),
         draw(k * shape.kernel.pow(2) * c),
@@ -532,17 +549,21 @@ fn check_convolution(device: &Device, shape: &ConvolutionShape) {
     let [y, dx, dw] = naive(shape, &xs, &ws, &errors);
 
     let convolution = Convolution::new(device, shape).unwrap();
-    assert!(!convolution.algorithms().is_empty());
+    let algorithms = convolution.algorithms();
+    // Those that cuDNN's documentation calls not deterministic.
+    for other in ["BWD_DATA_ALGO_0", "BWD_FILTER_ALGO_0", "BWD_FILTER_ALGO_3"] {
+        assert!(!algorithms.contains(other), "{algorithms}");
+    }
     let scratch = device.allocate(convolution.workspace().max(1)).unwrap();
     let workspace = (scratch.pointer(), scratch.bytes());
     let (x, weights) = (
-        Values::new(device, &xs, bf16),
-        Values::new(device, &ws, bf16),
+        Values::new(device, &xs, operands),
+        Values::new(device, &ws, operands),
     );
-    let dy = Values::new(device, &errors, bf16);
+    let dy = Values::new(device, &errors, operands);
     // What is set must not read what was there.
     let [out, x_out, w_out] =
-        [&errors, &xs, &ws].map(|like| Values::new(device, &vec![f32::NAN; like.len()], bf16));
+        [&errors, &xs, &ws].map(|like| Values::new(device, &vec![f32::NAN; like.len()], operands));
     let taps = shape.kernel.pow(2);
     let name = shape.to_string();
     convolution.forward(device, x.at(), weights.at(), out.at(), workspace);
@@ -565,11 +586,11 @@ fn check_convolution(device: &Device, shape: &ConvolutionShape) {
     weight(false);
     let terms = shape.samples * oh * ow;
     w_out.check(device, &dw, 0.0, terms, &format!("{name}: dw"));
-    let before = Values::new(device, &vec![2.0; xs.len()], bf16);
+    let before = Values::new(device, &vec![2.0; xs.len()], operands);
     device.copy(before.at(), x_out.at(), x_out.memory.bytes());
     data(true);
     x_out.check(device, &dx, 2.0, taps * k, &format!("{name}: dx added"));
-    let before = Values::new(device, &vec![-3.0; ws.len()], bf16);
+    let before = Values::new(device, &vec![-3.0; ws.len()], operands);
     device.copy(before.at(), w_out.at(), w_out.memory.bytes());
     weight(true);
     w_out.check(device, &dw, -3.0, terms, &format!("{name}: dw added"));
@@ -580,7 +601,7 @@ fn check_convolution(device: &Device, shape: &ConvolutionShape) {
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
 fn needs_cuda_convolutions_and_their_gradients_are_those_of_plain_loops() {
     let device = open();
-    for operands in [Operands::F32, Operands::Bf16] {
+    for operands in [Operands::F32, Operands::Tf32, Operands::Bf16] {
         for (samples, input, outputs, geometry) in [
             (2, [8, 8, 16], 32, (3, 1, 1)),
             (3, [9, 7, 8], 16, (3, 2, 1)),
@@ -602,10 +623,10 @@ fn needs_cuda_convolutions_are_captured_and_give_the_same_bits_again() {
     let device = open();
     let shape = shape(2, [16, 16, 32], 64, (3, 1, 1), Operands::F32);
     let mut draws = Draws(11);
-    let x = Values::new(&device, &draws.floats(2 * 16 * 16 * 32), false);
-    let w = Values::new(&device, &draws.floats(64 * 9 * 32), false);
-    let y = Values::new(&device, &vec![0.0; 2 * 16 * 16 * 64], false);
-    let dw = Values::new(&device, &vec![0.0; 64 * 9 * 32], false);
+    let x = Values::new(&device, &draws.floats(2 * 16 * 16 * 32), Operands::F32);
+    let w = Values::new(&device, &draws.floats(64 * 9 * 32), Operands::F32);
+    let y = Values::new(&device, &vec![0.0; 2 * 16 * 16 * 64], Operands::F32);
+    let dw = Values::new(&device, &vec![0.0; 64 * 9 * 32], Operands::F32);
     let convolution = Convolution::new(&device, &shape).unwrap();
     let scratch = device.allocate(convolution.workspace().max(1)).unwrap();
     let workspace = (scratch.pointer(), scratch.bytes());
@@ -654,4 +675,272 @@ fn needs_cuda_a_convolution_that_is_none_is_refused() {
     convolution.forward(&device, x.pointer(), w.pointer(), nowhere, (nowhere, 0));
     let fault = device.fault().unwrap();
     assert!(matches!(fault, CudaError::Cudnn { .. }), "{fault}");
+}
+
+#[test]
+#[ignore = "needs NVRTC: tests/run installs it"]
+fn needs_nvrtc_every_kernel_compiles() {
+    for architecture in [80, 90, 100] {
+        let compiled = compile(architecture).unwrap();
+        assert!(!compiled.is_empty());
+        for Compiled { file, cubin, log } in compiled {
+            // An ELF file for machine 190, EM_CUDA.
+            assert_eq!(&cubin[..4], b"\x7fELF", "{file} for sm_{architecture}");
+            assert_eq!(cubin[18..20], 190_u16.to_le_bytes(), "{file}");
+            assert_eq!(log, "", "{file} for sm_{architecture}");
+        }
+    }
+    // One that is not known yet gets PTX, one that is forgotten an error.
+    let compiled = compile(10_000).unwrap();
+    let ptx = String::from_utf8(compiled[0].cubin.clone()).unwrap();
+    assert!(
+        ptx.contains(".target sm_") && ptx.contains(".entry"),
+        "{ptx}"
+    );
+    let error = compile(10).unwrap_err();
+    assert!(matches!(error, CudaError::Compile { .. }), "{error}");
+}
+
+/// In the process that a test has started: does the work and says what came of it.
+///
+/// In the test: starts a process that runs the same test with this environment, and gives what it said.
+fn in_a_process(
+    test: &str,
+    environment: &[(&str, &OsStr)],
+    work: impl FnOnce() -> String,
+) -> String {
+    const CHILD: &str = "SYNFIRE_TEST_CHILD";
+    const BEGIN: &str = "\ntold: ";
+    if std::env::var_os(CHILD).is_some() {
+        println!("{BEGIN}{}", work());
+        std::process::exit(0);
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--exact", "--nocapture", test])
+        .env(CHILD, "1");
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test}: {text}{errors}");
+    let (_, told) = text.split_once(BEGIN).expect("the process says something");
+    told.trim().to_owned()
+}
+
+fn opening() -> String {
+    match Device::open(0) {
+        Ok(device) => format!("opened {}", device.name()),
+        Err(error) => format!("{error:?} {error}"),
+    }
+}
+
+/// A folder of its own for a test, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("synfire-{name}-{}", std::process::id()));
+    if std::env::var_os("SYNFIRE_TEST_CHILD").is_none() {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+    }
+    folder
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number() {
+    let none = [
+        ("CUDA_VISIBLE_DEVICES", OsStr::new("")),
+        ("SYNFIRE_STAND_IN_DEVICES", OsStr::new("0")),
+    ];
+    let test = "needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number";
+    let told = in_a_process(test, &none, opening);
+    assert!(
+        told.starts_with("NoDevice { ordinal: 0, count: 0 }"),
+        "{told}"
+    );
+    let error = Device::open(1000).unwrap_err();
+    let CudaError::NoDevice { ordinal, count } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(ordinal, 1000);
+    assert!(count >= 1);
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_fault_of_a_kernel_is_kept() {
+    /// As in fill.cu.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Fault {
+        thread: u64,
+    }
+    // SAFETY: the fields are those of fill.cu.
+    unsafe impl Arguments for Fault {
+        const KERNEL: &'static str = "fault";
+    }
+    // A process of its own: after a fault CUDA is lost to the whole of it.
+    let told = in_a_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
+        let device = open();
+        let memory = device.allocate(64).unwrap();
+        // No thread has this number: nothing happens.
+        device.launch([2, 1, 1], 32, &Fault { thread: 64 });
+        device.wait();
+        assert_eq!(device.fault(), None);
+        device.launch([2, 1, 1], 32, &Fault { thread: 63 });
+        device.wait();
+        let fault = device.fault();
+        assert_eq!(device.allocate(64).err(), fault);
+        assert_eq!(device.memory_info().err(), fault);
+        device.write(memory.pointer(), &[1; 64]);
+        let later = device.read_later(memory.pointer(), 64);
+        assert!(later.is_ready());
+        assert_eq!(later.wait(), [0; 64]);
+        drop(memory);
+        drop(device);
+        format!("{fault:?}")
+    });
+    assert!(told.starts_with("Some(Fault {"), "{told}");
+    assert!(told.contains("CUDA_ERROR_LAUNCH_FAILED"), "{told}");
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_kernel_that_is_not_there_or_differs_is_a_fault() {
+    #[derive(Clone, Copy)]
+    struct Nothing;
+    // SAFETY: no kernel is called so.
+    unsafe impl Arguments for Nothing {
+        const KERNEL: &'static str = "nothing";
+    }
+    #[derive(Clone, Copy)]
+    struct Short(#[allow(dead_code, reason = "too short to be launched")] u64);
+    // SAFETY: the size differs, which is found before the launch.
+    unsafe impl Arguments for Short {
+        const KERNEL: &'static str = "fill";
+    }
+    let device = open();
+    device.launch([1, 1, 1], 32, &Nothing);
+    let kernel = "nothing";
+    assert_eq!(device.fault(), Some(CudaError::UnknownKernel { kernel }));
+    let device = open();
+    device.launch([1, 1, 1], 32, &Short(0));
+    let (kernel, host, on_device) = ("fill", 8, 24);
+    let expected = CudaError::ArgumentBytes {
+        kernel,
+        host,
+        device: on_device,
+    };
+    assert_eq!(device.fault(), Some(expected));
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
+    let test = "needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again";
+    let folder = folder("kernel-cache");
+    let environment = [("SYNFIRE_CACHE", folder.as_os_str())];
+    let entries = || -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        paths.sort();
+        let read = |path: PathBuf| {
+            let modified = fs::metadata(&path).unwrap().modified().unwrap();
+            (path.clone(), fs::read(path).unwrap(), modified)
+        };
+        paths.into_iter().map(read).collect()
+    };
+    let run = || in_a_process(test, &environment, opening);
+    assert!(run().starts_with("opened"));
+    let first = entries();
+    assert!(!first.is_empty());
+    assert!(run().starts_with("opened"));
+    assert_eq!(entries(), first, "written once");
+    for (path, bytes, _) in &first {
+        let mut damaged = bytes.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(path, damaged).unwrap();
+    }
+    assert!(run().starts_with("opened"));
+    for ((_, then, _), (_, now, _)) in first.iter().zip(&entries()) {
+        assert!(then == now, "compiled again, to the same");
+    }
+    // No folder can be made under a file.
+    let nowhere = first[0].0.join("folder");
+    let told = in_a_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
+    assert!(told.starts_with("opened"), "{told}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version() {
+    let test = "needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version";
+    let old = [("SYNFIRE_STAND_IN_DRIVER_VERSION", OsStr::new("12080"))];
+    let told = in_a_process(test, &old, opening);
+    assert!(told.starts_with("OldDriver { found: \"12.8\""), "{told}");
+    assert!(told.contains("CUDA 13.0 is wanted"), "{told}");
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
+    let test = "needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy";
+    let folder = folder("libraries");
+    let run = || {
+        let environment = [
+            ("LD_LIBRARY_PATH", folder.as_os_str()),
+            ("SYNFIRE_LIBRARIES", folder.as_os_str()),
+            ("VIRTUAL_ENV", OsStr::new("")),
+            ("PATH", OsStr::new("")),
+            ("HOME", OsStr::new("")),
+            ("SYNFIRE_CACHE", folder.as_os_str()),
+        ];
+        in_a_process(test, &environment, opening)
+    };
+    let link = |name: &str, library: &str| {
+        std::os::unix::fs::symlink(library_file(library), folder.join(name)).unwrap();
+    };
+    let shown = folder.display().to_string();
+    let missing = |library: &str, remedy: &str| {
+        let told = run();
+        let begin = format!("MissingLibrary {{ library: {library}, ");
+        assert!(told.starts_with(&begin), "{told}");
+        assert!(told.contains(&shown) && told.contains(remedy), "{told}");
+    };
+    missing("Driver", "driver 580");
+    link("libcuda.so.1", "libcuda.so.1");
+    missing("Nvrtc", "pip install 'nvidia-cuda-nvrtc");
+    link("libnvrtc.so.13", "libnvrtc.so.13");
+    link("libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0");
+    missing("Cudnn", "pip install nvidia-cudnn-cu13");
+    // A library that is another.
+    link("libcudnn.so.9", "libcuda.so.1");
+    let told = run();
+    assert!(
+        told.starts_with("MissingSymbol { library: Cudnn, "),
+        "{told}"
+    );
+    assert!(told.contains("cudnnConvolutionBackwardData"), "{told}");
+    // A file that is none.
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    fs::write(folder.join("libcudnn.so.9"), "no library").unwrap();
+    missing("Cudnn", "pip install nvidia-cudnn-cu13");
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    link("libcudnn.so.9", "libcudnn.so.9");
+    let told = run();
+    assert!(told.starts_with("opened"), "{told}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A file of a library that this process could load.
+fn library_file(name: &str) -> PathBuf {
+    let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap();
+    let mut files = std::env::split_paths(&folders).map(|folder| folder.join(name));
+    let file = files.find(|file| file.exists());
+    fs::canonicalize(file.unwrap_or_else(|| panic!("{name} is not in LD_LIBRARY_PATH"))).unwrap()
 }
