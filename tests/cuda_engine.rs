@@ -108,8 +108,12 @@ impl OnGpu {
             let frames = frames(model, index);
             let batch = frames.batch(index);
             let mut stol = Stol { window: 2 };
-            let learnt =
-                stol.learn(&mut self.learner, &mut self.kernels, &batch, &mut Unobserved);
+            let learnt = stol.learn(
+                &mut self.learner,
+                &mut self.kernels,
+                &batch,
+                &mut Unobserved,
+            );
             learnt.expect("every number is finite");
         }
         let report = self.kernels.take_report();
@@ -180,18 +184,31 @@ fn needs_cuda_training_on_a_gpu_is_training_on_the_cpu() {
             training.learn_unseen(&mut Stol { window: 2 }, &frames(&model, index), index);
         }
         let expected = training.kernels.take_report();
-        for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.05)] {
-            let actual = OnGpu::new(&model, precision).learn(&model, 0..2);
-            let what = format!("{} in {precision:?}", model.name);
-            assert_eq!(expected.batches, actual.batches, "{what}");
-            assert_eq!(expected.samples, actual.samples, "{what}");
-            assert_eq!(expected.neurons, actual.neurons, "{what}");
-            for (t, (cpu, gpu)) in expected.loss.iter().zip(&actual.loss).enumerate() {
-                let off = (cpu - gpu).abs() / cpu.abs();
-                assert!(off < tolerance, "{what} at t = {t}: {cpu} and {gpu}");
-            }
+        let actual = OnGpu::new(&model, Precision::F32).learn(&model, 0..2);
+        let what = model.name;
+        assert_eq!(expected.batches, actual.batches, "{what}");
+        assert_eq!(expected.samples, actual.samples, "{what}");
+        assert_eq!(expected.neurons, actual.neurons, "{what}");
+        for (t, (cpu, gpu)) in expected.loss.iter().zip(&actual.loss).enumerate() {
+            let off = (cpu - gpu).abs() / cpu.abs();
+            assert!(off < 1e-4, "{what} at t = {t}: {cpu} and {gpu}");
         }
     }
+}
+
+/// A spike that bf16 flips changes everything after it, so losses are not compared: bf16 is checked per
+/// operation. But a network in bf16 learns a batch by heart.
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_network_in_bf16_learns() {
+    let model = &all_models()[1];
+    let mut one = OnGpu::new(model, Precision::Bf16);
+    let mut losses = Vec::new();
+    for _ in 0..12 {
+        let report = one.learn(model, 0..1);
+        losses.push(report.loss.iter().sum::<f64>());
+    }
+    assert!(losses[11] < 0.5 * losses[0], "{losses:?}");
 }
 
 #[test]

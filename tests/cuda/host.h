@@ -21,10 +21,10 @@ struct Index3 {
   unsigned x, y, z;
 };
 
-extern __thread Index3 threadIdx __attribute__((tls_model("initial-exec")));
-extern __thread Index3 blockIdx __attribute__((tls_model("initial-exec")));
-extern __thread Index3 blockDim __attribute__((tls_model("initial-exec")));
-extern __thread Index3 gridDim __attribute__((tls_model("initial-exec")));
+extern __thread Index3 threadIdx;
+extern __thread Index3 blockIdx;
+extern __thread Index3 blockDim;
+extern __thread Index3 gridDim;
 
 namespace stand_in {
 

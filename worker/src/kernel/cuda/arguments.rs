@@ -527,7 +527,7 @@ kernels! {
     AverageBackward: "average_pool_backward",
     AdaptiveBackward: "adaptive_pool_backward",
     Flatten: "flatten",
-    Convert: "convert",
+    Convert: "convert_numbers",
     AddBias: "add_bias",
     DropoutMask: "dropout_mask",
     Multiply: "multiply",

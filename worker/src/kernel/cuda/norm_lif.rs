@@ -263,7 +263,7 @@ impl CudaKernels {
                 self.sum_errors(norm, pass, index > 0);
             }
         }
-        if waits {
+        if waits && errors.z.is_some() {
             self.waiting = Some(Waiting {
                 window,
                 errors: *errors,

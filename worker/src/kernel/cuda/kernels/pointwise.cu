@@ -8,7 +8,7 @@ struct Convert {
   u32 accumulate;
 };
 
-KERNEL(convert, Convert) {
+KERNEL(convert_numbers, Convert) {
   // Ranges of an arena may begin anywhere.
   const bool aligned = quads_are_aligned(a.elements) && begins_quad(a.from) && begins_quad(a.to);
   const u64 quads = (a.elements + 3) / 4;
