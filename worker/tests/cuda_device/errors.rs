@@ -201,7 +201,8 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     let folder = folder("libraries");
     let run = || {
         let environment = [
-            ("LD_LIBRARY_PATH", folder.as_os_str()),
+            // The system's loader knows nothing of the folder: what is opened by its path is found by name.
+            ("LD_LIBRARY_PATH", OsStr::new("")),
             ("SYNFIRE_LIBRARIES", folder.as_os_str()),
             ("VIRTUAL_ENV", OsStr::new("")),
             ("PATH", OsStr::new("")),
@@ -226,13 +227,20 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     link("libnvrtc.so.13", "libnvrtc.so.13");
     link("libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0");
     missing("Cudnn", "pip install nvidia-cudnn-cu13");
-    // A library that is another.
+    // A library that is another, by the name inside it.
     link("libcudnn.so.9", "libcuda.so.1");
+    missing("Cudnn", "calls itself something else");
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    // One that has no functions.
+    let status = Command::new("g++")
+        .args(["-shared", "-Wl,-soname,libcudnn.so.9", "-o"])
+        .arg(folder.join("libcudnn.so.9"))
+        .args(["-x", "c++", "/dev/null"])
+        .status();
+    assert!(status.unwrap().success());
     let told = run();
-    assert!(
-        told.starts_with("MissingSymbol { library: Cudnn, "),
-        "{told}"
-    );
+    let begin = "MissingSymbol { library: Cudnn, ";
+    assert!(told.starts_with(begin), "{told}");
     assert!(told.contains("cudnnConvolutionBackwardData"), "{told}");
     // A file that is none.
     fs::remove_file(folder.join("libcudnn.so.9")).unwrap();

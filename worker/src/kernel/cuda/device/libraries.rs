@@ -140,7 +140,11 @@ fn check(
     let Some(used) = of_cudarc() else {
         return Err(CudaError::MissingLibrary {
             library,
-            told: format!("{library} at {} has another name inside", path.display()),
+            told: format!(
+                "{library} at {} calls itself something else: {}",
+                path.display(),
+                library.remedy()
+            ),
         });
     };
     for &symbol in symbols {
