@@ -110,6 +110,7 @@ fn the_json_has_one_shape_on_every_machine() {
     assert_eq!(names, ["driver", "nvrtc", "cudnn", "nccl"]);
     for found in libraries {
         for key in [
+            "looked_in",
             "state",
             "path",
             "version",
