@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 
 /// Each module of the worker with the modules that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("libraries", &[]),
     ("memory", &[]),
     ("shape", &[]),
     ("pickle", &[]),
-    ("collective", &[]),
+    ("collective", &["libraries"]),
     ("control", &[]),
     ("data", &["pickle"]),
     ("graph", &["shape"]),
-    ("kernel", &["shape"]),
+    ("kernel", &["libraries", "shape"]),
     ("engine", &["graph", "kernel", "shape"]),
     ("learn", &["collective", "engine", "kernel"]),
     ("trace", &["engine", "graph", "kernel", "learn", "shape"]),
@@ -59,6 +60,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "graph",
             "kernel",
             "learn",
+            "libraries",
             "memory",
             "node",
             "shape",

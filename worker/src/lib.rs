@@ -6,6 +6,7 @@
 //!
 //! In the order data meets them; arrows between modules are checked by `tests/layering.rs`.
 //!
+//! - [`libraries`]: where the libraries of CUDA are.
 //! - `pickle`: Python's pickles, read without executing them.
 //! - [`data`]: bytes to samples to batches.
 //! - [`graph`]: what a network is: nodes, values, topological order; the models by name.
@@ -31,6 +32,7 @@ pub mod engine;
 pub mod graph;
 pub mod kernel;
 pub mod learn;
+pub mod libraries;
 pub mod memory;
 pub mod node;
 pub mod observe;
