@@ -13,15 +13,21 @@
 //! - [`threads`]: ranks in one process; the reference.
 //! - [`tcp`]: ranks on one machine, without MPI.
 //! - `mpi`, with the feature of that name: ranks of an MPI job.
+//! - [`device`]: averages of numbers that lie on GPUs.
+//! - [`place`]: which of a machine's GPUs a rank takes.
+//! - `nccl`, with the feature of that name: GPUs, beside one of the groups above.
 //! - `opening`: what the ranks of MPI agree on before numbers move.
 //! - [`environment`]: whether this process is one of an MPI job.
 
 pub mod bf16;
+pub mod device;
 pub mod environment;
 pub mod error;
 mod mean;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 // Its tests need no MPI.
 #[cfg(any(test, feature = "mpi"))]
 #[cfg_attr(
@@ -30,6 +36,7 @@ pub mod mpi;
 )]
 mod opening;
 pub mod pending;
+pub mod place;
 pub mod solo;
 pub mod tcp;
 pub mod threads;
@@ -38,9 +45,12 @@ use std::time::Duration;
 
 use synfire_shared::ids::{Rank, World};
 
+use device::OnDevice;
 pub use error::CollectiveError;
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use pending::{Interrupt, Pending};
 pub use solo::Solo;
 pub use tcp::Tcp;
@@ -113,6 +123,11 @@ pub trait Collective: Send {
 
     /// What another thread can use to end this rank's waits at once.
     fn interrupt(&self) -> Interrupt;
+
+    /// What of the group works on numbers where they lie on GPUs; nothing where numbers lie on the host.
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        None
+    }
 }
 
 /// The rank of this place among all.
