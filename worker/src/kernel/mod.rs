@@ -10,6 +10,7 @@
 //! - [`layers`]: the descriptions of operations that it takes.
 //! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
 //! - [`cpu`]: slices, threads and vectors; spikes as bits.
+//! - `cuda`: NVIDIA GPUs, with the feature `cuda`.
 //!
 //! # Time
 //!
@@ -17,6 +18,8 @@
 //! [`Window`] names the newest time steps; operations without time take all of them as one batch.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod layers;
 pub mod reference;
 

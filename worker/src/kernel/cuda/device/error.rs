@@ -1,0 +1,177 @@
+//! What can go wrong with a GPU.
+
+/// Why a call to a GPU, or to what it needs, failed.
+///
+/// It can be copied, because the first fault of a device is kept and told again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// A library is not there.
+    #[error("{library} is not found: {looked}; {remedy}")]
+    MissingLibrary {
+        /// Its name.
+        library: &'static str,
+        /// Where it was looked for, by which names.
+        looked: String,
+        /// What to install or set.
+        remedy: &'static str,
+    },
+    /// A library lacks a function: it is too old, or not what its name says.
+    #[error("{library} has no function {symbol}: it is too old or broken; {remedy}")]
+    MissingSymbol {
+        /// Its name.
+        library: &'static str,
+        /// The function.
+        symbol: &'static str,
+        /// What to install or set.
+        remedy: &'static str,
+    },
+    /// The driver does not know CUDA 13.0.
+    #[error(
+        "the NVIDIA driver is made for CUDA {found}, and CUDA {wanted} is wanted: update the driver \
+         (580 or newer)"
+    )]
+    OldDriver {
+        /// The newest CUDA that it knows, as in "12.8".
+        found: String,
+        /// The oldest that will do.
+        wanted: &'static str,
+    },
+    /// cuDNN is too old.
+    #[error("cuDNN {found} is too old: 9.0 or newer is wanted; pip install nvidia-cudnn-cu13")]
+    OldCudnn {
+        /// Its version.
+        found: String,
+    },
+    /// There is no GPU of this number.
+    #[error("there is no GPU {ordinal}: {count} found; is it in CUDA_VISIBLE_DEVICES?")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: u32,
+        /// How many there are, numbered from 0.
+        count: u32,
+    },
+    /// The GPU lacks bf16.
+    #[error("GPU {ordinal} ({name}, sm_{architecture}) is too old: sm_80 or newer is wanted")]
+    OldDevice {
+        /// Its number.
+        ordinal: u32,
+        /// Its name.
+        name: String,
+        /// Its compute capability, times ten.
+        architecture: u32,
+    },
+    /// The GPU has not enough memory.
+    #[error("the GPU is out of memory: {wanted} bytes wanted, {free} of {total} are free")]
+    OutOfMemory {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that the GPU has.
+        total: u64,
+    },
+    /// A kernel does not compile.
+    #[error("{file} does not compile for {target}:\n{log}")]
+    Compile {
+        /// The file of the kernel.
+        file: String,
+        /// As in "`sm_90`".
+        target: String,
+        /// What NVRTC says.
+        log: String,
+    },
+    /// NVRTC failed otherwise.
+    #[error("NVRTC: {call} failed: {status}")]
+    Nvrtc {
+        /// The function.
+        call: &'static str,
+        /// Its status.
+        status: String,
+    },
+    /// A call to the driver failed.
+    #[error("CUDA: {call} failed: {name} ({text})")]
+    Driver {
+        /// The function.
+        call: &'static str,
+        /// The name of the error, as in "`CUDA_ERROR_INVALID_VALUE`".
+        name: String,
+        /// The driver's words for it.
+        text: String,
+    },
+    /// A kernel or a copy failed while the host went on; it was noticed by this call.
+    #[error(
+        "the GPU has a fault, noticed by {call}: {name} ({text}); the process must start again"
+    )]
+    Fault {
+        /// The function that noticed.
+        call: &'static str,
+        /// The name of the error.
+        name: String,
+        /// The driver's words for it.
+        text: String,
+    },
+    /// A call to cuDNN failed.
+    #[error("cuDNN: {call} failed with {status} for {shape}: {text}")]
+    Cudnn {
+        /// The function.
+        call: &'static str,
+        /// The name of the status.
+        status: String,
+        /// cuDNN's words for it.
+        text: String,
+        /// The convolution, or "a handle".
+        shape: String,
+    },
+    /// cuDNN has no deterministic algorithm for a convolution.
+    #[error("cuDNN has no deterministic algorithm for the {direction} of {shape}")]
+    NoAlgorithm {
+        /// "forward", "data gradient" or "weight gradient".
+        direction: &'static str,
+        /// The convolution.
+        shape: String,
+    },
+    /// A convolution that is none.
+    #[error("{shape} is no convolution: its output would be {height} x {width}")]
+    BadConvolution {
+        /// The convolution.
+        shape: String,
+        /// What its input gives.
+        height: usize,
+        /// What its input gives.
+        width: usize,
+    },
+    /// A kernel is called that no file has.
+    #[error("no kernel is called {kernel}")]
+    UnknownKernel {
+        /// Its name.
+        kernel: &'static str,
+    },
+    /// The arguments of a kernel differ between Rust and C++.
+    #[error("kernel {kernel} takes {device} bytes of arguments and is given {host}")]
+    ArgumentBytes {
+        /// Its name.
+        kernel: &'static str,
+        /// Bytes of the Rust struct.
+        host: usize,
+        /// Bytes of the C++ struct.
+        device: usize,
+    },
+    /// A call that waits, allocates or moves bytes of the host was made while a graph is captured.
+    #[error("{call} cannot be part of a CUDA graph: make it before the capture")]
+    WhileCapturing {
+        /// The function.
+        call: &'static str,
+    },
+    /// The end of a capture that has not begun.
+    #[error("no CUDA graph is being captured")]
+    NoCapture,
+    /// More bytes than there can be.
+    #[error("{call} of {bytes} bytes: more than can be")]
+    TooLarge {
+        /// The function.
+        call: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+}

@@ -1,0 +1,29 @@
+//! The kernels' files, which are compiled where they run.
+
+/// Files that are compiled, each by itself.
+pub(super) const FILES: &[(&str, &str)] = &[("fill.cu", include_str!("../kernels/fill.cu"))];
+
+/// Files that they include.
+pub(super) const HEADERS: &[(&str, &str)] =
+    &[("kernel.cuh", include_str!("../kernels/kernel.cuh"))];
+
+#[cfg(test)]
+mod tests {
+    use super::{FILES, HEADERS};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_file_of_the_folder_is_listed() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/cuda/kernels");
+        let there: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+            .collect();
+        let listed = FILES
+            .iter()
+            .chain(HEADERS)
+            .map(|(name, _)| (*name).to_owned());
+        assert_eq!(there, listed.collect());
+    }
+}
