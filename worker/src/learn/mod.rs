@@ -19,7 +19,7 @@ pub mod stol;
 use crate::collective::CollectiveError;
 use crate::engine::Network;
 use crate::kernel::{Kernels, Loss, Phase, Window};
-use exchange::Exchange;
+use exchange::{Exchange, Mean};
 use optimiser::Optimiser;
 use std::cell::RefCell;
 
@@ -187,9 +187,15 @@ impl Learner {
             },
         );
         let exchange = shared.into_inner();
-        exchange.finish(kernels, network, ends_batch, &mut |kernels, span, mean| {
-            kernels.update_from(span, mean, step);
-        })
+        exchange.finish(
+            kernels,
+            network,
+            ends_batch,
+            &mut |kernels, span, mean| match mean {
+                Mean::Given(mean) => kernels.update_from(span, mean, step),
+                Mean::InPlace => kernels.update(span, step),
+            },
+        )
     }
 
     /// Copies what time step t needs: input and dropout masks.
