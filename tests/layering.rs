@@ -18,13 +18,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("data", &["pickle"]),
     ("graph", &["shape"]),
     ("kernel", &["libraries", "shape"]),
+    ("backend", &["kernel", "libraries"]),
     ("engine", &["graph", "kernel", "shape"]),
     ("learn", &["collective", "engine", "kernel"]),
     ("trace", &["engine", "graph", "kernel", "learn", "shape"]),
     ("weights", &["engine", "kernel", "pickle", "trace"]),
     (
         "node",
-        &["engine", "graph", "kernel", "learn", "memory", "shape"],
+        &[
+            "backend", "engine", "graph", "kernel", "learn", "memory", "shape",
+        ],
     ),
     (
         "checkpoint",
@@ -52,6 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "backend",
             "checkpoint",
             "collective",
             "control",

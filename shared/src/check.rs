@@ -4,6 +4,7 @@ use std::ops::{Bound, RangeBounds};
 
 use toml::de::{DeInteger, DeValue};
 
+use crate::device::Device;
 use crate::faults::{RunErrors, listed, nearest, shortened};
 use crate::keys::{Fallback, KEYS, Key, Kind, Only};
 use crate::run_file::{RunFile, described};
@@ -66,8 +67,20 @@ fn scalar(key: &Key, value: &DeValue<'_>) -> Result<Scalar, String> {
         (Kind::Text, DeValue::String(text)) if !text.is_empty() => {
             Ok(Scalar::Text(text.to_string()))
         }
-        (Kind::Choice { names, later }, DeValue::String(text)) => {
-            choice(key, text, names, later).map(|name| Scalar::Text(name.to_owned()))
+        (Kind::Device, DeValue::String(text)) => Device::parse(text)
+            .map(|device| Scalar::Text(device.to_string()))
+            .ok_or_else(|| wrong(key, value)),
+        (
+            Kind::Choice {
+                names,
+                later,
+                older,
+            },
+            DeValue::String(text),
+        ) => {
+            let today = older.iter().find(|(old, _)| old == text);
+            let name = today.map_or(text.as_ref(), |(_, name)| name);
+            choice(key, name, names, later).map(|name| Scalar::Text(name.to_owned()))
         }
         _ => Err(wrong(key, value)),
     }
@@ -202,6 +215,7 @@ impl Checker<'_> {
             }
         }
         faults.extend(self.readout_without_weights());
+        faults.extend(self.roundings());
         faults.extend(self.locations());
         faults
     }
@@ -224,6 +238,35 @@ impl Checker<'_> {
             }
         }
         faults
+    }
+
+    /// Roundings that what computes does not know.
+    fn roundings(&self) -> Vec<(&'static Key, String)> {
+        let text = |name: &str| match self.known(name) {
+            Some(Scalar::Text(text)) => Some(text),
+            Some(Scalar::Bool(_) | Scalar::Integer(_) | Scalar::Real(_)) | None => None,
+        };
+        let is_cpu = text("run.device").is_some_and(|device| device == "cpu");
+        let is_burn = text("run.engine").is_some_and(|engine| engine == "burn");
+        let why = match (is_cpu, is_burn) {
+            (true, _) => "goes with a GPU alone: set \"run.device\" to \"cuda\", or",
+            (false, true) => "does not go with \"run.engine\" \"burn\": use \"fast\", or",
+            (false, false) => return Vec::new(),
+        };
+        let is_bf16 = text("run.precision").is_some_and(|precision| precision == "bf16");
+        let is_tf32 = self.known("run.tf32") == Some(Scalar::Bool(true));
+        let all = [
+            ("run.precision", is_bf16, "\"bf16\"", "\"f32\""),
+            ("run.tf32", is_tf32, "true", "false"),
+        ];
+        let faulty = all.into_iter().filter(|(_, is_set, ..)| *is_set);
+        faulty
+            .filter_map(|(name, _, value, plain)| {
+                let key = KEYS.iter().find(|key| key.name == name)?;
+                let message = format!("{name:?} is {value}, which {why} leave it {plain}");
+                Some((key, message))
+            })
+            .collect()
     }
 
     /// `init.skip_readout` where there is nothing to skip it in.
@@ -318,9 +361,28 @@ lr = 0.02
         (&["run.threads=1025"],
             "\"run.threads\" must be a whole number from 0 to 1024, but is 1025"),
         (&["run.engine=cuda"],
-            "\"run.engine\" must be \"cpu\" or \"burn\", but is \"cuda\""),
+            "\"run.engine\" must be \"fast\" or \"burn\", but is \"cuda\""),
         (&["run.engine=3"],
-            "\"run.engine\" must be \"cpu\" or \"burn\", but is \"3\""),
+            "\"run.engine\" must be \"fast\" or \"burn\", but is \"3\""),
+        (&["run.device=gpu"],
+            "\"run.device\" must be \"cpu\", \"cuda\" or \"cuda:N\", but is the text \"gpu\""),
+        (&["run.device=cuda:1024"],
+            "\"run.device\" must be \"cpu\", \"cuda\" or \"cuda:N\", but is the text \"cuda:1024\""),
+        (&["run.device=0"],
+            "\"run.device\" must be \"cpu\", \"cuda\" or \"cuda:N\", but is the text \"0\""),
+        (&["run.precision=f16"],
+            "\"run.precision\" is \"f16\": did you mean \"bf16\"? It must be \"f32\" or \"bf16\""),
+        (&["run.precision=bf16"],
+            "\"run.precision\" is \"bf16\", which goes with a GPU alone: set \"run.device\" to \
+             \"cuda\", or leave it \"f32\""),
+        (&["run.device=cuda", "run.engine=burn", "run.precision=bf16"],
+            "\"run.precision\" is \"bf16\", which does not go with \"run.engine\" \"burn\": use \
+             \"fast\", or leave it \"f32\""),
+        (&["run.tf32=true"],
+            "\"run.tf32\" is true, which goes with a GPU alone: set \"run.device\" to \"cuda\", or \
+             leave it false"),
+        (&["run.tf32=1"],
+            "\"run.tf32\" must be true or false, but is 1"),
         (&["run.evaluate_every=true"],
             "\"run.evaluate_every\" must be a whole number from 1 to 1000000, but is true"),
         (&["run.folder=\"\""],
@@ -655,6 +717,9 @@ lambda = 0.5
             &["schedule.kind=constant"],
             &["neuron.reset=none"],
             &["run.epochs=1"],
+            &["run.engine=cpu"],
+            &["run.device=cuda:1", "run.precision=bf16", "run.tf32=true"],
+            &["run.device=cuda", "run.engine=burn"],
             &["optimiser.lr=0"],
             &["optimiser.lr=1_0"],
             &["optimiser.lr=-0.0"],

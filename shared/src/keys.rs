@@ -5,10 +5,13 @@
 use std::fmt;
 use std::ops::Bound::{self, Excluded, Included};
 
+use crate::device::Device;
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{Augment, Engine, OnBadSample, Shuffle, SourceName, Transport, Wire};
+use crate::run::{
+    Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire,
+};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.
@@ -22,11 +25,15 @@ pub(crate) enum Kind {
     Real(Bound<f64>, Bound<f64>),
     /// Any text but the empty one.
     Text,
+    /// The name of a [`Device`].
+    Device,
     /// One of a few names.
     Choice {
         names: &'static [&'static str],
         /// Names that the design has and this version does not build.
         later: &'static [&'static str],
+        /// What older versions called some of them, with the name of today.
+        older: &'static [(&'static str, &'static str)],
     },
 }
 
@@ -127,6 +134,7 @@ impl fmt::Display for Kind {
                 }
             }
             Self::Text => formatter.write_str("a text in quotes"),
+            Self::Device => formatter.write_str(Device::ALLOWED),
             Self::Choice { names, .. } => formatter.write_str(&listed(names)),
         }
     }
@@ -151,8 +159,15 @@ const MANY: u64 = 1_000_000;
 const LARGE: Bound<f64> = Included(1e6);
 
 const fn choice(names: &'static [&'static str]) -> Kind {
-    Kind::Choice { names, later: &[] }
+    Kind::Choice {
+        names,
+        later: &[],
+        older: &[],
+    }
 }
+
+/// What `run.engine` was called while there were processors alone.
+pub(crate) const OLDER_ENGINES: &[(&str, &str)] = &[("cpu", "fast")];
 
 /// A fraction: 0 is one, 1 is not.
 const FRACTION: Kind = Kind::Real(Included(0.0), Excluded(1.0));
@@ -173,8 +188,19 @@ pub(crate) const KEYS: &[Key] = &[
         "Stop after so many training batches, counted over all epochs; absent: the whole run"),
     Key::new("run.threads", Kind::Integer(0, 1024), Fallback::Integer(0),
         "Threads that compute; 0: one per core. Results do not depend on it"),
-    Key::new("run.engine", choice(Engine::NAMES), Fallback::Text("cpu"),
-        "What computes: \"cpu\" is the fast one, \"burn\" the plain tensors that define it"),
+    Key::new("run.engine",
+        Kind::Choice { names: Engine::NAMES, later: &[], older: OLDER_ENGINES },
+        Fallback::Text("fast"),
+        "What computes: \"fast\" is the fast one of the device, \"burn\" the plain tensors that define \
+         it"),
+    Key::new("run.device", Kind::Device, Fallback::Text("cpu"),
+        "On what: processors, or an NVIDIA GPU by its number; without one, several ranks of a machine \
+         take a GPU each. A run may go on on another device"),
+    Key::new("run.precision", choice(Precision::NAMES), Fallback::Text("f32"),
+        "What is multiplied: \"bf16\" rounds the operands of convolutions, on a GPU alone; sums, \
+         weights and potentials stay f32"),
+    Key::new("run.tf32", Kind::Bool, Fallback::Bool(false),
+        "Let a GPU round the operands of f32 convolutions to 11 significant bits, which is faster"),
     Key::new("run.evaluate_every", Kind::Integer(1, MANY), Fallback::Integer(1),
         "Epochs from one pass over the test set to the next"),
     Key::new("run.folder", Kind::Text, Fallback::Absent,
@@ -269,7 +295,7 @@ pub(crate) const KEYS: &[Key] = &[
          exchanges per batch norm and time step; with one rank it changes nothing"),
 
     Key::new("algorithm.name",
-        Kind::Choice { names: AlgorithmName::NAMES, later: &["sltt", "ottt", "fptt"] },
+        Kind::Choice { names: AlgorithmName::NAMES, later: &["sltt", "ottt", "fptt"], older: &[] },
         Fallback::Required,
         "\"stol\" updates the weights at every time step, \"bptt\" once per batch"),
     Key::new("algorithm.window", Kind::Integer(1, 1024), Fallback::Integer(2),
@@ -279,7 +305,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("algorithm.time_steps", Kind::Integer(1, 1024), Fallback::Required,
         "Time steps T for which each sample is shown"),
     Key::new("algorithm.history",
-        Kind::Choice { names: History::NAMES, later: &["recomputed"] },
+        Kind::Choice { names: History::NAMES, later: &["recomputed"], older: &[] },
         Fallback::Text("saved"),
         "Where earlier time steps' activations come from: \"saved\" keeps them as they were"),
 

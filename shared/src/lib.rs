@@ -22,6 +22,7 @@
 mod check;
 pub mod checkpoint;
 pub mod dataset;
+mod device;
 mod faults;
 pub mod generation;
 pub mod ids;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::check;
+pub use crate::device::Device;
 use crate::faults::RunErrors;
 pub use crate::learn::{Algorithm, History, Loss, Optimiser};
 pub use crate::model::{BatchNorm, Depth, Model, Network, Neuron, Norm, Reset, Residual, Stem};
@@ -31,6 +32,12 @@ pub struct Run {
     pub threads: usize,
     /// What computes.
     pub engine: Engine,
+    /// On what.
+    pub device: Device,
+    /// The numbers that it multiplies.
+    pub precision: Precision,
+    /// Whether a GPU may round the operands of f32 products to TF32.
+    pub tf32: bool,
     /// Epochs from one pass over the test set to the next, at least 1.
     pub evaluate_every: u32,
     /// Where results are kept, as it was written; absent: nothing is kept.
@@ -99,6 +106,9 @@ impl Run {
             max_batches: values.optional_integer("run.max_batches"),
             threads: values.count("run.threads"),
             engine: Engine::from_name(&values.text("run.engine")),
+            device: Device::parse(&values.text("run.device")).expect("checked to be a device"),
+            precision: Precision::from_name(&values.text("run.precision")),
+            tf32: values.bool("run.tf32"),
             evaluate_every: values.small("run.evaluate_every"),
             folder: values.optional_text("run.folder"),
             data: Data::from_values(values),
@@ -121,10 +131,20 @@ impl Run {
 named! {
     /// What computes.
     pub enum Engine {
-        /// The fast engine for processors.
-        Cpu = "cpu",
+        /// What is fast on the device.
+        Fast = "fast",
         /// Plain tensor operations: the definition of every other engine.
         Burn = "burn",
+    }
+}
+
+named! {
+    /// The numbers that are multiplied. Sums, weights, potentials and gradients are f32 in any case.
+    pub enum Precision {
+        /// 24 significant bits.
+        F32 = "f32",
+        /// Operands of convolutions and of the readout rounded to 8 significant bits, on a GPU.
+        Bf16 = "bf16",
     }
 }
 

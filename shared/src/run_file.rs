@@ -174,11 +174,12 @@ impl<'a> RunFile<'a> {
         let value = match DeValue::parse(value).map(Spanned::into_inner) {
             Ok(parsed) => match key.kind {
                 // A folder may be called 2024, or true.
-                Kind::Text | Kind::Choice { .. } if !parsed.is_str() => as_text(),
+                Kind::Text | Kind::Device | Kind::Choice { .. } if !parsed.is_str() => as_text(),
                 Kind::Bool
                 | Kind::Integer(..)
                 | Kind::Real(..)
                 | Kind::Text
+                | Kind::Device
                 | Kind::Choice { .. } => parsed,
             },
             Err(_) => as_text(),
@@ -356,7 +357,7 @@ mod tests {
             (
                 "[run.deep.er]\na = 1",
                 "1: unknown key \"run.deep.er\": the keys of [run] are seed, epochs, max_batches, \
-                 threads, engine, evaluate_every, folder",
+                 threads, engine, device, precision, tf32, evaluate_every, folder",
             ),
             (
                 "[modle]",

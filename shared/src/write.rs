@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::keys::{Fallback, KEYS, Key};
+use crate::keys::{Fallback, KEYS, Key, OLDER_ENGINES};
 use crate::run::{Algorithm, Loss, Network, Optimiser, Packed, Run, ScheduleKind, Source};
 use crate::values::Scalar;
 
@@ -41,6 +41,7 @@ pub(crate) fn to_toml(run: &Run) -> String {
 const NO_SETTINGS: &[&str] = &[
     "run.max_batches",
     "run.threads",
+    "run.device",
     "run.evaluate_every",
     "run.folder",
     "data.path",
@@ -57,7 +58,12 @@ const NO_SETTINGS: &[&str] = &[
 ];
 
 /// Settings that older versions did not have: told where they are not what those did.
-const NEWER: &[(&str, &str)] = &[("ranks.wire", "\"f32\""), ("batch_norm.sync", "false")];
+const NEWER: &[(&str, &str)] = &[
+    ("ranks.wire", "\"f32\""),
+    ("batch_norm.sync", "false"),
+    ("run.precision", "\"f32\""),
+    ("run.tf32", "false"),
+];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
     let matters = |name: &str| !NO_SETTINGS.contains(&name) && !name.starts_with("checkpoint.");
@@ -66,7 +72,16 @@ pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
         .filter(|(name, _)| matters(name))
         .map(|(&name, value)| (name.to_owned(), toml_value(value)))
         .filter(|(name, value)| !NEWER.contains(&(name.as_str(), value.as_str())))
+        .map(as_older_versions)
         .collect()
+}
+
+/// A checkpoint of an older version has the older name of what computes.
+fn as_older_versions((name, value): (String, String)) -> (String, String) {
+    let is_engine = name == "run.engine";
+    let mut older = OLDER_ENGINES.iter().filter(|_| is_engine);
+    let older = older.find(|(_, today)| value == format!("{today:?}"));
+    (name, older.map_or(value, |(old, _)| format!("{old:?}")))
 }
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -139,6 +154,9 @@ fn run_and_data(run: &Run, entries: &mut Entries) {
     }
     entries.insert("run.threads", count(run.threads));
     entries.insert("run.engine", text(run.engine.name()));
+    entries.insert("run.device", text(&run.device.to_string()));
+    entries.insert("run.precision", text(run.precision.name()));
+    entries.insert("run.tf32", Scalar::Bool(run.tf32));
     entries.insert("run.evaluate_every", integer(run.evaluate_every));
     if let Some(folder) = &run.folder {
         entries.insert("run.folder", text(folder));
@@ -343,6 +361,7 @@ mod tests {
                 }
                 Kind::Real(Bound::Unbounded, _) => unreachable!("no key is unbounded"),
                 Kind::Text => Scalar::Text("a \"b\"\\ é\n\r\u{1}\t'c' #".to_owned()),
+                Kind::Device => Scalar::Text(format!("cuda:{}", below(&mut rng, 8))),
                 Kind::Choice { names, .. } => {
                     let index = below(&mut rng, u32::try_from(names.len()).unwrap());
                     text(names[index as usize])
@@ -370,6 +389,8 @@ mod tests {
                         "algorithm.window",
                         "schedule.warmup_epochs",
                         "init.skip_readout",
+                        "run.precision",
+                        "run.tf32",
                     ];
                     for fault in errors.faults() {
                         prop_assert!(free.contains(&fault.key.as_str()), "{}", fault);
@@ -389,6 +410,7 @@ mod tests {
         let elsewhere = run(&[
             "run.folder=x",
             "run.threads=1",
+            "run.device=cuda:1",
             "run.max_batches=3",
             "run.evaluate_every=2",
             "checkpoint.every_batches=5",
@@ -404,6 +426,7 @@ mod tests {
             "data.batch=8",
             "batch_norm.sync=true",
             "ranks.wire=bf16",
+            "run.engine=burn",
         ] {
             let key = other.split('=').next().unwrap();
             let mut settings = run(&[other]).settings();
@@ -415,6 +438,15 @@ mod tests {
             };
             assert_eq!(settings, plain, "{other}");
         }
+        // What a GPU rounds.
+        for other in ["run.precision=bf16", "run.tf32=true"] {
+            let settings = run(&["run.device=cuda", other]).settings();
+            assert_eq!(settings.len(), plain.len() + 1, "{other}");
+        }
+        assert_eq!(
+            plain["run.engine"], "\"cpu\"",
+            "its name in older checkpoints"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! - [`data`]: bytes to samples to batches.
 //! - [`graph`]: what a network is: nodes, values, topological order; the models by name.
 //! - [`kernel`]: the seam: one function per operation, and its back ends.
+//! - [`backend`]: which back end computes: an engine on a device.
 //! - [`engine`]: one time step, forward and backward over a window.
 //! - [`learn`]: when to update, and how far back the error reaches.
 //! - [`trace`]: recorded reference runs: reading, replaying, recording.
@@ -23,6 +24,7 @@
 //! - [`report`]: what a run has told, as a page of HTML.
 //! - [`cli`]: the verbs of the command line.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod collective;

@@ -1,11 +1,10 @@
 //! Builds what one rank needs from a checked run: back end, network, algorithm.
 
+use crate::backend::{BackEnd, BackEndError};
 use crate::engine::Network;
 use crate::engine::plan::{Plan, Settings};
 use crate::graph::models::{self, ModelError, ModelName, ModelOptions, Stem};
 use crate::graph::{Graph, init};
-use crate::kernel::cpu::{CpuError, CpuKernels};
-use crate::kernel::reference::ReferenceKernels;
 use crate::kernel::{Kernels, Loss, Neuron, Norms, Reset};
 use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
@@ -25,7 +24,7 @@ pub enum NodeError {
     Model(#[from] ModelError),
     /// The back end cannot start.
     #[error("the back end cannot start")]
-    Cpu(#[from] CpuError),
+    BackEnd(#[from] BackEndError),
     /// The network does not fit into memory.
     #[error(
         "{} with a window of {window} needs {needed_mib} MiB and {available_mib} MiB are free: {}",
@@ -126,7 +125,7 @@ pub fn build_share(
 ) -> Result<Node, NodeError> {
     let options = model_options(&run.model, input, classes);
     let graph = models::build(&options)?;
-    let mut kernels = kernels(run.engine, run.threads)?;
+    let mut kernels = BackEnd::of(run).open()?;
     let algorithm = algorithm(run.algorithm);
     let settings = Settings {
         samples: share.places.len(),
@@ -190,17 +189,6 @@ pub fn check_memory(
         needed_mib: needed >> 20,
         available_mib: available >> 20,
         fits: u64::try_from(fits).unwrap_or(u64::MAX),
-    })
-}
-
-/// A back end by name.
-///
-/// # Errors
-/// If it cannot start.
-pub fn kernels(engine: run::Engine, threads: usize) -> Result<Box<dyn Kernels>, CpuError> {
-    Ok(match engine {
-        run::Engine::Cpu => Box::new(CpuKernels::new(threads, None)?),
-        run::Engine::Burn => Box::new(ReferenceKernels::new()),
     })
 }
 

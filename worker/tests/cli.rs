@@ -31,7 +31,7 @@ fn folder(test: &str) -> PathBuf {
 fn without_arguments_it_prints_help() {
     let output = synfire(&[]);
     assert_eq!(output.status.code(), Some(0));
-    for verb in ["train", "verify", "trace", "inspect", "bench"] {
+    for verb in ["train", "verify", "trace", "inspect", "bench", "doctor"] {
         assert!(text(&output.stdout).contains(verb), "{verb}");
     }
 }
@@ -54,6 +54,44 @@ fn the_printed_configuration_is_a_configuration() {
     let again = synfire(&["train", file.to_str().unwrap(), "--print-config"]);
     assert_eq!(text(&printed.stdout), text(&again.stdout));
     assert!(text(&again.stdout).contains("seed = 7"));
+}
+
+#[test]
+fn the_device_of_the_command_line_is_that_of_the_run() {
+    let run = |arguments: &[&str]| {
+        let all = [&["train", "--print-config"], arguments].concat();
+        text(&synfire(&all).stdout)
+    };
+    assert!(run(&[]).contains("\ndevice = \"cpu\"\n"));
+    let named = ["--device", "cuda:1", "--set", "run.device=cpu"];
+    assert!(run(&named).contains("\ndevice = \"cuda:1\"\n"));
+    for verb in ["train", "bench", "verify", "evaluate"] {
+        assert_eq!(
+            synfire(&[verb, "--device", "gpu"]).status.code(),
+            Some(64),
+            "{verb}"
+        );
+    }
+    let precise = ["bench", "--model", "small", "--precision", "bf16"];
+    let told = text(&synfire(&precise).stderr);
+    assert!(told.contains("go with --device cuda"), "{told}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_build_without_cuda_says_how_to_build_one_with_it() {
+    let trace = golden("micro.stol_k2_saved.safetensors");
+    for arguments in [
+        &["train", "--device", "cuda"][..],
+        &["bench", "--model", "small", "--device", "cuda:1"],
+        &["verify", "--device", "cuda", &trace],
+    ] {
+        let output = synfire(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let told = text(&output.stderr);
+        let remedy = "cargo build --release --features cuda,nccl";
+        assert!(told.contains(remedy), "{told}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `synfire bench`.
 
+use super::engine::EngineArguments;
 use super::model::{self, ModelArguments, NAMES};
 use super::say;
 use super::table::{Table, duration};
@@ -27,12 +28,6 @@ use synfire_shared::random::{Purpose, below, keyed, normal};
 use synfire_shared::run;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineArgument {
-    Cpu,
-    Burn,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum AlgorithmArgument {
     Stol,
     Bptt,
@@ -41,7 +36,7 @@ enum AlgorithmArgument {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Without --images, pictures are fixed noise; without --weights, weights are \
-freshly drawn. The cpu engine's speed depends on how many neurons spike, so time it on both. A \
+freshly drawn. The fast engine's speed on processors depends on how many neurons spike, so time it on both. A \
 median whose minimum and maximum differ by more than a tenth was disturbed: time again."
 )]
 pub(super) struct Arguments {
@@ -67,12 +62,8 @@ pub(super) struct Arguments {
     /// Batches before timing starts
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=100_000))]
     warmup: u32,
-    /// What computes
-    #[arg(long, value_enum, default_value = "cpu")]
-    engine: EngineArgument,
-    /// Threads of the cpu engine; 0 is one per core
-    #[arg(long, default_value_t = 0, value_parser = super::threads)]
-    threads: u16,
+    #[command(flatten)]
+    engine: EngineArguments,
     /// Weights to start from: a safetensors file of `synfire train --save-weights`
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
@@ -127,11 +118,7 @@ impl Bench {
         let resident_before_mib = peak_resident_mib().unwrap_or(0.0);
         let options = arguments.options.options(arguments.model);
         let graph = build(&options)?;
-        let engine = match arguments.engine {
-            EngineArgument::Cpu => run::Engine::Cpu,
-            EngineArgument::Burn => run::Engine::Burn,
-        };
-        let mut kernels = node::kernels(engine, usize::from(arguments.threads))?;
+        let mut kernels = arguments.engine.open()?;
         let window = arguments.window as usize;
         let algorithm = node::algorithm(match arguments.algorithm {
             AlgorithmArgument::Stol => run::Algorithm::Stol { window },
@@ -238,6 +225,7 @@ impl Bench {
             (work.name().replace(' ', "_"), json!(total))
         });
         let loss = tally.mean_loss();
+        let is_cuda = arguments.engine.device().is_cuda();
         json!({
             "engine": "synfire",
             "back_end": self.kernels.name(),
@@ -245,10 +233,10 @@ impl Bench {
             "model": arguments.model.to_string(),
             "batch": arguments.batch,
             "steps_T": arguments.time_steps,
-            "dtype": "f32",
-            "device": "cpu",
-            "device_name": "cpu",
-            "threads": threads(arguments),
+            "dtype": arguments.engine.precision().name(),
+            "device": if is_cuda { "cuda" } else { "cpu" },
+            "device_name": if is_cuda { self.kernels.name() } else { "cpu".into() },
+            "threads": arguments.engine.threads(),
             "channels_last": true,
             "images_per_second": {"median": middle, "min": least, "max": most},
             "seconds_per_batch": median(&seconds),
@@ -363,13 +351,6 @@ fn median(sorted: &[f64]) -> f64 {
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
-}
-
-fn threads(arguments: &Arguments) -> usize {
-    match arguments.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => usize::from(n),
-    }
 }
 
 /// The batches: fixed noise, or pictures one batch after the other.

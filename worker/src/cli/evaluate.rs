@@ -1,7 +1,7 @@
 //! `synfire evaluate`.
 
-use super::say;
 use super::table::percent;
+use super::{engine, say};
 use crate::checkpoint::RunFolder;
 use crate::data::{BadSample, Source};
 use crate::shape::Shape;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use synfire_shared::Run;
 use synfire_shared::dataset::INDEX_NAME;
+use synfire_shared::run::Device;
 use synfire_shared::storage::Store;
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,9 @@ pub(super) struct Arguments {
     /// set, or of what data.source names
     #[arg(long, value_name = "DIR|URL")]
     data: Option<String>,
+    /// On what to compute, instead of the configuration's run.device
+    #[arg(long, value_name = "cpu|cuda[:N]", value_parser = engine::device)]
+    device: Option<Device>,
     /// Change a key of the configuration; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -86,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn configuration(arguments: &Arguments, folder: Option<&RunFolder>) -> anyhow::Result<Run> {
-    let mut set = arguments.set.clone();
+    let mut set = super::train::with_device(&arguments.set, arguments.device);
     if let Some(data) = &arguments.data {
         // A set with an index is a packed one, whatever the run was trained on. A file has none.
         let is_file = Path::new(data).is_file();

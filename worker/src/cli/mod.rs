@@ -3,11 +3,12 @@
 //! # Layout
 //!
 //! - this file: the arguments, and which verb they mean.
-//! - `pack`, `train`, `evaluate`, `verify`, `trace`, `inspect`, `bench`: the verbs.
+//! - `pack`, `train`, `evaluate`, `verify`, `trace`, `inspect`, `bench`, `doctor`: the verbs.
 //! - `launch`: ranks on this machine.
 //! - `ranks`: with whom `train` trains.
 //! - `watch`: what `train` shows to others: metrics and the report.
 //! - `model`: the arguments that describe a model by name.
+//! - `engine`: the arguments that say what computes, and on what.
 //! - `table`: columns and numbers for people.
 //! - `temporary`: which errors another try may mend, and the exit status that says so.
 #![allow(
@@ -17,6 +18,8 @@
 )]
 
 mod bench;
+mod doctor;
+mod engine;
 mod evaluate;
 mod inspect;
 mod launch;
@@ -69,6 +72,8 @@ enum Verb {
     Inspect(inspect::Arguments),
     /// Time training by layer and phase
     Bench(bench::Arguments),
+    /// Print what this machine has for training, what it lacks, and what to do about it
+    Doctor(doctor::Arguments),
 }
 
 /// The exit status of a command line that is not understood (`EX_USAGE` of sysexits.h).
@@ -128,6 +133,7 @@ pub fn main() -> ExitCode {
         Verb::Trace(arguments) => trace::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,5 +1,6 @@
 //! `synfire train`.
 
+use super::engine;
 use super::ranks::{self, Company, Means};
 use super::say;
 use super::table::{Table, duration, mib, percent, thousands};
@@ -22,7 +23,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use synfire_shared::{Run, run::QUICKSTART};
+use synfire_shared::Run;
+use synfire_shared::run::{Device, QUICKSTART};
 
 /// The largest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -42,6 +44,7 @@ const BAD_SAMPLES_SHOWN: usize = 10;
   synfire train mine.toml --set run.folder=runs/1    keep results; the same again goes on
   synfire train mine.toml --set run.folder=s3://bucket/runs/1    the same in an object store
   synfire train mine.toml --set init.from=old.pth    start from weights of synfire or PyTorch
+  synfire train mine.toml --device cuda              on a GPU; synfire doctor says what it needs
 
 With run.folder, SIGINT (Ctrl-C) or SIGTERM ends the run after the batch at hand, saves a checkpoint
 and exits with 130 or 143; a second one ends it at once.
@@ -55,6 +58,9 @@ pub(super) struct Arguments {
     /// Change a key of the configuration; may be repeated. An empty value takes the key out
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// On what to train, instead of run.device
+    #[arg(long, value_name = "cpu|cuda[:N]", value_parser = engine::device)]
+    device: Option<Device>,
     /// Print the whole configuration, every default filled in, and stop
     #[arg(long)]
     print_config: bool,
@@ -75,7 +81,7 @@ pub(super) struct Arguments {
 impl Arguments {
     /// The run as configured.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
-        read(self.config.as_ref(), &self.set)
+        read(self.config.as_ref(), &with_device(&self.set, self.device))
     }
 
     /// Whether arguments say with whom to train.
@@ -336,6 +342,12 @@ fn show_kept(kept: &Kept) {
         kept.checkpoints,
         kept.failures
     );
+}
+
+/// Overrides with that of the device behind them, so that it holds.
+pub(super) fn with_device(set: &[String], device: Option<Device>) -> Vec<String> {
+    let device = device.map(|device| format!("run.device={device}"));
+    set.iter().cloned().chain(device).collect()
 }
 
 /// The run of a file, or the built-in one, with overrides.

@@ -1,5 +1,6 @@
 //! `synfire verify`.
 
+use super::engine::EngineArguments;
 use super::say;
 use crate::kernel::Kernels;
 use crate::kernel::cpu::CpuKernels;
@@ -15,12 +16,6 @@ use anyhow::Context;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineArgument {
-    Cpu,
-    Burn,
-}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum IsaArgument {
@@ -48,15 +43,11 @@ pub(super) struct Arguments {
     /// Print every tensor at every time step, not only the worst of each kind
     #[arg(long)]
     all: bool,
-    /// What computes
-    #[arg(long, value_enum, default_value = "cpu")]
-    engine: EngineArgument,
-    /// The instruction set of the cpu engine; the best of this machine if left out
+    #[command(flatten)]
+    engine: EngineArguments,
+    /// The instruction set of the fast engine on processors; the best of this machine if left out
     #[arg(long, value_enum)]
     isa: Option<IsaArgument>,
-    /// Threads of the cpu engine; 0 is one per core
-    #[arg(long, default_value_t = 0, value_parser = super::threads)]
-    threads: u16,
 }
 
 /// How one file came out.
@@ -111,15 +102,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn kernels(arguments: &Arguments) -> anyhow::Result<Box<dyn Kernels>> {
-    let isa = arguments.isa.map(|isa| match isa {
+    let engine = &arguments.engine;
+    let isa = match arguments.isa {
+        Some(isa) if engine.is_fast_cpu() => isa,
+        _ => return engine.open(),
+    };
+    let isa = match isa {
         IsaArgument::Avx512 => Isa::Avx512,
         IsaArgument::Avx2 => Isa::Avx2,
         IsaArgument::Portable => Isa::Portable,
-    });
-    Ok(match arguments.engine {
-        EngineArgument::Cpu => Box::new(CpuKernels::new(usize::from(arguments.threads), isa)?),
-        EngineArgument::Burn => Box::new(ReferenceKernels::new()),
-    })
+    };
+    Ok(Box::new(CpuKernels::new(engine.threads(), Some(isa))?))
 }
 
 fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {

@@ -51,6 +51,11 @@ impl Environment {
         environment
     }
 
+    /// The driver's own version, as 580.65.06, by what its kernel module says.
+    pub fn driver(&self) -> Option<Version> {
+        version::driver(self)
+    }
+
     /// An absolute path on the machine that is searched.
     pub(super) fn at(&self, path: &str) -> PathBuf {
         let root = self.root.as_deref();

@@ -1,24 +1,9 @@
 //! The GPUs of this machine, as the driver lists them.
 #![allow(unsafe_code, reason = "functions of the driver are called")]
 
+use super::Gpu;
 use super::open::{GetInt, OpenError, Opened};
-use serde::Serialize;
 use std::ffi::{CStr, c_char, c_int, c_uint};
-
-/// A GPU as the driver describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Gpu {
-    /// Its number, as in `cuda:0`.
-    pub ordinal: u32,
-    /// As NVIDIA calls it.
-    pub name: String,
-    /// Bytes of its memory.
-    pub memory_bytes: u64,
-    /// Its compute capability: 9 and 0.
-    pub capability: [u32; 2],
-    /// Its multiprocessors.
-    pub multiprocessors: u32,
-}
 
 /// The GPUs that the driver shows to this process; there may be none.
 ///

@@ -24,7 +24,7 @@ mod version;
 
 pub use environment::Environment;
 #[cfg(feature = "cuda")]
-pub use gpu::{Gpu, gpus};
+pub use gpu::gpus;
 #[cfg(feature = "cuda")]
 pub use open::{OpenError, Opened, architectures, open, version_of};
 pub use version::Version;
@@ -272,6 +272,21 @@ fn judge(found: &Found, driver: Option<&Version>) -> Judgement {
         )),
         _ => Judgement::Good,
     }
+}
+
+/// A GPU as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// Its number, as in `cuda:0`.
+    pub ordinal: u32,
+    /// As NVIDIA calls it.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Its compute capability: 9 and 0.
+    pub capability: [u32; 2],
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
 }
 
 /// A program of CUDA's toolkit, for the checks of this repository and for `synfire doctor`.
