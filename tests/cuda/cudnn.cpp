@@ -1,1 +1,459 @@
-// The stand-in for cuDNN.
+// The stand-in for cuDNN: two-dimensional convolutions of NHWC tensors with KRSC filters, in f32 and bf16,
+// and their gradients. They are plain loops, done on the thread of the stream by cuLaunchHostFunc of the
+// driver's stand-in, so that they are captured in graphs like everything else.
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "host.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+extern "C" int cuLaunchHostFunc(void *stream, void (*function)(void *), void *data);
+extern "C" int cuStreamIsCapturing(void *stream, int *status);
+extern "C" int cuCtxGetCurrent(void **context);
+extern "C" int stand_in_is_device_range(uint64_t address, size_t bytes);
+
+namespace {
+
+// Numbers of cudnnStatus_t (cuDNN 9).
+enum : int {
+  SUCCESS = 0,
+  NOT_INITIALIZED = 1001,
+  BAD_PARAM = 2000,
+  BAD_PARAM_NULL = 2002,
+  BAD_PARAM_MISALIGNED = 2003,
+  BAD_PARAM_SIZE = 2006,
+  BAD_PARAM_SHAPE = 2008,
+  NOT_SUPPORTED = 3000,
+  EXECUTION_FAILED_DRIVER = 5001,
+};
+
+enum : int { FLOAT = 0, BFLOAT16 = 9 };
+enum : int { NHWC = 1 };
+enum : int { DEFAULT_MATH = 0, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
+
+struct Tensor {
+  int type = -1;
+  int n = 0, c = 0, h = 0, w = 0;
+  size_t elements() const { return (size_t)n * c * h * w; }
+  size_t bytes() const { return elements() * (type == FLOAT ? 4 : 2); }
+};
+
+struct Convolution {
+  int padding_h = 0, padding_w = 0, stride_h = 0, stride_w = 0;
+  int math = DEFAULT_MATH;
+  bool set = false;
+};
+
+struct Handle {
+  void *stream = nullptr;
+};
+
+// cudnnConvolution*AlgoPerf_t: all three are laid out alike.
+struct Performance {
+  int algorithm;
+  int status;
+  float time;
+  size_t memory;
+  int determinism;
+  int math;
+  int reserved[3];
+};
+
+thread_local char last_error[256] = "";
+
+int fail(int status, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(last_error, sizeof last_error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+enum class Pass { Forward, Data, Filter };
+
+// One call, with copies of all that it was given. `x`, `w`, `y` are the tensors of the forward pass, or their
+// gradients where it is those that the pass reads or writes.
+struct Call {
+  Pass pass;
+  Tensor x, w, y;
+  Convolution convolution;
+  const void *x_data, *w_data, *y_data;
+  void *workspace;
+  size_t workspace_bytes;
+  float alpha, beta;
+  bool captured = false;
+};
+
+// Operands as the multipliers see them: f32 is rounded to the 10 bits of TF32 unless FMA_MATH was asked for.
+std::vector<float> load(const void *data, const Tensor &tensor, int math) {
+  std::vector<float> values(tensor.elements());
+  if (tensor.type == FLOAT) {
+    memcpy(values.data(), data, tensor.bytes());
+    if (math != FMA_MATH)
+      for (float &value : values)
+        if (std::isfinite(value)) value = from_bits((bits_of(value) + 0x1000u) & 0xffffe000u);
+  } else {
+    const u16 *bits = static_cast<const u16 *>(data);
+    for (size_t i = 0; i < values.size(); i++) values[i] = from_bits((u32)bits[i] << 16);
+  }
+  return values;
+}
+
+u16 to_bf16_bits(float x) {
+  const u32 bits = bits_of(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// data = alpha * values + beta * data. Where beta is 0, what was there is not read.
+template <typename Number>
+void store(const std::vector<Number> &values, void *data, const Tensor &tensor, float alpha, float beta) {
+  for (size_t i = 0; i < values.size(); i++) {
+    float result = alpha * (float)values[i];
+    if (tensor.type == FLOAT) {
+      float *to = static_cast<float *>(data) + i;
+      if (beta != 0.0f) result += beta * *to;
+      *to = result;
+    } else {
+      u16 *to = static_cast<u16 *>(data) + i;
+      if (beta != 0.0f) result += beta * from_bits((u32)*to << 16);
+      *to = to_bf16_bits(result);
+    }
+  }
+}
+
+// Calls visit(output pixel, input pixel, tap) for all that belong together.
+template <typename Visit>
+void for_each_tap(const Call &call, Visit visit) {
+  const Convolution &at = call.convolution;
+  for (int n = 0; n < call.y.n; n++)
+    for (int oh = 0; oh < call.y.h; oh++)
+      for (int ow = 0; ow < call.y.w; ow++)
+        for (int kh = 0; kh < call.w.h; kh++) {
+          const int ih = oh * at.stride_h + kh - at.padding_h;
+          if (ih < 0 || ih >= call.x.h) continue;
+          for (int kw = 0; kw < call.w.w; kw++) {
+            const int iw = ow * at.stride_w + kw - at.padding_w;
+            if (iw < 0 || iw >= call.x.w) continue;
+            visit(((size_t)n * call.y.h + oh) * call.y.w + ow, ((size_t)n * call.x.h + ih) * call.x.w + iw,
+                  (size_t)kh * call.w.w + kw);
+          }
+        }
+}
+
+void forward(const Call &call) {
+  const auto x = load(call.x_data, call.x, call.convolution.math), w = load(call.w_data, call.w, call.convolution.math);
+  const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
+  // [tap][c][k], so that the innermost loop walks memory.
+  std::vector<float> turned(w.size());
+  for (size_t i = 0; i < k; i++)
+    for (size_t j = 0; j < taps * c; j++) turned[j * k + i] = w[i * taps * c + j];
+  std::vector<float> y(call.y.elements(), 0.0f);
+  for_each_tap(call, [&](size_t out, size_t in, size_t tap) {
+    float *sums = &y[out * k];
+    for (size_t j = 0; j < c; j++) {
+      const float value = x[in * c + j];
+      // Spikes are mostly 0; NaN is not.
+      if (value == 0.0f) continue;
+      const float *row = &turned[(tap * c + j) * k];
+      for (size_t i = 0; i < k; i++) sums[i] += value * row[i];
+    }
+  });
+  store(y, const_cast<void *>(call.y_data), call.y, call.alpha, call.beta);
+}
+
+void backward_data(const Call &call) {
+  const auto y = load(call.y_data, call.y, call.convolution.math), w = load(call.w_data, call.w, call.convolution.math);
+  const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
+  std::vector<float> x(call.x.elements(), 0.0f);
+  for_each_tap(call, [&](size_t out, size_t in, size_t tap) {
+    float *sums = &x[in * c];
+    for (size_t i = 0; i < k; i++) {
+      const float error = y[out * k + i];
+      if (error == 0.0f) continue;
+      const float *row = &w[(i * taps + tap) * c];
+      for (size_t j = 0; j < c; j++) sums[j] += error * row[j];
+    }
+  });
+  store(x, const_cast<void *>(call.x_data), call.x, call.alpha, call.beta);
+}
+
+void backward_filter(const Call &call) {
+  const auto x = load(call.x_data, call.x, call.convolution.math), y = load(call.y_data, call.y, call.convolution.math);
+  const size_t k = call.y.c, c = call.x.c, taps = (size_t)call.w.h * call.w.w;
+  // Sums over all samples and pixels.
+  std::vector<double> w(call.w.elements(), 0.0);
+  for_each_tap(call, [&](size_t out, size_t in, size_t tap) {
+    const float *row = &x[in * c];
+    for (size_t i = 0; i < k; i++) {
+      const double error = y[out * k + i];
+      if (error == 0.0) continue;
+      double *sums = &w[(i * taps + tap) * c];
+      for (size_t j = 0; j < c; j++) sums[j] += error * row[j];
+    }
+  });
+  store(w, const_cast<void *>(call.w_data), call.w, call.alpha, call.beta);
+}
+
+void run(void *data) {
+  Call *call = static_cast<Call *>(data);
+  // Whoever keeps something there loses it.
+  memset(call->workspace, 0xee, call->workspace_bytes);
+  switch (call->pass) {
+    case Pass::Forward:
+      forward(*call);
+      break;
+    case Pass::Data:
+      backward_data(*call);
+      break;
+    case Pass::Filter:
+      backward_filter(*call);
+      break;
+  }
+  if (!call->captured) delete call;
+}
+
+size_t workspace_bytes(Pass pass, const Tensor &x, int algorithm) {
+  const size_t odd = pass == Pass::Forward ? 1000 : pass == Pass::Data ? 3000 : 2000;
+  return odd + (size_t)algorithm * 100 + (size_t)x.c * 4;
+}
+
+int check_shapes(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &at) {
+  if (!at.set || x.type < 0 || w.type < 0 || y.type < 0) return fail(BAD_PARAM, "a descriptor is not set");
+  if (x.type != w.type || x.type != y.type) return fail(NOT_SUPPORTED, "types differ");
+  if (x.n != y.n || x.c != w.c || y.c != w.n) return fail(BAD_PARAM_SHAPE, "samples or channels differ");
+  const int h = (x.h + 2 * at.padding_h - w.h) / at.stride_h + 1;
+  const int width = (x.w + 2 * at.padding_w - w.w) / at.stride_w + 1;
+  if (h != y.h || width != y.w)
+    return fail(BAD_PARAM_SHAPE, "the output is %d x %d and not %d x %d", h, width, y.h, y.w);
+  return SUCCESS;
+}
+
+// The algorithms of a pass that are offered, the best first: one that is not deterministic, one that does not
+// work, one of another math type, and one for everybody.
+int algorithms(Pass pass, const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &at, int wanted,
+               int *returned, Performance *results) {
+  if (const int error = check_shapes(x, w, y, at)) return error;
+  const int math = at.math == FMA_MATH ? FMA_MATH : TENSOR_OP_MATH;
+  const Performance offered[] = {
+      {0, SUCCESS, -1, 0, 0, math, {}},
+      {5, NOT_SUPPORTED, -1, 0, 1, math, {}},
+      {4, SUCCESS, -1, 0, 1, at.math == FMA_MATH ? TENSOR_OP_MATH : math, {}},
+      {1, SUCCESS, -1, 0, 1, math, {}},
+  };
+  *returned = 0;
+  for (Performance offer : offered) {
+    if (*returned == wanted) break;
+    // The forward pass has no algorithm that is not deterministic.
+    if (pass == Pass::Forward) offer.determinism = 1;
+    // With tensor operations for everybody, 4 would be taken: it is not there for half of the shapes.
+    if (offer.algorithm == 4 && x.c % 2 == 1) continue;
+    offer.memory = workspace_bytes(pass, x, offer.algorithm);
+    results[(*returned)++] = offer;
+  }
+  return SUCCESS;
+}
+
+struct Captured {
+  std::mutex lock;
+  std::deque<std::unique_ptr<Call>> calls;  // A graph may replay them until the end.
+};
+
+Captured &captured() {
+  static Captured *captured = new Captured();
+  return *captured;
+}
+
+int check_data(const char *name, const void *data, const Tensor &tensor) {
+  if (data == nullptr) return fail(BAD_PARAM_NULL, "%s is null", name);
+  if ((uintptr_t)data % 16 != 0) return fail(BAD_PARAM_MISALIGNED, "%s is not aligned to 16 bytes", name);
+  if (!stand_in_is_device_range((uint64_t)data, tensor.bytes()))
+    return fail(BAD_PARAM, "%s, %zu bytes, is not inside one allocation", name, tensor.bytes());
+  return SUCCESS;
+}
+
+int launch(Handle *handle, Call given, int algorithm) {
+  if (handle == nullptr) return fail(NOT_INITIALIZED, "no handle");
+  if (const int error = check_shapes(given.x, given.w, given.y, given.convolution)) return error;
+  if (const int error = check_data("x", given.x_data, given.x)) return error;
+  if (const int error = check_data("w", given.w_data, given.w)) return error;
+  if (const int error = check_data("y", given.y_data, given.y)) return error;
+  const size_t wanted = workspace_bytes(given.pass, given.x, algorithm);
+  if (given.workspace_bytes < wanted)
+    return fail(BAD_PARAM_SIZE, "the workspace has %zu bytes and %zu are wanted", given.workspace_bytes, wanted);
+  if (!stand_in_is_device_range((uint64_t)given.workspace, given.workspace_bytes))
+    return fail(BAD_PARAM, "the workspace is not inside one allocation");
+  given.workspace_bytes = wanted;
+  auto call = std::make_unique<Call>(given);
+  int status = 0;
+  cuStreamIsCapturing(handle->stream, &status);
+  call->captured = status != 0;
+  const bool keep = call->captured;
+  if (cuLaunchHostFunc(handle->stream, run, call.get()) != 0)
+    return fail(EXECUTION_FAILED_DRIVER, "the driver refuses");
+  if (keep) {
+    std::lock_guard<std::mutex> held(captured().lock);
+    captured().calls.push_back(std::move(call));
+  } else {
+    call.release();
+  }
+  return SUCCESS;
+}
+
+}  // namespace
+
+API size_t cudnnGetVersion() { return 92100; }
+API size_t cudnnGetCudartVersion() { return 13000; }
+
+API const char *cudnnGetErrorString(int status) {
+  switch (status) {
+    case SUCCESS:
+      return "CUDNN_STATUS_SUCCESS";
+    case NOT_SUPPORTED:
+      return "CUDNN_STATUS_NOT_SUPPORTED";
+    default:
+      return "CUDNN_STATUS_BAD_PARAM";
+  }
+}
+
+API void cudnnGetLastErrorString(char *message, size_t bytes) { snprintf(message, bytes, "%s", last_error); }
+
+API int cudnnCreate(Handle **handle) {
+  void *context = nullptr;
+  if (cuCtxGetCurrent(&context) != 0 || context == nullptr) return fail(NOT_INITIALIZED, "no context is current");
+  *handle = new Handle();
+  return SUCCESS;
+}
+
+API int cudnnDestroy(Handle *handle) {
+  delete handle;
+  return SUCCESS;
+}
+
+API int cudnnSetStream(Handle *handle, void *stream) {
+  handle->stream = stream;
+  return SUCCESS;
+}
+
+API int cudnnGetStream(Handle *handle, void **stream) {
+  *stream = handle->stream;
+  return SUCCESS;
+}
+
+API int cudnnCreateTensorDescriptor(Tensor **tensor) {
+  *tensor = new Tensor();
+  return SUCCESS;
+}
+
+API int cudnnDestroyTensorDescriptor(Tensor *tensor) {
+  delete tensor;
+  return SUCCESS;
+}
+
+API int cudnnSetTensor4dDescriptor(Tensor *tensor, int format, int type, int n, int c, int h, int w) {
+  if (format != NHWC || (type != FLOAT && type != BFLOAT16)) return fail(NOT_SUPPORTED, "format or type");
+  if (n <= 0 || c <= 0 || h <= 0 || w <= 0) return fail(BAD_PARAM, "a side is not positive");
+  *tensor = {type, n, c, h, w};
+  return SUCCESS;
+}
+
+API int cudnnCreateFilterDescriptor(Tensor **filter) { return cudnnCreateTensorDescriptor(filter); }
+API int cudnnDestroyFilterDescriptor(Tensor *filter) { return cudnnDestroyTensorDescriptor(filter); }
+
+API int cudnnSetFilter4dDescriptor(Tensor *filter, int type, int format, int k, int c, int h, int w) {
+  return cudnnSetTensor4dDescriptor(filter, format, type, k, c, h, w);
+}
+
+API int cudnnCreateConvolutionDescriptor(Convolution **convolution) {
+  *convolution = new Convolution();
+  return SUCCESS;
+}
+
+API int cudnnDestroyConvolutionDescriptor(Convolution *convolution) {
+  delete convolution;
+  return SUCCESS;
+}
+
+API int cudnnSetConvolution2dDescriptor(Convolution *convolution, int padding_h, int padding_w, int stride_h,
+                                        int stride_w, int dilation_h, int dilation_w, int mode, int type) {
+  if (dilation_h != 1 || dilation_w != 1 || mode != 1 || type != FLOAT)
+    return fail(NOT_SUPPORTED, "dilation, mode or type");
+  if (padding_h < 0 || padding_w < 0 || stride_h <= 0 || stride_w <= 0)
+    return fail(BAD_PARAM, "padding or stride");
+  *convolution = {padding_h, padding_w, stride_h, stride_w, DEFAULT_MATH, true};
+  return SUCCESS;
+}
+
+API int cudnnSetConvolutionMathType(Convolution *convolution, int math) {
+  if (math < DEFAULT_MATH || math > FMA_MATH) return fail(BAD_PARAM, "math type %d", math);
+  convolution->math = math;
+  return SUCCESS;
+}
+
+API int cudnnGetConvolutionForwardAlgorithm_v7(Handle *, Tensor *x, Tensor *w, Convolution *convolution, Tensor *y,
+                                               int wanted, int *returned, Performance *results) {
+  return algorithms(Pass::Forward, *x, *w, *y, *convolution, wanted, returned, results);
+}
+
+API int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle *, Tensor *w, Tensor *y, Convolution *convolution,
+                                                    Tensor *x, int wanted, int *returned, Performance *results) {
+  return algorithms(Pass::Data, *x, *w, *y, *convolution, wanted, returned, results);
+}
+
+API int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *, Tensor *x, Tensor *y, Convolution *convolution,
+                                                      Tensor *w, int wanted, int *returned, Performance *results) {
+  return algorithms(Pass::Filter, *x, *w, *y, *convolution, wanted, returned, results);
+}
+
+API int cudnnGetConvolutionForwardWorkspaceSize(Handle *, Tensor *x, Tensor *w, Convolution *convolution, Tensor *y,
+                                                int algorithm, size_t *bytes) {
+  if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  *bytes = workspace_bytes(Pass::Forward, *x, algorithm);
+  return SUCCESS;
+}
+
+API int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle *, Tensor *w, Tensor *y, Convolution *convolution,
+                                                     Tensor *x, int algorithm, size_t *bytes) {
+  if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  *bytes = workspace_bytes(Pass::Data, *x, algorithm);
+  return SUCCESS;
+}
+
+API int cudnnGetConvolutionBackwardFilterWorkspaceSize(Handle *, Tensor *x, Tensor *y, Convolution *convolution,
+                                                       Tensor *w, int algorithm, size_t *bytes) {
+  if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  *bytes = workspace_bytes(Pass::Filter, *x, algorithm);
+  return SUCCESS;
+}
+
+API int cudnnConvolutionForward(Handle *handle, const float *alpha, Tensor *x, const void *x_data, Tensor *w,
+                                const void *w_data, Convolution *convolution, int algorithm, void *workspace,
+                                size_t bytes, const float *beta, Tensor *y, void *y_data) {
+  return launch(handle,
+                {Pass::Forward, *x, *w, *y, *convolution, x_data, w_data, y_data, workspace, bytes, *alpha, *beta},
+                algorithm);
+}
+
+API int cudnnConvolutionBackwardData(Handle *handle, const float *alpha, Tensor *w, const void *w_data, Tensor *y,
+                                     const void *y_data, Convolution *convolution, int algorithm, void *workspace,
+                                     size_t bytes, const float *beta, Tensor *x, void *x_data) {
+  return launch(handle,
+                {Pass::Data, *x, *w, *y, *convolution, x_data, w_data, y_data, workspace, bytes, *alpha, *beta},
+                algorithm);
+}
+
+API int cudnnConvolutionBackwardFilter(Handle *handle, const float *alpha, Tensor *x, const void *x_data, Tensor *y,
+                                       const void *y_data, Convolution *convolution, int algorithm, void *workspace,
+                                       size_t bytes, const float *beta, Tensor *w, void *w_data) {
+  return launch(handle,
+                {Pass::Filter, *x, *w, *y, *convolution, x_data, w_data, y_data, workspace, bytes, *alpha, *beta},
+                algorithm);
+}

@@ -1,30 +1,32 @@
 //! What can go wrong with a GPU.
 
+use crate::libraries::Library;
+use std::path::PathBuf;
+
 /// Why a call to a GPU, or to what it needs, failed.
 ///
 /// It can be copied, because the first fault of a device is kept and told again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// A library is not there.
-    #[error("{library} is not found: {looked}; {remedy}")]
+    /// A library is not there, or cannot be loaded.
+    #[error("{told}")]
     MissingLibrary {
-        /// Its name.
-        library: &'static str,
-        /// Where it was looked for, by which names.
-        looked: String,
-        /// What to install or set.
-        remedy: &'static str,
+        /// Which it is.
+        library: Library,
+        /// Where it was looked for, and what to install or set.
+        told: String,
     },
     /// A library lacks a function: it is too old, or not what its name says.
-    #[error("{library} has no function {symbol}: it is too old or broken; {remedy}")]
+    #[error("{library} at {path} has no function {symbol}: {remedy}",
+        path = path.display(), remedy = library.remedy())]
     MissingSymbol {
-        /// Its name.
-        library: &'static str,
+        /// Which it is.
+        library: Library,
+        /// Its file.
+        path: PathBuf,
         /// The function.
         symbol: &'static str,
-        /// What to install or set.
-        remedy: &'static str,
     },
     /// The driver does not know CUDA 13.0.
     #[error(

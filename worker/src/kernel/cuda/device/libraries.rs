@@ -1,20 +1,13 @@
-//! CUDA's libraries, asked for before they are first used: cudarc panics where one is missing.
+//! CUDA's libraries, opened and asked for their functions before they are first used: cudarc opens a
+//! library by its bare name, finds the one that is open already, and panics where something is missing.
 #![allow(
     unsafe_code,
     reason = "libraries are opened and asked for their functions"
 )]
 
 use super::CudaError;
+use crate::libraries::{Library, OpenError, Opened, open};
 use cudarc::{cudnn, driver, nvrtc};
-
-const DRIVER: &str = "libcuda.so.1 (the NVIDIA driver)";
-const NVRTC: &str = "libnvrtc.so.13 (CUDA's compiler)";
-const CUDNN: &str = "libcudnn.so.9 (cuDNN)";
-
-const DRIVER_REMEDY: &str =
-    "install NVIDIA's driver, or in a container start it with access to the GPU";
-const NVRTC_REMEDY: &str = "pip install 'nvidia-cuda-nvrtc==13.0.*', or set LD_LIBRARY_PATH";
-const CUDNN_REMEDY: &str = "pip install nvidia-cudnn-cu13, or set LD_LIBRARY_PATH";
 
 /// The driver's functions that this back end calls.
 const DRIVER_SYMBOLS: &[&str] = &[
@@ -109,17 +102,9 @@ const CUDNN_SYMBOLS: &[&str] = &[
 ///
 /// Where it is missing or lacks a function.
 pub(super) fn open_driver() -> Result<(), CudaError> {
-    // SAFETY: opening a library runs its initialisers; this is what the user asked for.
-    if !unsafe { driver::sys::is_culib_present() } {
-        return Err(missing(DRIVER, DRIVER_REMEDY));
-    }
-    // SAFETY: the library is there, so that this does not panic; it is never closed.
-    let library = unsafe { driver::sys::culib() };
-    let has = |symbol: &str| {
-        // SAFETY: the address is only looked up, never called.
-        unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
-    };
-    all_there(DRIVER, DRIVER_REMEDY, DRIVER_SYMBOLS, has)
+    // SAFETY: opening a library runs its initialisers, as opening it by its path has.
+    let open = || unsafe { driver::sys::is_culib_present().then(|| driver::sys::culib()) };
+    check(Library::Driver, DRIVER_SYMBOLS, open)
 }
 
 /// Opens NVRTC, for the life of the process.
@@ -128,17 +113,9 @@ pub(super) fn open_driver() -> Result<(), CudaError> {
 ///
 /// Where it is missing or lacks a function.
 pub(super) fn open_nvrtc() -> Result<(), CudaError> {
-    // SAFETY: opening a library runs its initialisers; this is what the user asked for.
-    if !unsafe { nvrtc::sys::is_culib_present() } {
-        return Err(missing(NVRTC, NVRTC_REMEDY));
-    }
-    // SAFETY: the library is there, so that this does not panic; it is never closed.
-    let library = unsafe { nvrtc::sys::culib() };
-    let has = |symbol: &str| {
-        // SAFETY: the address is only looked up, never called.
-        unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
-    };
-    all_there(NVRTC, NVRTC_REMEDY, NVRTC_SYMBOLS, has)
+    // SAFETY: as above.
+    let open = || unsafe { nvrtc::sys::is_culib_present().then(|| nvrtc::sys::culib()) };
+    check(Library::Nvrtc, NVRTC_SYMBOLS, open)
 }
 
 /// Opens cuDNN, for the life of the process.
@@ -147,47 +124,56 @@ pub(super) fn open_nvrtc() -> Result<(), CudaError> {
 ///
 /// Where it is missing or lacks a function.
 pub(super) fn open_cudnn() -> Result<(), CudaError> {
-    // SAFETY: opening a library runs its initialisers; this is what the user asked for.
-    if !unsafe { cudnn::sys::is_culib_present() } {
-        return Err(missing(CUDNN, CUDNN_REMEDY));
-    }
-    // SAFETY: the library is there, so that this does not panic; it is never closed.
-    let library = unsafe { cudnn::sys::culib() };
-    let has = |symbol: &str| {
-        // SAFETY: the address is only looked up, never called.
-        unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
-    };
-    all_there(CUDNN, CUDNN_REMEDY, CUDNN_SYMBOLS, has)
+    // SAFETY: as above.
+    let open = || unsafe { cudnn::sys::is_culib_present().then(|| cudnn::sys::culib()) };
+    check(Library::Cudnn, CUDNN_SYMBOLS, open)
 }
 
-fn missing(library: &'static str, remedy: &'static str) -> CudaError {
-    let looked = match std::env::var("LD_LIBRARY_PATH") {
-        Ok(folders) if !folders.is_empty() => {
-            format!("looked for in LD_LIBRARY_PATH ({folders}) and where the system looks")
-        }
-        Ok(_) | Err(_) => {
-            "looked for where the system looks; LD_LIBRARY_PATH is not set".to_owned()
-        }
+/// Opens a library by its path, then as cudarc does, and asks that one for the functions.
+fn check(
+    library: Library,
+    symbols: &[&'static str],
+    of_cudarc: impl FnOnce() -> Option<&'static libloading::Library>,
+) -> Result<(), CudaError> {
+    let opened = open(library).map_err(|error| missing(library, &error))?;
+    let path = &opened.found.path;
+    let Some(used) = of_cudarc() else {
+        return Err(CudaError::MissingLibrary {
+            library,
+            told: format!("{library} at {} has another name inside", path.display()),
+        });
     };
+    for &symbol in symbols {
+        let Some(address) = address(used, symbol) else {
+            return Err(CudaError::MissingSymbol {
+                library,
+                path: path.clone(),
+                symbol,
+            });
+        };
+        if symbol == symbols[0] && address_in(opened, symbol) != Some(address) {
+            // A file without a version in its name comes first where the system's loader knows one.
+            tracing::warn!(%library, path = %path.display(), "the system's loader gives another file");
+        }
+    }
+    Ok(())
+}
+
+fn address(library: &libloading::Library, symbol: &str) -> Option<usize> {
+    // SAFETY: the address is only looked at, never called.
+    let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol) };
+    found.ok().map(|found| *found as usize)
+}
+
+fn address_in(opened: &Opened, symbol: &'static str) -> Option<usize> {
+    // SAFETY: as above.
+    let found = unsafe { opened.symbol::<unsafe extern "C" fn()>(symbol) };
+    found.ok().map(|found| found as usize)
+}
+
+fn missing(library: Library, error: &OpenError) -> CudaError {
     CudaError::MissingLibrary {
         library,
-        looked,
-        remedy,
-    }
-}
-
-fn all_there(
-    library: &'static str,
-    remedy: &'static str,
-    symbols: &[&'static str],
-    has: impl Fn(&str) -> bool,
-) -> Result<(), CudaError> {
-    match symbols.iter().find(|symbol| !has(symbol)) {
-        None => Ok(()),
-        Some(symbol) => Err(CudaError::MissingSymbol {
-            library,
-            symbol,
-            remedy,
-        }),
+        told: error.to_string(),
     }
 }

@@ -11,6 +11,7 @@
 //! - `transfer`: bytes between host and device.
 //! - `sources`, `nvrtc`, `cache`, `program`: kernels, from text to machine code.
 //! - `launch`: launches of kernels, found by name.
+//! - `cudnn`, `algorithm`, `convolution`: convolutions by cuDNN.
 //! - `graph`: work that is captured once and done again by one call.
 //!
 //! # Order and faults
@@ -19,8 +20,11 @@
 //! once: the first error becomes the device's fault, which is logged once, told by [`Device::fault`] and
 //! by each call that returns a `Result`; after it nothing is done any more.
 
+mod algorithm;
 mod cache;
 mod context;
+mod convolution;
+mod cudnn;
 mod driver;
 mod error;
 mod graph;
@@ -33,6 +37,7 @@ mod sources;
 mod stream;
 mod transfer;
 
+pub use convolution::{Convolution, ConvolutionShape, Operands};
 pub use error::CudaError;
 pub use graph::Graph;
 pub use launch::Arguments;
@@ -43,6 +48,7 @@ pub use transfer::{Later, Mark, Plain};
 use cache::Cache;
 use context::{Context, lock};
 use cudarc::driver::sys::CUdevice_attribute;
+use cudnn::Handle;
 use driver::Primary;
 use launch::Kernels;
 use std::sync::{Arc, Mutex};
@@ -50,6 +56,9 @@ use transfer::Uploads;
 
 /// The oldest architecture with bf16.
 const OLDEST_ARCHITECTURE: u32 = 80;
+
+/// The oldest cuDNN: 9.0.
+const OLDEST_CUDNN: usize = 90_000;
 
 /// One GPU. Dropped, it waits for its work and gives everything back.
 #[derive(Debug)]
@@ -60,6 +69,7 @@ pub struct Device {
     multiprocessors: u32,
     kernels: Kernels,
     uploads: Mutex<Uploads>,
+    cudnn: Mutex<Handle>,
     // Last: what lives in it is dropped first.
     context: Arc<Context>,
 }
@@ -84,6 +94,8 @@ impl Device {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         libraries::open_nvrtc()?;
+        libraries::open_cudnn()?;
+        check_cudnn(cudnn::version())?;
         let primary = Primary::retain(ordinal)?;
         let name = primary.name()?;
         let architecture = 10
@@ -105,6 +117,7 @@ impl Device {
             .iter()
             .map(|image| context.primary.load(image))
             .collect::<Result<_, _>>()?;
+        let cudnn = Mutex::new(Handle::new(&context.compute)?);
         let uploads = Mutex::new(Uploads::new(&context)?);
         tracing::info!(gpu = ordinal, name, architecture, "opened");
         Ok(Self {
@@ -114,6 +127,7 @@ impl Device {
             multiprocessors,
             kernels: Kernels::new(modules),
             uploads,
+            cudnn,
             context,
         })
     }
@@ -156,6 +170,17 @@ impl Device {
     pub fn fault(&self) -> Option<CudaError> {
         self.context.fault()
     }
+}
+
+/// An error where cuDNN is too old.
+fn check_cudnn(version: usize) -> Result<(), CudaError> {
+    if version >= OLDEST_CUDNN {
+        return Ok(());
+    }
+    let (major, minor) = (version / 1000, version % 1000 / 100);
+    Err(CudaError::OldCudnn {
+        found: format!("{major}.{minor}"),
+    })
 }
 
 impl Drop for Device {

@@ -114,3 +114,23 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{CudaError, Target};
+    use crate::kernel::cuda::device::libraries;
+
+    #[test]
+    #[ignore = "needs NVRTC: tests/run installs it"]
+    fn needs_nvrtc_a_wrong_program_is_an_error_with_its_log() {
+        libraries::open_nvrtc().unwrap();
+        let target = Target::new(90).unwrap();
+        let source = "#include \"kernel.cuh\"\nstruct A { u32 x; };\nKERNEL(wrong, A) { b = a.x; }";
+        let error = target.compile(("wrong.cu", source)).unwrap_err();
+        let CudaError::Compile { file, target, log } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!((file.as_str(), target.as_str()), ("wrong.cu", "sm_90"));
+        assert!(log.contains("wrong.cu(3)") && log.contains('b'), "{log}");
+    }
+}
