@@ -9,9 +9,7 @@ use crate::device::Device;
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{
-    Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire,
-};
+use crate::run::{Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.

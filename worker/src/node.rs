@@ -90,6 +90,8 @@ pub struct Share {
     pub places: Range<usize>,
     /// Over whose samples its norms take their statistics.
     pub norms: Norms,
+    /// How many ranks of its machine come before this one.
+    pub local_rank: u32,
 }
 
 impl Share {
@@ -98,6 +100,7 @@ impl Share {
         Self {
             places: 0..run.data.batch,
             norms: Norms::Own,
+            local_rank: 0,
         }
     }
 }
@@ -125,7 +128,7 @@ pub fn build_share(
 ) -> Result<Node, NodeError> {
     let options = model_options(&run.model, input, classes);
     let graph = models::build(&options)?;
-    let mut kernels = BackEnd::of(run).open()?;
+    let mut kernels = BackEnd::of(run).of_rank(share.local_rank)?.open()?;
     let algorithm = algorithm(run.algorithm);
     let settings = Settings {
         samples: share.places.len(),
@@ -313,6 +316,7 @@ mod tests {
         let half = Share {
             places: 0..500_000,
             norms: Norms::Pooled,
+            local_rank: 1,
         };
         let error = build_share(&run(1_000_000), Shape::new(28, 28, 1), 10, &half).unwrap_err();
         let text = error.to_string();

@@ -12,7 +12,7 @@ mod tally;
 mod training;
 
 use crate::checkpoint::CheckpointError;
-use crate::collective::{Collective, CollectiveError, Solo, Wire};
+use crate::collective::{Collective, CollectiveError, Solo, Wire, place};
 use crate::data::{DataError, Source};
 use crate::engine::plan::Role;
 use crate::kernel::Norms;
@@ -231,6 +231,10 @@ fn prepare(
             1 => Norms::Own,
             _ if run.batch_norm.sync => Norms::Synchronised,
             _ => Norms::Pooled,
+        },
+        local_rank: match world.0 {
+            1 => 0,
+            _ => place::local_rank(&mut **collective)?,
         },
     };
     let mut node = node::build_share(run, input, info.classes, &share)?;

@@ -14,7 +14,7 @@
 //! - [`tcp`]: ranks on one machine, without MPI.
 //! - `mpi`, with the feature of that name: ranks of an MPI job.
 //! - [`device`]: averages of numbers that lie on GPUs.
-//! - [`place`]: which of a machine's GPUs a rank takes.
+//! - [`place`]: which of its machine's ranks one is.
 //! - `nccl`, with the feature of that name: GPUs, beside one of the groups above.
 //! - `opening`: what the ranks of MPI agree on before numbers move.
 //! - [`environment`]: whether this process is one of an MPI job.

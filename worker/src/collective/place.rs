@@ -1,4 +1,4 @@
-//! Which of a machine's GPUs a rank takes.
+//! Where ranks are: which of a machine's a rank is, and by that which GPU it takes.
 
 use std::collections::BTreeMap;
 
@@ -94,25 +94,6 @@ fn local_ranks(all: &[Spot]) -> Vec<u32> {
     all.iter().map(count).collect()
 }
 
-/// The number of the GPU of this rank, where `gpus` are shown to its process. One that is shown a single
-/// GPU takes that: some launchers show each process its own.
-///
-/// # Errors
-///
-/// `Group` if there are fewer GPUs than ranks on this machine.
-pub fn gpu(local_rank: u32, gpus: u32) -> Result<u32, CollectiveError> {
-    match gpus {
-        1 => Ok(0),
-        _ if local_rank < gpus => Ok(local_rank),
-        _ => Err(CollectiveError::Group {
-            reason: format!(
-                "this is rank {local_rank} of its machine, counted from 0, and the machine has \
-                 {gpus} GPUs: start no more ranks on a machine than it has GPUs"
-            ),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,18 +134,6 @@ mod tests {
         assert_eq!(says("OMPI_COMM_WORLD_LOCAL_RANK", "3"), Some(3));
         assert_eq!(says("SLURM_LOCALID", "2"), Some(2));
         assert_eq!(says("LOCAL_RANK", "none"), None);
-    }
-
-    #[test]
-    fn too_few_gpus_are_an_error_that_counts_them() {
-        assert_eq!(gpu(3, 4).unwrap(), 3);
-        assert_eq!(gpu(3, 1).unwrap(), 0);
-        let text = gpu(2, 2).unwrap_err().to_string();
-        assert!(
-            text.contains("rank 2 of its machine") && text.contains("2 GPUs"),
-            "{text}"
-        );
-        assert!(gpu(0, 0).is_err());
     }
 
     #[test]

@@ -114,6 +114,34 @@ pub(super) fn agree(
     Ok(())
 }
 
+/// What a rank averages: GPUs would not notice that lengths differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Lengths {
+    is_on_gpu: bool,
+    gradients: usize,
+    moments: usize,
+}
+
+fn alike(all: &[Lengths]) -> Result<(), TrainError> {
+    let first = all[0];
+    let Some(other) = all.iter().position(|lengths| *lengths != first) else {
+        return Ok(());
+    };
+    let theirs = all[other];
+    let what = if theirs.is_on_gpu == first.is_on_gpu {
+        format!(
+            "has {} gradients and {} moments where rank 0 has {} and {}: give all ranks the same \
+             version",
+            theirs.gradients, theirs.moments, first.gradients, first.moments
+        )
+    } else {
+        "does not compute on the kind of device that rank 0 does: give all ranks the same run.device"
+            .into()
+    };
+    let rank = Rank(u32::try_from(other).unwrap_or(u32::MAX));
+    Err(TrainError::Disagree { rank, what })
+}
+
 /// Where gradients lie on GPUs, has the group average them there, unless the run says otherwise. Rank 0
 /// warns where it could be done and cannot in this build.
 pub(super) fn connect_devices(
@@ -122,17 +150,13 @@ pub(super) fn connect_devices(
     node: &Node,
     tell: &mut dyn FnMut(Event),
 ) -> Result<(), TrainError> {
-    let arenas = node.kernels.device_arenas();
-    let all: Vec<bool> = exchanged(&mut **collective, &arenas.is_some())?;
-    if let Some(other) = all.iter().position(|has| *has != all[0]) {
-        return Err(TrainError::Disagree {
-            rank: Rank(u32::try_from(other).unwrap_or(u32::MAX)),
-            what:
-                "does not compute on the kind of device that rank 0 does: give all ranks the same \
-                   run.device"
-                    .into(),
-        });
-    }
+    let (arenas, network) = (node.kernels.device_arenas(), &node.learner.network);
+    let mine = Lengths {
+        is_on_gpu: arenas.is_some(),
+        gradients: network.plan().layout.len(),
+        moments: network.moments_len(),
+    };
+    alike(&exchanged(&mut **collective, &mine)?)?;
     match (run.ranks.transport, arenas) {
         (Transport::Host, _) | (Transport::Auto, None) => Ok(()),
         (Transport::Nccl, None) => Err(TrainError::Ranks(CollectiveError::Group {
@@ -361,6 +385,22 @@ pub(super) fn known_bucket(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_that_would_average_different_lengths_are_refused() {
+        let lengths = |is_on_gpu, gradients| Lengths {
+            is_on_gpu,
+            gradients,
+            moments: 8,
+        };
+        assert!(alike(&[lengths(true, 100); 3]).is_ok());
+        let all = [lengths(true, 100), lengths(true, 100), lengths(true, 116)];
+        let text = alike(&all).unwrap_err().to_string();
+        assert!(text.starts_with("rank 2 has 116 gradients"), "{text}");
+        let all = [lengths(true, 100), lengths(false, 100)];
+        let text = alike(&all).unwrap_err().to_string();
+        assert!(text.contains("run.device"), "{text}");
+    }
 
     #[test]
     fn sizes_of_buckets_are_kept_for_every_group_a_run_had() {

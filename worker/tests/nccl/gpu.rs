@@ -11,7 +11,7 @@ use synfire::kernel::{
 };
 use synfire::shape::Shape;
 
-pub struct Gpu {
+pub(super) struct Gpu {
     inner: ReferenceKernels,
     memory: Option<Memories>,
     device: Device,
@@ -28,7 +28,7 @@ fn place(memory: &Memory, offset: usize, width: usize) -> Pointer {
 }
 
 impl Gpu {
-    pub fn new(device: Device) -> Self {
+    pub(super) fn new(device: Device) -> Self {
         let inner = ReferenceKernels::new();
         let memory = None;
         Self {

@@ -20,21 +20,21 @@ const LIMIT: Duration = Duration::from_secs(100);
 
 /// How a rank ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub text: String,
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) text: String,
 }
 
 /// One rank's place.
 #[derive(Clone, Debug)]
-pub struct Seat {
-    pub rank: usize,
-    pub world: usize,
+pub(super) struct Seat {
+    pub(super) rank: usize,
+    pub(super) world: usize,
     meeting: SocketAddr,
 }
 
 /// Starts ranks that play this case, each with these variables, and waits for them.
-pub fn job(
+pub(super) fn job(
     world: usize,
     case: &str,
     variables: impl Fn(usize) -> Vec<(&'static str, String)>,
@@ -115,7 +115,7 @@ fn bring_together(listener: &TcpListener, world: usize) {
 }
 
 /// The case and the place of this process, if it is a rank.
-pub fn seat() -> Option<(String, Seat)> {
+pub(super) fn seat() -> Option<(String, Seat)> {
     let case = env::var(CASE).ok()?;
     let meeting = env::var(MEETING).unwrap();
     let words: Vec<&str> = meeting.split(' ').collect();
@@ -129,7 +129,7 @@ pub fn seat() -> Option<(String, Seat)> {
 
 impl Seat {
     /// A group on the host of all ranks.
-    pub fn tcp(&self) -> Tcp {
+    pub(super) fn tcp(&self) -> Tcp {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut stream = TcpStream::connect(self.meeting).unwrap();
         writeln!(stream, "{} {}", self.rank, listener.local_addr().unwrap()).unwrap();

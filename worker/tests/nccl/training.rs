@@ -43,7 +43,7 @@ struct Trained {
     stopped: Option<usize>,
 }
 
-pub fn compare(seat: &Seat) {
+pub(super) fn compare(seat: &Seat) {
     let equal = Plan {
         batch: 2 * seat.world,
         places: 2 * seat.rank..2 * seat.rank + 2,
