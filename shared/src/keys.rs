@@ -351,7 +351,7 @@ pub(crate) const KEYS: &[Key] = &[
 
     Key::new("ranks.wire", choice(Wire::NAMES), Fallback::Text("f32"),
         "How gradients travel between ranks: \"bf16\" halves their bytes and rounds them; sums are \
-         formed in f32"),
+         formed in f32, by NCCL in bf16"),
     Key::new("ranks.transport", choice(Transport::NAMES), Fallback::Text("auto"),
         "How gradients reach other ranks: \"nccl\" from GPU to GPU; \"host\" through the memory of the \
          host, by MPI or by connections of the ranks' own; \"auto\": nccl where they lie on GPUs"),

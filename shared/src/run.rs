@@ -289,7 +289,7 @@ named! {
     pub enum Wire {
         /// As they are.
         F32 = "f32",
-        /// Rounded to 8 significant bits; sums are formed in f32.
+        /// Rounded to 8 significant bits; sums are formed in f32, by NCCL in the same.
         Bf16 = "bf16",
     }
 }

@@ -77,7 +77,7 @@ impl BackEnd {
     pub fn of_rank(self, local_rank: u32) -> Result<Self, BackEndError> {
         let device = match self.device {
             Device::Cuda(None) => Device::Cuda(Some(gpu_of(local_rank, num_gpus()?)?)),
-            named => named,
+            named @ (Device::Cpu | Device::Cuda(Some(_))) => named,
         };
         Ok(Self { device, ..self })
     }

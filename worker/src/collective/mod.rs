@@ -1,4 +1,4 @@
-//! Groups of ranks that average their numbers, in host memory.
+//! Groups of ranks that average their numbers, in host memory or between GPUs.
 //!
 //! Every implementation is held to one suite, `tests/collectives.rs` (for MPI,
 //! `worker/tests/mpi.rs`): what it computes, and how it fails.
@@ -65,7 +65,7 @@ pub const MAX_GATHER_BYTES: usize = 64 << 20;
 /// The most numbers in one mean or broadcast: 4 GiB of f32.
 pub const MAX_VALUES: usize = 1 << 30;
 
-/// How numbers travel. Sums are always formed in f32.
+/// How numbers travel. Sums are formed in f32, but those between GPUs in what travels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Wire {
     /// As they are.

@@ -195,7 +195,7 @@ pub struct DeviceArenas {
     pub gradients: u64,
     /// The address of [`Arena::Moments`], f32; 0 if there are none.
     pub moments: u64,
-    /// The address of as many bf16 as there are gradients, for [`Kernels::to_wire`]; 0 if there are none.
+    /// The address of as many bf16 as there are gradients, for [`Kernels::round_to_wire`]; 0 if there are none.
     pub wire: u64,
 }
 
@@ -403,7 +403,7 @@ pub trait Kernels: Send {
     ///
     /// # Panics
     /// If this back end has no such place.
-    fn to_wire(&mut self, span: Span, factor: f32) {
+    fn round_to_wire(&mut self, span: Span, factor: f32) {
         let _ = (span, factor);
         unreachable!("{} has no numbers on their way between GPUs", self.name());
     }
@@ -412,7 +412,7 @@ pub trait Kernels: Send {
     ///
     /// # Panics
     /// If this back end has no such place.
-    fn from_wire(&mut self, span: Span) {
+    fn widen_from_wire(&mut self, span: Span) {
         let _ = span;
         unreachable!("{} has no numbers on their way between GPUs", self.name());
     }

@@ -90,7 +90,7 @@ pub struct Exchange {
     scale: f32,
     buckets: Vec<Bucket>,
     /// Where gradients lie on a GPU that averages them itself.
-    device: Option<device::Way>,
+    device: Option<device::Route>,
     /// Numbers of the gradients, and of moments behind them in the last bucket.
     lens: (usize, usize),
     words: Words,
@@ -181,7 +181,7 @@ impl Exchange {
             // Nothing goes through the host.
             bucket.numbers = None;
         }
-        self.device = Some(device::Way::new(arenas));
+        self.device = Some(device::Route::new(arenas));
         self
     }
 
@@ -220,12 +220,12 @@ impl Exchange {
     }
 
     fn num_started(&self) -> usize {
-        let on_device = self.device.as_ref().map(|way| way.under_way.len());
+        let on_device = self.device.as_ref().map(|route| route.under_way.len());
         on_device.unwrap_or(self.under_way.len())
     }
 
     fn arenas(&self) -> Option<DeviceArenas> {
-        self.device.as_ref().map(|way| way.arenas)
+        self.device.as_ref().map(|route| route.arenas)
     }
 
     /// Starts the next bucket.

@@ -76,7 +76,7 @@ impl Kernels for Gpu {
         })
     }
 
-    fn to_wire(&mut self, span: Span, factor: f32) {
+    fn round_to_wire(&mut self, span: Span, factor: f32) {
         let mut values = vec![0.0_f32; span.len];
         self.device
             .read_values(place(&self.memory().gradients, span.offset, 4), &mut values);
@@ -85,7 +85,7 @@ impl Kernels for Gpu {
             .write_values(place(&self.memory().wire, span.offset, 2), &rounded);
     }
 
-    fn from_wire(&mut self, span: Span) {
+    fn widen_from_wire(&mut self, span: Span) {
         let mut rounded = vec![0_u16; span.len];
         self.device
             .read_values(place(&self.memory().wire, span.offset, 2), &mut rounded);

@@ -68,15 +68,17 @@ pub(super) fn compare(seat: &Seat) {
         },
         0.0,
     );
-    // bf16 is rounded at other moments.
-    both(
-        seat,
-        &Plan {
-            wire: Wire::Bf16,
-            ..equal.clone()
-        },
-        2e-3,
-    );
+    // bf16 is rounded at other moments; of a single rank the host rounds nothing.
+    if seat.world > 1 {
+        both(
+            seat,
+            &Plan {
+                wire: Wire::Bf16,
+                ..equal.clone()
+            },
+            2e-3,
+        );
+    }
     // One rank has 3 samples and the others 2: factors are rounded elsewhere.
     let begin = |rank: usize| 2 * rank + rank.min(1);
     let unequal = Plan {

@@ -172,10 +172,11 @@ impl Event {
     /// Whether its stream has come past it.
     pub(super) fn is_done(&self) -> Result<bool, String> {
         // SAFETY: it is alive.
-        match unsafe { sys::cuEventQuery(self.event) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            result => told("cuEventQuery", result).map(|()| true),
+        let result = unsafe { sys::cuEventQuery(self.event) };
+        if result == CUresult::CUDA_ERROR_NOT_READY {
+            return Ok(false);
         }
+        told("cuEventQuery", result).map(|()| true)
     }
 }
 
@@ -187,8 +188,8 @@ impl Drop for Event {
 }
 
 fn told(what: &str, result: CUresult) -> Result<(), String> {
-    match result {
-        CUresult::CUDA_SUCCESS => Ok(()),
-        other => Err(format!("{what}: {other:?}")),
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
     }
+    Err(format!("{what}: {result:?}"))
 }

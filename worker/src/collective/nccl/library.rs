@@ -13,7 +13,6 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 use std::ptr;
 
-use super::super::CollectiveError;
 use crate::libraries::{self, Library, OpenError, Opened};
 
 /// A communicator, NCCL's own.
@@ -147,21 +146,18 @@ impl Functions {
     ///
     /// # Errors
     ///
-    /// `Group` with where it was looked for, the function that it lacks, or its version if that is too
-    /// old.
-    pub(super) fn load() -> Result<Self, CollectiveError> {
-        let opened = libraries::open(Library::Nccl).map_err(unusable)?;
-        let functions = Self::of(opened).map_err(unusable)?;
+    /// Where it was looked for, the function that it lacks, or its version if that is too old.
+    pub(super) fn load() -> Result<Self, String> {
+        let opened = libraries::open(Library::Nccl).map_err(|error| error.to_string())?;
+        let functions = Self::of(opened).map_err(|error| error.to_string())?;
         if functions.version < OLDEST {
-            return Err(CollectiveError::Group {
-                reason: format!(
-                    "{} is NCCL {}, and {} is the oldest that will do: install a newer one, such as \
-                     the Python package nvidia-nccl-cu13",
-                    functions.path.display(),
-                    functions.version(),
-                    written(OLDEST)
-                ),
-            });
+            return Err(format!(
+                "{} is NCCL {}, and {} is the oldest that will do: install a newer one, such as the \
+                 Python package nvidia-nccl-cu13",
+                functions.path.display(),
+                functions.version(),
+                written(OLDEST)
+            ));
         }
         Ok(functions)
     }
@@ -221,12 +217,6 @@ impl Functions {
             told = format!("{told} ({line})");
         }
         told
-    }
-}
-
-fn unusable(error: OpenError) -> CollectiveError {
-    CollectiveError::Group {
-        reason: error.to_string(),
     }
 }
 

@@ -157,9 +157,10 @@ impl Nccl {
             ) => return known,
             Ok(_) | Err(_) => return error,
         };
-        let seconds = match error {
-            CollectiveError::Deadline { seconds, .. } => seconds,
-            _ => patience.as_secs_f64(),
+        let seconds = if let CollectiveError::Deadline { seconds, .. } = error {
+            seconds
+        } else {
+            patience.as_secs_f64()
         };
         CollectiveError::Deadline { seconds, missing }
     }

@@ -74,7 +74,7 @@ pub(super) fn open(
 /// What can fail before others are asked.
 fn prepare(is_first: bool, gpu: u32) -> Result<(Functions, Arc<Context>, [u8; ID_BYTES]), String> {
     let context = Context::open(gpu)?;
-    let functions = Functions::load().map_err(|error| error.to_string())?;
+    let functions = Functions::load()?;
     let mut id = [0; ID_BYTES];
     if is_first {
         id = functions.unique_id()?;

@@ -17,14 +17,14 @@ use std::time::Instant;
 
 /// Where gradients lie, and which of them are under way.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct Route {
     pub(super) arenas: DeviceArenas,
     pub(super) under_way: VecDeque<Started>,
     /// The words of a batch; nothing while they are under way.
     words: Option<Vec<f32>>,
 }
 
-impl Way {
+impl Route {
     pub(super) fn new(arenas: DeviceArenas) -> Self {
         Self {
             arenas,
@@ -87,14 +87,14 @@ impl Exchange {
         let index = self.num_started();
         let (span, wire, share) = (self.span(index), self.wire_of(index), self.share());
         if wire == Wire::Bf16 {
-            kernels.to_wire(span, share);
+            kernels.round_to_wire(span, share);
         }
         let mut pieces = [piece(&arenas, span, wire, share), self.moments(&arenas)];
         let is_last = index + 1 == self.buckets.len();
         let has_moments = is_last && self.lens.1 > 0 && !self.moments_are_done;
-        let pieces = &mut pieces[..1 + usize::from(has_moments)];
+        let pieces = &mut pieces[..=usize::from(has_moments)];
         match self.started(&arenas, pieces) {
-            Ok(started) => self.way().under_way.push_back(started),
+            Ok(started) => self.route().under_way.push_back(started),
             Err(error) => self.failure = Some(error),
         }
     }
@@ -117,7 +117,7 @@ impl Exchange {
             .join(arenas.stream, started)
     }
 
-    fn way(&mut self) -> &mut Way {
+    fn route(&mut self) -> &mut Route {
         self.device.as_mut().expect("gradients lie on a GPU")
     }
 
@@ -137,13 +137,13 @@ impl Exchange {
             return Err(failure.clone());
         }
         for index in 0..self.buckets.len() {
-            let started = self.way().under_way.pop_front();
+            let started = self.route().under_way.pop_front();
             let started = started.expect("every bucket was started");
             let joined = self.joined(&arenas, started);
             joined.map_err(|error| self.fail(error))?;
             let span = self.span(index);
             if self.wire_of(index) == Wire::Bf16 {
-                kernels.from_wire(span);
+                kernels.widen_from_wire(span);
             }
             update(kernels, span, Mean::InPlace);
         }
@@ -167,14 +167,14 @@ impl Exchange {
         if let Some(device) = self.collective.on_device() {
             device.check()?;
         }
-        let mut words = self.way().words.take().unwrap_or_default();
+        let mut words = self.route().words.take().unwrap_or_default();
         words.resize(self.words.len(), 0.0);
         self.words.write(self.said(&report), &mut words);
         let pending = self.collective.start_mean(words, Wire::F32);
         let words = pending.and_then(Pending::wait)?;
         self.waited += begin.elapsed();
         self.hear(&words);
-        self.way().words = Some(words);
+        self.route().words = Some(words);
         Ok(())
     }
 
