@@ -226,6 +226,9 @@ size_t workspace_bytes(Pass pass, const Tensor &x, int algorithm) {
   return odd + (size_t)algorithm * 100 + (size_t)x.c * 4;
 }
 
+// Winograd (4) is offered as if it had a form without tensor cores, and has none.
+bool supported(int algorithm, const Convolution &at) { return algorithm != 4 || at.math != FMA_MATH; }
+
 int check_shapes(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &at) {
   if (!at.set || x.type < 0 || w.type < 0 || y.type < 0) return fail(BAD_PARAM, "a descriptor is not set");
   if (x.type != w.type || x.type != y.type) return fail(NOT_SUPPORTED, "types differ");
@@ -283,6 +286,8 @@ int check_data(const char *name, const void *data, const Tensor &tensor) {
 int launch(Handle *handle, Call given, int algorithm) {
   if (handle == nullptr) return fail(NOT_INITIALIZED, "no handle");
   if (const int error = check_shapes(given.x, given.w, given.y, given.convolution)) return error;
+  // FFT tiling (5) is offered with a status that says that it does not work.
+  if (algorithm == 5 || !supported(algorithm, given.convolution)) return fail(NOT_SUPPORTED, "algorithm");
   if (const int error = check_data("x", given.x_data, given.x)) return error;
   if (const int error = check_data("w", given.w_data, given.w)) return error;
   if (const int error = check_data("y", given.y_data, given.y)) return error;
@@ -416,6 +421,7 @@ API int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *, Tensor *x, Tenso
 API int cudnnGetConvolutionForwardWorkspaceSize(Handle *, Tensor *x, Tensor *w, Convolution *convolution, Tensor *y,
                                                 int algorithm, size_t *bytes) {
   if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  if (!supported(algorithm, *convolution)) return fail(NOT_SUPPORTED, "algorithm %d", algorithm);
   *bytes = workspace_bytes(Pass::Forward, *x, algorithm);
   return SUCCESS;
 }
@@ -423,6 +429,7 @@ API int cudnnGetConvolutionForwardWorkspaceSize(Handle *, Tensor *x, Tensor *w, 
 API int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle *, Tensor *w, Tensor *y, Convolution *convolution,
                                                      Tensor *x, int algorithm, size_t *bytes) {
   if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  if (!supported(algorithm, *convolution)) return fail(NOT_SUPPORTED, "algorithm %d", algorithm);
   *bytes = workspace_bytes(Pass::Data, *x, algorithm);
   return SUCCESS;
 }
@@ -430,6 +437,7 @@ API int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle *, Tensor *w, Tensor
 API int cudnnGetConvolutionBackwardFilterWorkspaceSize(Handle *, Tensor *x, Tensor *y, Convolution *convolution,
                                                        Tensor *w, int algorithm, size_t *bytes) {
   if (const int error = check_shapes(*x, *w, *y, *convolution)) return error;
+  if (!supported(algorithm, *convolution)) return fail(NOT_SUPPORTED, "algorithm %d", algorithm);
   *bytes = workspace_bytes(Pass::Filter, *x, algorithm);
   return SUCCESS;
 }

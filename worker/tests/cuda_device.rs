@@ -692,11 +692,16 @@ fn needs_nvrtc_every_kernel_compiles() {
     }
     // One that is not known yet gets PTX, one that is forgotten an error.
     let compiled = compile(10_000).unwrap();
-    let ptx = String::from_utf8(compiled[0].cubin.clone()).unwrap();
+    let fill = compiled
+        .into_iter()
+        .find(|compiled| compiled.file == "fill.cu");
+    let ptx = String::from_utf8(fill.unwrap().cubin).unwrap();
     assert!(
         ptx.contains(".target sm_") && ptx.contains(".entry"),
         "{ptx}"
     );
+    // Products and sums round apart.
+    assert!(ptx.contains("mul.rn.f32") && !ptx.contains("fma."), "{ptx}");
     let error = compile(10).unwrap_err();
     assert!(matches!(error, CudaError::Compile { .. }), "{error}");
 }

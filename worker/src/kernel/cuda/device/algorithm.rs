@@ -67,17 +67,11 @@ fn choose<A: Copy>(
 ) -> Result<Direction<A>, CudaError> {
     let exact = shape.operands == Operands::F32;
     for offer in offers {
-        // Tensor cores round f32 operands to TF32: only where that was asked for.
-        let rounds = match offer.math {
-            sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH
-            | sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION => true,
-            sys::cudnnMathType_t::CUDNN_DEFAULT_MATH | sys::cudnnMathType_t::CUDNN_FMA_MATH => {
-                false
-            }
-        };
-        if !offer.works || !offer.deterministic || (exact && rounds) {
+        if !offer.works || !offer.deterministic {
             continue;
         }
+        // Tensor cores round f32 operands to TF32: there the descriptor forbids them, and an algorithm
+        // that cannot do without has no workspace.
         if !exact {
             descriptor.set_math(shape, offer.math)?;
         }
