@@ -80,7 +80,7 @@ fn the_device_of_the_command_line_is_that_of_the_run() {
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_build_without_cuda_says_how_to_build_one_with_it() {
-    let trace = golden("micro.stol_k2_saved.safetensors");
+    let trace = golden("mlp.stol_k2_saved.safetensors");
     for arguments in [
         &["train", "--device", "cuda"][..],
         &["bench", "--model", "small", "--device", "cuda:1"],

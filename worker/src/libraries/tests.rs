@@ -1,6 +1,7 @@
 use super::*;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::symlink;
 
 /// A machine in a folder of its own.
@@ -59,11 +60,18 @@ impl Drop for Machine {
     }
 }
 
-/// The head of a library for this machine: the test itself is a file of that kind.
+/// The smallest library for this machine, after the header of this test: one part that is loaded.
 fn library_bytes() -> Vec<u8> {
-    let mut bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
-    bytes.truncate(64);
+    let mut test = fs::File::open(std::env::current_exe().unwrap()).unwrap();
+    let mut bytes = vec![0; 64];
+    test.read_exact(&mut bytes).unwrap();
+    let mut part = vec![0; 56];
+    part[0] = 1;
+    part[32] = 64 + 56;
     bytes[16] = 3;
+    bytes[32..40].copy_from_slice(&64_u64.to_ne_bytes());
+    bytes[56..58].copy_from_slice(&1_u16.to_ne_bytes());
+    bytes.extend(part);
     bytes
 }
 
@@ -142,8 +150,9 @@ fn a_folder_is_named_once_and_the_loaders_list_is_named_where_it_is_silent() {
 #[test]
 fn files_that_are_no_library_are_passed_over_and_named() {
     let mut machine = Machine::new("garbage");
-    machine.environment.synfire_libraries =
-        Some(machine.list(&["empty", "text", "folder", "other", "old", "stubs", "good"]));
+    machine.environment.synfire_libraries = Some(machine.list(&[
+        "empty", "text", "folder", "other", "old", "cut", "bare", "stubs", "good",
+    ]));
     machine.write("empty/libcuda.so.1", b"");
     machine.write("text/libcuda.so.1", &b"#!/bin/sh\n".repeat(20));
     fs::create_dir_all(machine.at("folder/libcuda.so.1")).unwrap();
@@ -153,13 +162,18 @@ fn files_that_are_no_library_are_passed_over_and_named() {
     let mut narrow = library_bytes();
     narrow[4] = 1;
     machine.write("old/libcuda.so.1", &narrow);
+    let mut long = library_bytes();
+    long[64 + 32] += 1;
+    machine.write("cut/libcuda.so.1", &long);
+    machine.write("bare/libcuda.so.1", &long[..64]);
     machine.library("stubs/libcuda.so.1");
     let error = machine.find(Library::Driver).unwrap_err();
-    assert_eq!(error.passed_over.len(), 6, "{error}");
+    assert_eq!(error.passed_over.len(), 8, "{error}");
     for why in [
         "is no library",
         "is no file",
         "another kind of machine",
+        "has 120 bytes of 121 and more: it was cut short",
         "is a stub",
     ] {
         assert!(error.to_string().contains(why), "{error}");
