@@ -35,7 +35,7 @@ mod training;
 
 use job::{Ended, Seat, job};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_secs(1);
 /// The stand-in's own words; see tests/nccl/nccl.c.
 const STAND_IN: &str = "SYNFIRE_STAND_IN_NCCL";
@@ -398,9 +398,12 @@ impl Member {
     fn sum_f32(&mut self, length: usize, salt: u32, by_rank: bool) {
         let (rank, world) = (self.rank, self.world);
         let whole = (world * (world + 1) / 2) as f32;
-        let factor = |rank: usize| match by_rank {
-            true => (rank + 1) as f32 / whole,
-            false => 1.0 / world as f32,
+        let factor = |rank: usize| {
+            if by_rank {
+                (rank + 1) as f32 / whole
+            } else {
+                1.0 / world as f32
+            }
         };
         let memory = self.memory(&ranks::numbers(rank, length, salt));
         self.start(&[piece(&memory, length, factor(rank))]).unwrap();

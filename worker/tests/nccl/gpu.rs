@@ -42,23 +42,25 @@ impl Gpu {
         self.memory.as_ref().expect("arenas are allocated first")
     }
 
-    fn to_gpu(&mut self, arena: Arena, span: Span) {
+    fn place_of(&self, arena: Arena) -> &Memory {
+        if arena == Arena::Moments {
+            &self.memory().moments
+        } else {
+            &self.memory().gradients
+        }
+    }
+
+    fn lift(&mut self, arena: Arena, span: Span) {
         let mut values = vec![0.0; span.len];
         self.inner.read_arena(arena, span.offset, &mut values);
-        let memory = match arena {
-            Arena::Moments => &self.memory().moments,
-            _ => &self.memory().gradients,
-        };
+        let memory = self.place_of(arena);
         self.device
             .write_values(place(memory, span.offset, 4), &values);
     }
 
-    fn from_gpu(&mut self, arena: Arena, span: Span) {
+    fn fetch(&mut self, arena: Arena, span: Span) {
         let mut values = vec![0.0; span.len];
-        let memory = match arena {
-            Arena::Moments => &self.memory().moments,
-            _ => &self.memory().gradients,
-        };
+        let memory = self.place_of(arena);
         self.device
             .read_values(place(memory, span.offset, 4), &mut values);
         self.inner.write_arena(arena, span.offset, &values);
@@ -106,9 +108,9 @@ impl Kernels for Gpu {
 
     fn conv_weight_gradient(&mut self, conv: &Conv, x: Buffer, dy: Errors) {
         self.inner.conv_weight_gradient(conv, x, dy);
-        self.to_gpu(Arena::Gradients, conv.weight);
+        self.lift(Arena::Gradients, conv.weight);
         if let Some(bias) = conv.bias {
-            self.to_gpu(Arena::Gradients, bias);
+            self.lift(Arena::Gradients, bias);
         }
     }
 
@@ -117,27 +119,27 @@ impl Kernels for Gpu {
         if let (Some(norm), Phase::Train) = (layer.norm, phase)
             && norm.across == Norms::Pooled
         {
-            self.to_gpu(Arena::Moments, norm.running_mean);
-            self.to_gpu(Arena::Moments, norm.running_var);
+            self.lift(Arena::Moments, norm.running_mean);
+            self.lift(Arena::Moments, norm.running_var);
         }
     }
 
     fn apply_moments(&mut self, norm: &Norm, count: u64) {
-        self.from_gpu(Arena::Moments, norm.running_mean);
-        self.from_gpu(Arena::Moments, norm.running_var);
+        self.fetch(Arena::Moments, norm.running_mean);
+        self.fetch(Arena::Moments, norm.running_var);
         self.inner.apply_moments(norm, count);
     }
 
     fn norm_lif_backward(&mut self, layer: &NormLif, window: Window, errors: &NormLifErrors) {
         self.inner.norm_lif_backward(layer, window, errors);
         if let Some(norm) = layer.norm {
-            self.to_gpu(Arena::Gradients, norm.gamma);
-            self.to_gpu(Arena::Gradients, norm.beta);
+            self.lift(Arena::Gradients, norm.gamma);
+            self.lift(Arena::Gradients, norm.beta);
         }
     }
 
     fn update(&mut self, span: Span, step: Step) {
-        self.from_gpu(Arena::Gradients, span);
+        self.fetch(Arena::Gradients, span);
         self.inner.update(span, step);
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use synfire::collective::{Collective, Nccl, Wire};
 use synfire::engine::Network;
@@ -109,7 +110,7 @@ fn both(seat: &Seat, plan: &Plan, tolerance: f32) {
     assert_eq!(host.stopped, Some(15));
     assert_eq!(device.stopped, Some(15));
     let samples: u64 = device.report.samples.iter().sum();
-    assert_eq!(samples as usize, plan.batch * TIME_STEPS * BATCHES);
+    assert_eq!(samples, (plan.batch * TIME_STEPS * BATCHES) as u64);
     assert_eq!(host.report.samples, device.report.samples);
     if exact {
         assert_eq!(host.report, device.report);
@@ -127,77 +128,21 @@ fn near(a: &[f32], b: &[f32], tolerance: f32) {
     assert!(distance <= tolerance, "{distance} and {tolerance}");
 }
 
-fn train(
-    mut kernels: Box<dyn Kernels>,
-    mut collective: Box<dyn Collective>,
-    plan: &Plan,
-) -> Trained {
-    let options = ModelOptions {
-        input: Shape::new(8, 8, 1),
-        classes: 4,
-        width: 0.25,
-        ..ModelOptions::new(ModelName::Small)
+fn train(mut kernels: Box<dyn Kernels>, collective: Box<dyn Collective>, plan: &Plan) -> Trained {
+    let mut algorithm: Box<dyn Algorithm> = if plan.bptt {
+        Box::new(Bptt)
+    } else {
+        Box::new(Stol { window: 2 })
     };
-    let graph = models::build(&options).unwrap();
-    let mut algorithm: Box<dyn Algorithm> = match plan.bptt {
-        true => Box::new(Bptt),
-        false => Box::new(Stol { window: 2 }),
-    };
-    let settings = Settings {
-        samples: plan.places.len(),
-        window: algorithm.window(TIME_STEPS),
-        neuron: Neuron::default(),
-        bn_eps: 1e-5,
-        bn_momentum: 0.1,
-        dropout_rescale: true,
-        seed: 1,
-        norms: Norms::Pooled,
-        first_sample: plan.places.start,
-    };
-    let network = Network::new(&graph, &settings, 1, &mut *kernels);
-    for (name, values) in init::parameters(&options, &graph, 1) {
-        network.set(&mut *kernels, &name, &values).unwrap();
-    }
-    let optimiser = Optimiser::new(run::Optimiser::Sgd {
-        lr: 0.05,
-        momentum: 0.9,
-        weight_decay: 1e-4,
-    });
-    let loss = Loss {
-        samples: plan.places.len(),
-        classes: 4,
-        ce: 1.0,
-        mse: 0.0,
-    };
-    let mut learner = Learner::new(network, loss, optimiser);
-    let part = Part {
-        places: plan.places.clone(),
-        batch: plan.batch,
-        wire: plan.wire,
-        // Several buckets.
-        bucket: 300,
-        overlaps: plan.overlaps,
-        stop: Arc::default(),
-        waiting: Arc::new(|_| ()),
-    };
-    let stop = Arc::clone(&part.stop);
-    let arenas = kernels.device_arenas();
-    if let Some(arenas) = &arenas {
-        let len = learner.network.plan().layout.len();
-        let chosen = measured_between_devices(&mut *collective, arenas, len, plan.wire).unwrap();
-        assert!(chosen >= 64 << 10, "{chosen}");
-    }
+    let mut learner = learner(&mut *kernels, plan, algorithm.window(TIME_STEPS));
     let rank = collective.rank().0;
-    let mut exchange = Exchange::new(collective, part, &learner.network, TIME_STEPS);
-    if let Some(arenas) = arenas {
-        exchange = exchange.between_devices(arenas);
-    }
-    assert!(exchange.buckets().count() > 2);
+    let stop = Arc::default();
+    let exchange = exchange(&mut *kernels, collective, plan, &learner, &stop);
     learner.exchange = Some(exchange);
     for index in 0..BATCHES {
-        // The last rank is told to stop in the last batch, and all hear it.
+        // Rank 0 is told to stop in the last batch, and all hear it.
         if index + 1 == BATCHES && rank == 0 {
-            stop.store(15, std::sync::atomic::Ordering::Relaxed);
+            stop.store(15, Ordering::Relaxed);
         }
         let (x, labels) = data(index, plan);
         let batch = Batch {
@@ -227,6 +172,74 @@ fn train(
         report: exchange.take_report(),
         stopped: exchange.stopped(),
     }
+}
+
+fn learner(kernels: &mut dyn Kernels, plan: &Plan, window: usize) -> Learner {
+    let options = ModelOptions {
+        input: Shape::new(8, 8, 1),
+        classes: 4,
+        width: 0.25,
+        ..ModelOptions::new(ModelName::Small)
+    };
+    let graph = models::build(&options).unwrap();
+    let settings = Settings {
+        samples: plan.places.len(),
+        window,
+        neuron: Neuron::default(),
+        bn_eps: 1e-5,
+        bn_momentum: 0.1,
+        dropout_rescale: true,
+        seed: 1,
+        norms: Norms::Pooled,
+        first_sample: plan.places.start,
+    };
+    let network = Network::new(&graph, &settings, 1, kernels);
+    for (name, values) in init::parameters(&options, &graph, 1) {
+        network.set(kernels, &name, &values).unwrap();
+    }
+    let optimiser = Optimiser::new(run::Optimiser::Sgd {
+        lr: 0.05,
+        momentum: 0.9,
+        weight_decay: 1e-4,
+    });
+    let loss = Loss {
+        samples: plan.places.len(),
+        classes: 4,
+        ce: 1.0,
+        mse: 0.0,
+    };
+    Learner::new(network, loss, optimiser)
+}
+
+fn exchange(
+    kernels: &mut dyn Kernels,
+    mut collective: Box<dyn Collective>,
+    plan: &Plan,
+    learner: &Learner,
+    stop: &Arc<AtomicUsize>,
+) -> Exchange {
+    let arenas = kernels.device_arenas();
+    if let Some(arenas) = &arenas {
+        let len = learner.network.plan().layout.len();
+        let chosen = measured_between_devices(&mut *collective, arenas, len, plan.wire).unwrap();
+        assert!(chosen >= 64 << 10, "{chosen}");
+    }
+    let part = Part {
+        places: plan.places.clone(),
+        batch: plan.batch,
+        wire: plan.wire,
+        // Several buckets.
+        bucket: 300,
+        overlaps: plan.overlaps,
+        stop: Arc::clone(stop),
+        waiting: Arc::new(|_| ()),
+    };
+    let mut exchange = Exchange::new(collective, part, &learner.network, TIME_STEPS);
+    if let Some(arenas) = arenas {
+        exchange = exchange.between_devices(arenas);
+    }
+    assert!(exchange.buckets().count() > 2);
+    exchange
 }
 
 /// This rank's part of a batch that is the same at any number of ranks.
