@@ -277,7 +277,7 @@ fn needs_nccl_one_rank() {
         "sums" => rank.sums(),
         "host" => ranks::check(&mut *rank.group, ranks::Order::Rank),
         "order" => rank.order(),
-        "hang" => rank.without_rank_1(|_| thread::sleep(Duration::from_secs(20))),
+        "hang" => rank.without_rank_1(|_| thread::sleep(Duration::from_secs(7))),
         "death" => rank.without_rank_1(|_| signal("KILL")),
         "error" => rank.until_the_end(),
         "interrupt" => rank.interrupted(),
