@@ -4,6 +4,7 @@
 //!
 //! - `buckets`: how the gradients are cut, and how large the pieces should be.
 //! - `words`: what rides behind the last bucket of a batch: its sums, and whether to stop.
+//! - `last`: what travels with the last bucket.
 //! - `device`: the way of gradients that lie on GPUs.
 //! - this file: [`Exchange`], and the way through the host.
 //!
@@ -15,6 +16,7 @@
 
 mod buckets;
 mod device;
+mod last;
 mod words;
 
 use crate::collective::{Collective, CollectiveError, Pending, Wire};
@@ -24,9 +26,9 @@ pub use buckets::{measured, measured_between_devices};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
-use words::{Said, Words};
+use words::Words;
 
 /// Is told before and after each wait for the other ranks.
 pub type Waiting = Arc<dyn Fn(bool) + Send + Sync>;
@@ -305,67 +307,6 @@ impl Exchange {
     fn fail(&mut self, error: CollectiveError) -> CollectiveError {
         self.failure = Some(error.clone());
         error
-    }
-
-    /// Puts moments and words behind the place of the last bucket's gradients.
-    fn load_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
-        let report = ends_batch.then(|| kernels.take_report());
-        let said = report.as_ref().map(|report| self.said(report));
-        let Some(bucket) = self.buckets.last_mut() else {
-            return;
-        };
-        let Some(numbers) = &mut bucket.numbers else {
-            return;
-        };
-        let (len, moments_len) = (bucket.range.len(), self.lens.1);
-        numbers.resize(len + moments_len + self.words.len(), 0.0);
-        let (moments, words) = numbers[len..].split_at_mut(moments_len);
-        network.read_moments(kernels, moments);
-        scale(moments, self.scale);
-        words.fill(0.0);
-        if let Some(said) = said {
-            self.words.write(said, words);
-        }
-    }
-
-    /// What this rank says of a batch.
-    fn said<'a>(&self, report: &'a Report) -> Said<'a> {
-        Said {
-            rank: self.collective.rank().0 as usize,
-            report,
-            share: f64::from(self.scale),
-            slowest_step: self.slowest_step.0,
-            stop: self.part.stop.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Takes in what all ranks say of a batch.
-    fn hear(&mut self, words: &[f32]) {
-        let heard = self.words.read(words);
-        self.report.add(&heard.report);
-        self.stopped = self.stopped.or(heard.stop);
-        let slowest = &mut self.slowest_step.1;
-        *slowest = slowest.max(heard.slowest_step);
-    }
-
-    fn unload_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
-        let Some(bucket) = self.buckets.last_mut() else {
-            return;
-        };
-        let Some(numbers) = bucket.numbers.take() else {
-            return;
-        };
-        let (moments, words) = numbers[bucket.range.len()..].split_at(self.lens.1);
-        if !std::mem::take(&mut self.moments_are_done) {
-            network.write_moments(kernels, moments);
-            network.apply_moments(kernels, self.part.batch);
-        }
-        if ends_batch {
-            self.hear(words);
-        }
-        if let Some(bucket) = self.buckets.last_mut() {
-            bucket.numbers = Some(numbers);
-        }
     }
 
     /// Moves running statistics by the moments of one forward at once: for algorithms that make more
