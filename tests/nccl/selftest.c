@@ -4,6 +4,7 @@
 #include "abi.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -210,7 +211,11 @@ static void everything(struct seat *seat) {
   stream_close(stream);
 }
 
-// Rank 1 never calls: the others abort what they have enqueued, and what comes behind it.
+// How many ranks have got away.
+static atomic_int away;
+
+// Rank 1 never calls: the others abort what they have enqueued, and what comes behind it. It is there
+// until they have.
 static void abandoned(struct seat *seat) {
   cudaStream_t stream = stream_open();
   ncclComm_t comm = join_group(seat->world, seat->rank, seat->id);
@@ -220,10 +225,15 @@ static void abandoned(struct seat *seat) {
     must(comm, ncclAllReduce(more, more, 8, ncclFloat32, ncclSum, comm, stream));
     usleep(30000);
   } else {
-    usleep(100000);
+    for (int look = 0; away < seat->world - 1; look++) {
+      CHECK(look < 10000);
+      usleep(1000);
+    }
+    away = 0;
   }
   CHECK(ncclCommAbort(comm) == ncclSuccess);
   stream_wait(stream);
+  if (seat->rank != 1) away++;
   stream_close(stream);
 }
 
