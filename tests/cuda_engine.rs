@@ -267,6 +267,7 @@ fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
     let spec = synfire::kernel::BufferSpec::plain(1, shape, 1);
     let buffer = kernels.allocate(&spec);
     let what = Repeat {
+        may_record: true,
         is_training: true,
         t: 0,
     };

@@ -399,6 +399,8 @@ lr = 0.02
             "\"checkpoint.keep_best\" must be true or false, but is 1"),
         (&["ranks.wire=f16"],
             "\"ranks.wire\" is \"f16\": did you mean \"bf16\"? It must be \"f32\" or \"bf16\""),
+        (&["ranks.transport=ncll"],
+            "\"ranks.transport\" is \"ncll\": did you mean \"nccl\"? It must be \"auto\", \"nccl\" or \"host\""),
         (&["ranks.bucket_mib=-1"],
             "\"ranks.bucket_mib\" must be a number, at least 0 and at most 1024, but is -1"),
         (&["ranks.overlap=1"],

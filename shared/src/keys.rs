@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Wire};
+use crate::run::{Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.
@@ -351,7 +351,10 @@ pub(crate) const KEYS: &[Key] = &[
 
     Key::new("ranks.wire", choice(Wire::NAMES), Fallback::Text("f32"),
         "How gradients travel between ranks: \"bf16\" halves their bytes and rounds them; sums are \
-         formed in f32"),
+         formed in f32, by NCCL in bf16"),
+    Key::new("ranks.transport", choice(Transport::NAMES), Fallback::Text("auto"),
+        "How gradients reach other ranks: \"nccl\" from GPU to GPU; \"host\" through the memory of the \
+         host, by MPI or by connections of the ranks' own; \"auto\": nccl where they lie on GPUs"),
     Key::new("ranks.bucket_mib", Kind::Real(Included(0.0), Included(1024.0)), Fallback::Real(0.0),
         "Gradients that are averaged at once, in MiB; 0: chosen by a short measurement at the start \
          and kept in run.folder"),

@@ -289,8 +289,20 @@ named! {
     pub enum Wire {
         /// As they are.
         F32 = "f32",
-        /// Rounded to 8 significant bits; sums are formed in f32.
+        /// Rounded to 8 significant bits; sums are formed in f32, by NCCL in the same.
         Bf16 = "bf16",
+    }
+}
+
+named! {
+    /// How gradients reach other ranks.
+    pub enum Transport {
+        /// From GPU to GPU where they lie on GPUs, else through the host.
+        Auto = "auto",
+        /// From GPU to GPU.
+        Nccl = "nccl",
+        /// Through the memory of the host.
+        Host = "host",
     }
 }
 
@@ -299,6 +311,8 @@ named! {
 pub struct Ranks {
     /// How gradients travel.
     pub wire: Wire,
+    /// How they reach other ranks.
+    pub transport: Transport,
     /// Gradients that are averaged at once, in MiB; 0: chosen by a measurement.
     pub bucket_mib: f64,
     /// Whether gradients are averaged while earlier layers compute theirs.
@@ -311,6 +325,7 @@ impl Ranks {
     fn from_values(values: &Values) -> Self {
         Self {
             wire: Wire::from_name(&values.text("ranks.wire")),
+            transport: Transport::from_name(&values.text("ranks.transport")),
             bucket_mib: values.real("ranks.bucket_mib"),
             overlap: values.bool("ranks.overlap"),
             deadline_seconds: values.optional_real("ranks.deadline_seconds"),

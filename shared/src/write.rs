@@ -51,6 +51,7 @@ const NO_SETTINGS: &[&str] = &[
     "data.cache_gib",
     "init.from",
     "init.skip_readout",
+    "ranks.transport",
     "ranks.bucket_mib",
     "ranks.overlap",
     "ranks.deadline_seconds",
@@ -295,6 +296,7 @@ fn checkpoint(run: &Run, entries: &mut Entries) {
 fn ranks(run: &Run, entries: &mut Entries) {
     let ranks = run.ranks;
     entries.insert("ranks.wire", text(ranks.wire.name()));
+    entries.insert("ranks.transport", text(ranks.transport.name()));
     entries.insert("ranks.bucket_mib", Scalar::Real(ranks.bucket_mib));
     entries.insert("ranks.overlap", Scalar::Bool(ranks.overlap));
     if let Some(seconds) = ranks.deadline_seconds {

@@ -22,9 +22,24 @@ pub enum BackEndError {
          burn-cuda, with a network (see README.md, \"On a GPU\"); --engine fast needs none"
     )]
     NoBurnCuda,
+    /// A machine has fewer GPUs than ranks.
+    #[error(
+        "this is rank {local_rank} of its machine, counted from 0, and the machine has {gpus} GPUs: \
+         start no more ranks on a machine than it has GPUs"
+    )]
+    FewGpus {
+        /// How many ranks of the machine come before this one.
+        local_rank: u32,
+        /// The GPUs that this process is shown.
+        gpus: u32,
+    },
     /// A library is in none of the places.
     #[error(transparent)]
     Library(#[from] NotFound),
+    /// A library is there and cannot be used.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::kernel::cuda::device::CudaError),
     /// A library is there and cannot be used.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
@@ -58,6 +73,19 @@ impl BackEnd {
         }
     }
 
+    /// That of one of several ranks: of GPUs without a number, the one of its place among the ranks of
+    /// its machine. A process that is shown a single GPU takes that: some launchers show each its own.
+    ///
+    /// # Errors
+    /// If the machine has fewer GPUs than ranks, or the driver does not say.
+    pub fn of_rank(self, local_rank: u32) -> Result<Self, BackEndError> {
+        let device = match self.device {
+            Device::Cuda(None) => Device::Cuda(Some(gpu_of(local_rank, num_gpus()?)?)),
+            named @ (Device::Cpu | Device::Cuda(Some(_))) => named,
+        };
+        Ok(Self { device, ..self })
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -72,6 +100,20 @@ impl BackEnd {
     }
 
     /// The fast engine of GPUs.
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, ordinal: u32) -> Result<Box<dyn Kernels>, BackEndError> {
+        use crate::kernel::cuda::{self, CudaKernels, Options};
+        let precision = match (self.precision, self.tf32) {
+            (Precision::Bf16, _) => cuda::Precision::Bf16,
+            (Precision::F32, true) => cuda::Precision::Tf32,
+            (Precision::F32, false) => cuda::Precision::F32,
+        };
+        let options = Options { ordinal, precision };
+        Ok(Box::new(CudaKernels::open(&options)?))
+    }
+
+    /// The fast engine of GPUs.
+    #[cfg(not(feature = "cuda"))]
     #[expect(
         clippy::unused_self,
         reason = "a build with CUDA has roundings to hand on"
@@ -79,6 +121,31 @@ impl BackEnd {
     fn cuda(&self, _ordinal: u32) -> Result<Box<dyn Kernels>, BackEndError> {
         Err(BackEndError::NoCuda)
     }
+}
+
+fn gpu_of(local_rank: u32, gpus: u32) -> Result<u32, BackEndError> {
+    match gpus {
+        1 => Ok(0),
+        _ if local_rank < gpus => Ok(local_rank),
+        _ => Err(BackEndError::FewGpus { local_rank, gpus }),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn num_gpus() -> Result<u32, BackEndError> {
+    use crate::libraries::{self, Library};
+    let gpus = libraries::gpus(libraries::open(Library::Driver)?)?;
+    Ok(u32::try_from(gpus.len()).unwrap_or(u32::MAX))
+}
+
+/// Nobody can say; what computes on a GPU says what is missing.
+#[cfg(not(feature = "cuda"))]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a build with CUDA asks the driver"
+)]
+fn num_gpus() -> Result<u32, BackEndError> {
+    Ok(1)
 }
 
 /// Plain tensors on a GPU. burn panics without its libraries, so they are looked for first; a build
@@ -120,6 +187,19 @@ mod tests {
         assert_eq!(open(&["run.engine=cpu"]).unwrap(), fast, "its older name");
         let burn = open(&["run.engine=burn"]).unwrap();
         assert!(burn.starts_with("reference"), "{burn}");
+    }
+
+    #[test]
+    fn each_rank_of_a_machine_takes_a_gpu_of_its_own() {
+        assert_eq!(gpu_of(3, 4).unwrap(), 3);
+        assert_eq!(gpu_of(3, 1).unwrap(), 0);
+        let text = gpu_of(2, 2).unwrap_err().to_string();
+        let expected = "this is rank 2 of its machine, counted from 0, and the machine has 2 GPUs";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(gpu_of(0, 0).is_err());
+        let named =
+            BackEnd::of(&Run::from_toml(QUICKSTART, "", &["run.device=cuda:3".into()]).unwrap());
+        assert_eq!(named.of_rank(1).unwrap(), named);
     }
 
     #[cfg(not(feature = "cuda"))]

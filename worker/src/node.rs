@@ -25,6 +25,9 @@ pub enum NodeError {
     /// The back end cannot start.
     #[error("the back end cannot start")]
     BackEnd(#[from] BackEndError),
+    /// The device cannot hold the network, or computes no more.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The network does not fit into memory.
     #[error(
         "{} with a window of {window} needs {needed_mib} MiB and {available_mib} MiB are free: {}",
@@ -90,6 +93,8 @@ pub struct Share {
     pub places: Range<usize>,
     /// Over whose samples its norms take their statistics.
     pub norms: Norms,
+    /// How many ranks of its machine come before this one.
+    pub local_rank: u32,
 }
 
 impl Share {
@@ -98,6 +103,7 @@ impl Share {
         Self {
             places: 0..run.data.batch,
             norms: Norms::Own,
+            local_rank: 0,
         }
     }
 }
@@ -125,7 +131,7 @@ pub fn build_share(
 ) -> Result<Node, NodeError> {
     let options = model_options(&run.model, input, classes);
     let graph = models::build(&options)?;
-    let mut kernels = BackEnd::of(run).open()?;
+    let mut kernels = BackEnd::of(run).of_rank(share.local_rank)?.open()?;
     let algorithm = algorithm(run.algorithm);
     let settings = Settings {
         samples: share.places.len(),
@@ -145,6 +151,9 @@ pub fn build_share(
     for (name, values) in init::parameters(&options, &graph, run.seed) {
         let set = network.set(&mut *kernels, &name, &values);
         set.expect("initial values are drawn for the graph's own parameters");
+    }
+    if let Some(what) = kernels.failure() {
+        return Err(NodeError::Device(what));
     }
     let loss = loss(run.loss, share.places.len(), classes);
     let learner = Learner::new(network, loss, optimiser);
@@ -168,8 +177,12 @@ pub fn check_memory(
     optimiser_states: usize,
     kernels: &dyn Kernels,
 ) -> Result<(), NodeError> {
-    // Where the system does not say: more than any machine that trains without a GPU has.
-    let available = memory::available_bytes().unwrap_or(1 << 40);
+    let available = match kernels.available_bytes() {
+        // The rest is for cuDNN's workspace and what else lives no longer than a call.
+        Some(of_device) => of_device - of_device / 8,
+        // Where the system does not say: more than any machine that trains without a GPU has.
+        None => memory::available_bytes().unwrap_or(1 << 40),
+    };
     let plan = Plan::new(graph, settings);
     // Weights, gradients, states, and the packed forms of the weights that back ends keep.
     let arenas = 4 * plan.layout.len() as u64 * (2 + optimiser_states as u64 + 2);
@@ -313,6 +326,7 @@ mod tests {
         let half = Share {
             places: 0..500_000,
             norms: Norms::Pooled,
+            local_rank: 1,
         };
         let error = build_share(&run(1_000_000), Shape::new(28, 28, 1), 10, &half).unwrap_err();
         let text = error.to_string();

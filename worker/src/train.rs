@@ -12,7 +12,7 @@ mod tally;
 mod training;
 
 use crate::checkpoint::CheckpointError;
-use crate::collective::{Collective, CollectiveError, Solo, Wire};
+use crate::collective::{Collective, CollectiveError, Solo, Wire, place};
 use crate::data::{DataError, Source};
 use crate::engine::plan::Role;
 use crate::kernel::Norms;
@@ -153,7 +153,7 @@ pub fn train_in(
 ) -> Result<Trained, TrainError> {
     let begin = Instant::now();
     collective.set_deadline(group::STARTUP);
-    let prepared = prepare(run, options, &mut *collective, tell);
+    let prepared = prepare(run, options, &mut collective, tell);
     let (source, mut node, saving, bucket) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -173,7 +173,11 @@ pub fn train_in(
             waiting: group::waiting(&options.pulse),
         };
         let network = &node.learner.network;
-        let exchange = Exchange::new(collective, part, network, run.time_steps);
+        let is_on_device = collective.on_device().is_some();
+        let mut exchange = Exchange::new(collective, part, network, run.time_steps);
+        if let (true, Some(arenas)) = (is_on_device, node.kernels.device_arenas()) {
+            exchange = exchange.between_devices(arenas);
+        }
         tell(grouped(&exchange));
         node.learner.exchange = Some(exchange);
     }
@@ -214,7 +218,7 @@ pub fn train_in(
 fn prepare(
     run: &Run,
     options: &Options,
-    collective: &mut dyn Collective,
+    collective: &mut Box<dyn Collective>,
     tell: &mut dyn FnMut(Event),
 ) -> Result<(Source, Node, Saving, usize), TrainError> {
     let (rank, world) = (collective.rank(), collective.world());
@@ -238,6 +242,10 @@ fn prepare(
             _ if run.batch_norm.sync => Norms::Synchronised,
             _ => Norms::Pooled,
         },
+        local_rank: match world.0 {
+            1 => 0,
+            _ => place::local_rank(&mut **collective)?,
+        },
     };
     let mut node = node::build_share(run, input, info.classes, &share)?;
     tell(began(&node, &source));
@@ -245,7 +253,9 @@ fn prepare(
         let saving = Saving::begin(run, options, &source, &mut node, tell)?;
         return Ok((source, node, saving, 0));
     }
-    group::agree(collective, run, &source)?;
+    group::agree(&mut **collective, run, &source)?;
+    group::connect_devices(collective, run, &node, tell)?;
+    let collective = &mut **collective;
     let mut saving = match rank {
         Rank(0) => Saving::begin(run, options, &source, &mut node, tell)?,
         _ => Saving::follow(run, options),
@@ -286,7 +296,11 @@ fn bucket(
     if let Some(known) = group::known_bucket(collective, &tuned, &key)? {
         return Ok(known);
     }
-    let bucket = exchange::measured(collective, len, wire(run))?;
+    let arenas = node.kernels.device_arenas();
+    let bucket = match arenas.filter(|_| collective.on_device().is_some()) {
+        Some(arenas) => exchange::measured_between_devices(collective, &arenas, len, wire(run))?,
+        None => exchange::measured(collective, len, wire(run))?,
+    };
     tuned.add(key, bucket);
     saving.keep_tuning(&tuned.text());
     Ok(bucket)

@@ -89,6 +89,7 @@ fn collective(error: &CollectiveError) -> bool {
         | CollectiveError::Deadline { .. }
         | CollectiveError::Left { .. }
         | CollectiveError::Interrupted { .. }
+        | CollectiveError::Device { .. }
         | CollectiveError::Io { .. } => true,
         CollectiveError::Unequal { .. }
         | CollectiveError::OutOfStep { .. }

@@ -77,6 +77,12 @@ pub enum CollectiveError {
         /// What is wrong.
         reason: String,
     },
+    /// The GPUs, or what connects them, failed.
+    #[error("averaging between GPUs failed: {reason}")]
+    Device {
+        /// How.
+        reason: String,
+    },
     /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {

@@ -1,4 +1,4 @@
-//! Groups of ranks that average their numbers, in host memory.
+//! Groups of ranks that average their numbers, in host memory or between GPUs.
 //!
 //! Every implementation is held to one suite, `tests/collectives.rs` (for MPI,
 //! `worker/tests/mpi.rs`): what it computes, and how it fails.
@@ -13,15 +13,21 @@
 //! - [`threads`]: ranks in one process; the reference.
 //! - [`tcp`]: ranks on one machine, without MPI.
 //! - `mpi`, with the feature of that name: ranks of an MPI job.
+//! - [`device`]: averages of numbers that lie on GPUs.
+//! - [`place`]: which of its machine's ranks one is.
+//! - `nccl`, with the feature of that name: GPUs, beside one of the groups above.
 //! - `opening`: what the ranks of MPI agree on before numbers move.
 //! - [`environment`]: whether this process is one of an MPI job.
 
 pub mod bf16;
+pub mod device;
 pub mod environment;
 pub mod error;
 mod mean;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 // Its tests need no MPI.
 #[cfg(any(test, feature = "mpi"))]
 #[cfg_attr(
@@ -30,6 +36,7 @@ pub mod mpi;
 )]
 mod opening;
 pub mod pending;
+pub mod place;
 pub mod solo;
 pub mod tcp;
 pub mod threads;
@@ -38,9 +45,12 @@ use std::time::Duration;
 
 use synfire_shared::ids::{Rank, World};
 
+use device::OnDevice;
 pub use error::CollectiveError;
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use pending::{Interrupt, Pending};
 pub use solo::Solo;
 pub use tcp::Tcp;
@@ -55,7 +65,7 @@ pub const MAX_GATHER_BYTES: usize = 64 << 20;
 /// The most numbers in one mean or broadcast: 4 GiB of f32.
 pub const MAX_VALUES: usize = 1 << 30;
 
-/// How numbers travel. Sums are always formed in f32.
+/// How numbers travel. Sums are formed in f32, but those between GPUs in what travels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Wire {
     /// As they are.
@@ -113,6 +123,11 @@ pub trait Collective: Send {
 
     /// What another thread can use to end this rank's waits at once.
     fn interrupt(&self) -> Interrupt;
+
+    /// What of the group works on numbers where they lie on GPUs; nothing where numbers lie on the host.
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        None
+    }
 }
 
 /// The rank of this place among all.

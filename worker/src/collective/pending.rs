@@ -308,6 +308,12 @@ impl Interrupt {
         self.board.fail(CollectiveError::Interrupted { reason });
         self.driver.interrupted();
     }
+
+    /// Why the group is over for this rank, if it is.
+    #[cfg(feature = "nccl")]
+    pub(super) fn failure(&self) -> Option<CollectiveError> {
+        self.board.failure()
+    }
 }
 
 impl fmt::Debug for Interrupt {

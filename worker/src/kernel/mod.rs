@@ -148,6 +148,9 @@ pub enum Phase {
 /// What a network does again in every batch with the same buffers, the same shapes and the same calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Repeat {
+    /// Whether it may be recorded and done again without a call: not where other ranks take part, or
+    /// the host looks at what is computed.
+    pub may_record: bool,
     /// In training: forward, loss, backward and update of a time step; else forward and loss.
     pub is_training: bool,
     /// The time step.
@@ -195,6 +198,21 @@ pub struct ErrorsOut {
     pub buffer: Buffer,
     /// Add to what is there (another reader of the value came first) instead of overwriting it.
     pub accumulate: bool,
+}
+
+/// Where numbers that ranks average lie, for back ends whose memory is a GPU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceArenas {
+    /// The number of the GPU, as the driver counts those that this process is shown.
+    pub ordinal: u32,
+    /// The `CUstream` of all computation. It must not be captured while gradients are averaged.
+    pub stream: u64,
+    /// The address of [`Arena::Gradients`], f32.
+    pub gradients: u64,
+    /// The address of [`Arena::Moments`], f32; 0 if there are none.
+    pub moments: u64,
+    /// The address of as many bf16 as there are gradients, for [`Kernels::round_to_wire`]; 0 if there are none.
+    pub wire: u64,
 }
 
 /// Sums since the last report, read from the device at once.
@@ -393,6 +411,32 @@ pub trait Kernels: Send {
         assert_eq!(gradients.len(), span.len, "a gradient for every weight");
         self.write_arena(Arena::Gradients, span.offset, gradients);
         self.update(span, step);
+    }
+
+    /// Where what ranks average lies, if that is the memory of a GPU: the numbers are then averaged in
+    /// place, in the order of the stream, and [`Kernels::update`] takes the means from there. Nothing if
+    /// it is the host's memory.
+    fn device_arenas(&self) -> Option<DeviceArenas> {
+        None
+    }
+
+    /// Rounds a range of the gradients times a factor to bf16 (to the nearest, ties to even), at the same
+    /// place of [`DeviceArenas::wire`].
+    ///
+    /// # Panics
+    /// If this back end has no such place.
+    fn round_to_wire(&mut self, span: Span, factor: f32) {
+        let _ = (span, factor);
+        unreachable!("{} has no numbers on their way between GPUs", self.name());
+    }
+
+    /// The way back: the range of the gradients holds these numbers as f32.
+    ///
+    /// # Panics
+    /// If this back end has no such place.
+    fn widen_from_wire(&mut self, span: Span) {
+        let _ = span;
+        unreachable!("{} has no numbers on their way between GPUs", self.name());
     }
 
     /// Zeroes the errors of one time step: for a value of whose readers some handed down an error

@@ -4,7 +4,9 @@
 //!
 //! - `buckets`: how the gradients are cut, and how large the pieces should be.
 //! - `words`: what rides behind the last bucket of a batch: its sums, and whether to stop.
-//! - this file: [`Exchange`].
+//! - `last`: what travels with the last bucket.
+//! - `device`: the way of gradients that lie on GPUs.
+//! - this file: [`Exchange`], and the way through the host.
 //!
 //! # What is averaged
 //!
@@ -13,24 +15,35 @@
 //! batch of B. Where shares are equal the factor is 1 and nothing is touched.
 
 mod buckets;
+mod device;
+mod last;
 mod words;
 
 use crate::collective::{Collective, CollectiveError, Pending, Wire};
 use crate::engine::Network;
-use crate::kernel::{Arena, Kernels, Report, Span};
-pub use buckets::measured;
+use crate::kernel::{Arena, DeviceArenas, Kernels, Report, Span};
+pub use buckets::{measured, measured_between_devices};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
-use words::{Said, Words};
+use words::Words;
 
 /// Is told before and after each wait for the other ranks.
 pub type Waiting = Arc<dyn Fn(bool) + Send + Sync>;
 
+/// The means of a range of gradients.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mean<'a> {
+    /// These numbers.
+    Given(&'a [f32]),
+    /// What lies in the range itself.
+    InPlace,
+}
+
 /// Is given a range of the weights with the means of its gradients.
-pub(crate) type Update<'a> = &'a mut dyn FnMut(&mut dyn Kernels, Span, &[f32]);
+pub(crate) type Update<'a> = &'a mut dyn FnMut(&mut dyn Kernels, Span, Mean<'_>);
 
 /// How a rank takes part.
 #[derive(Clone)]
@@ -78,6 +91,8 @@ pub struct Exchange {
     /// `n_r` W / B.
     scale: f32,
     buckets: Vec<Bucket>,
+    /// Where gradients lie on a GPU that averages them itself.
+    device: Option<device::Route>,
     /// Numbers of the gradients, and of moments behind them in the last bucket.
     lens: (usize, usize),
     words: Words,
@@ -144,6 +159,7 @@ impl Exchange {
             scale: scale as f32,
             part,
             buckets,
+            device: None,
             lens,
             words,
             failure: None,
@@ -153,6 +169,22 @@ impl Exchange {
             slowest_step: (0.0, 0.0),
             moments_are_done: false,
         }
+    }
+
+    /// The same where the back end's gradients lie on a GPU and the group averages them there.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[must_use]
+    pub fn between_devices(mut self, arenas: DeviceArenas) -> Self {
+        let has_devices = self.collective.on_device().is_some();
+        assert!(has_devices, "a way between GPUs has a group of them");
+        for bucket in &mut self.buckets {
+            // Nothing goes through the host.
+            bucket.numbers = None;
+        }
+        self.device = Some(device::Route::new(arenas));
+        self
     }
 
     /// The group, between two batches.
@@ -181,18 +213,30 @@ impl Exchange {
         if self.part.overlaps {
             let all_but_last = self.buckets.len() - 1;
             while self.failure.is_none()
-                && self.under_way.len() < all_but_last
-                && self.buckets[self.under_way.len()].range.end <= end
+                && self.num_started() < all_but_last
+                && self.buckets[self.num_started()].range.end <= end
             {
                 self.start(kernels);
             }
         }
     }
 
+    fn num_started(&self) -> usize {
+        let on_device = self.device.as_ref().map(|route| route.under_way.len());
+        on_device.unwrap_or(self.under_way.len())
+    }
+
+    fn arenas(&self) -> Option<DeviceArenas> {
+        self.device.as_ref().map(|route| route.arenas)
+    }
+
     /// Starts the next bucket.
     fn start(&mut self, kernels: &mut dyn Kernels) {
         if self.failure.is_some() {
             return;
+        }
+        if let Some(arenas) = self.arenas() {
+            return self.start_on_device(kernels, arenas);
         }
         let is_last = self.under_way.len() + 1 == self.buckets.len();
         let bucket = &mut self.buckets[self.under_way.len()];
@@ -226,6 +270,9 @@ impl Exchange {
         ends_batch: bool,
         update: Update<'_>,
     ) -> Result<(), CollectiveError> {
+        if let Some(arenas) = self.arenas() {
+            return self.finish_on_device(kernels, network, arenas, ends_batch, update);
+        }
         while self.failure.is_none() && self.under_way.len() + 1 < self.buckets.len() {
             self.start(kernels);
         }
@@ -249,7 +296,7 @@ impl Exchange {
                 offset: range.start,
                 len,
             };
-            update(kernels, span, &numbers[..len]);
+            update(kernels, span, Mean::Given(&numbers[..len]));
             bucket.numbers = Some(numbers);
         }
         (self.part.waiting)(false);
@@ -260,55 +307,6 @@ impl Exchange {
     fn fail(&mut self, error: CollectiveError) -> CollectiveError {
         self.failure = Some(error.clone());
         error
-    }
-
-    /// Puts moments and words behind the place of the last bucket's gradients.
-    fn load_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
-        let Some(bucket) = self.buckets.last_mut() else {
-            return;
-        };
-        let Some(numbers) = &mut bucket.numbers else {
-            return;
-        };
-        let (len, moments_len) = (bucket.range.len(), self.lens.1);
-        numbers.resize(len + moments_len + self.words.len(), 0.0);
-        let (moments, words) = numbers[len..].split_at_mut(moments_len);
-        network.read_moments(kernels, moments);
-        scale(moments, self.scale);
-        words.fill(0.0);
-        if ends_batch {
-            let stop = self.part.stop.load(Ordering::Relaxed);
-            let report = kernels.take_report();
-            let said = Said {
-                rank: self.collective.rank().0 as usize,
-                report: &report,
-                share: f64::from(self.scale),
-                slowest_step: self.slowest_step.0,
-                stop,
-            };
-            self.words.write(said, words);
-        }
-    }
-
-    fn unload_last(&mut self, kernels: &mut dyn Kernels, network: &Network, ends_batch: bool) {
-        let Some(bucket) = self.buckets.last() else {
-            return;
-        };
-        let Some(numbers) = &bucket.numbers else {
-            return;
-        };
-        let (moments, words) = numbers[bucket.range.len()..].split_at(self.lens.1);
-        if !std::mem::take(&mut self.moments_are_done) {
-            network.write_moments(kernels, moments);
-            network.apply_moments(kernels, self.part.batch);
-        }
-        if ends_batch {
-            let heard = self.words.read(words);
-            self.report.add(&heard.report);
-            self.stopped = self.stopped.or(heard.stop);
-            let slowest = &mut self.slowest_step.1;
-            *slowest = slowest.max(heard.slowest_step);
-        }
     }
 
     /// Moves running statistics by the moments of one forward at once: for algorithms that make more
@@ -322,6 +320,9 @@ impl Exchange {
         network: &Network,
     ) -> Result<(), CollectiveError> {
         self.moments_are_done = true;
+        if let Some(arenas) = self.arenas() {
+            return self.moments_on_device(kernels, network, arenas);
+        }
         let mut moments = vec![0.0; self.lens.1];
         network.read_moments(kernels, &mut moments);
         self.pool(&mut moments);

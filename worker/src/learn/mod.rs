@@ -19,7 +19,7 @@ pub mod stol;
 use crate::collective::CollectiveError;
 use crate::engine::Network;
 use crate::kernel::{Kernels, Loss, Phase, Repeat, Step, Window};
-use exchange::Exchange;
+use exchange::{Exchange, Mean};
 use optimiser::Optimiser;
 use std::cell::RefCell;
 
@@ -175,8 +175,8 @@ impl Learner {
     /// One time step of an algorithm that updates at each: `body` is forward, loss, backward and the
     /// update that it is given.
     ///
-    /// Where nobody looks on and no other rank takes part, every batch makes the same calls, and the back
-    /// end may repeat what it recorded ([`Kernels::repeat`]).
+    /// Where nobody looks on, every batch makes the same calls, and the back end need not be waited for;
+    /// where no other rank takes part either, it may repeat what it recorded ([`Kernels::repeat`]).
     ///
     /// # Errors
     /// Those of `body`; and a fault that the back end found late.
@@ -188,12 +188,12 @@ impl Learner {
         body: TimeStep<'_>,
     ) -> Result<(), LearnError> {
         let step = self.optimiser.next();
-        let is_seen = observer.looks_on() || self.network.profile.is_on();
         let mut result = Ok(());
-        if self.exchange.is_some() || is_seen {
+        if observer.looks_on() {
             result = body(self, kernels, observer, step);
         } else {
             let what = Repeat {
+                may_record: self.exchange.is_none() && !self.network.profile.is_on(),
                 is_training: true,
                 t,
             };
@@ -240,9 +240,15 @@ impl Learner {
             },
         );
         let exchange = shared.into_inner();
-        exchange.finish(kernels, network, ends_batch, &mut |kernels, span, mean| {
-            kernels.update_from(span, mean, step);
-        })
+        exchange.finish(
+            kernels,
+            network,
+            ends_batch,
+            &mut |kernels, span, mean| match mean {
+                Mean::Given(mean) => kernels.update_from(span, mean, step),
+                Mean::InPlace => kernels.update(span, step),
+            },
+        )
     }
 
     /// Copies what time step t needs: input and dropout masks.
@@ -290,6 +296,7 @@ impl Learner {
                 self.network.write_input(kernels, t, frame);
             }
             let what = Repeat {
+                may_record: !self.network.profile.is_on(),
                 is_training: false,
                 t,
             };

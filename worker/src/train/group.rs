@@ -2,10 +2,12 @@
 //! counted of the test set.
 
 use super::saving::Counted;
-use super::{Pulse, Tally, TrainError};
+use super::{Event, Pulse, Tally, TrainError};
+#[cfg(feature = "nccl")]
+use crate::collective::Nccl;
 use crate::collective::{Collective, CollectiveError};
 use crate::data::{BadSample, Source};
-use crate::kernel::Arena;
+use crate::kernel::{Arena, DeviceArenas};
 use crate::learn::exchange::Waiting;
 use crate::node::Node;
 use serde::de::DeserializeOwned;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use synfire_shared::checkpoint::Position;
 use synfire_shared::ids::Rank;
-use synfire_shared::run::{self, Run};
+use synfire_shared::run::{self, Run, Transport};
 
 /// The longest wait for another rank until training begins: it may have a set to read, and rank 0 a
 /// checkpoint to look for.
@@ -73,6 +75,7 @@ fn identity(run: &Run, source: &Source) -> BTreeMap<String, String> {
         ("run.evaluate_every", run.evaluate_every.to_string()),
         ("data.on_bad_sample", on_bad.to_owned()),
         ("ranks.bucket_mib", run.ranks.bucket_mib.to_string()),
+        ("ranks.transport", run.ranks.transport.name().to_owned()),
     ];
     identity.extend(more.map(|(key, value)| (key.to_owned(), value)));
     identity
@@ -107,6 +110,95 @@ pub(super) fn agree(
                 shown(first)
             ),
         });
+    }
+    Ok(())
+}
+
+/// What a rank averages: GPUs would not notice that lengths differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Lengths {
+    is_on_gpu: bool,
+    gradients: usize,
+    moments: usize,
+}
+
+fn alike(all: &[Lengths]) -> Result<(), TrainError> {
+    let first = all[0];
+    let Some(other) = all.iter().position(|lengths| *lengths != first) else {
+        return Ok(());
+    };
+    let theirs = all[other];
+    let what = if theirs.is_on_gpu == first.is_on_gpu {
+        format!(
+            "has {} gradients and {} moments where rank 0 has {} and {}: give all ranks the same \
+             version",
+            theirs.gradients, theirs.moments, first.gradients, first.moments
+        )
+    } else {
+        "does not compute on the kind of device that rank 0 does: give all ranks the same run.device"
+            .into()
+    };
+    let rank = Rank(u32::try_from(other).unwrap_or(u32::MAX));
+    Err(TrainError::Disagree { rank, what })
+}
+
+/// Where gradients lie on GPUs, has the group average them there, unless the run says otherwise. Rank 0
+/// warns where it could be done and cannot in this build.
+pub(super) fn connect_devices(
+    collective: &mut Box<dyn Collective>,
+    run: &Run,
+    node: &Node,
+    tell: &mut dyn FnMut(Event),
+) -> Result<(), TrainError> {
+    let (arenas, network) = (node.kernels.device_arenas(), &node.learner.network);
+    let mine = Lengths {
+        is_on_gpu: arenas.is_some(),
+        gradients: network.plan().layout.len(),
+        moments: network.moments_len(),
+    };
+    alike(&exchanged(&mut **collective, &mine)?)?;
+    match (run.ranks.transport, arenas) {
+        (Transport::Host, _) | (Transport::Auto, None) => Ok(()),
+        (Transport::Nccl, None) => Err(TrainError::Ranks(CollectiveError::Group {
+            reason: format!(
+                "ranks.transport is \"nccl\", and gradients of {} lie in the memory of the host: \
+                 train on GPUs (run.device = \"cuda\"), or take the key out",
+                node.kernels.name()
+            ),
+        })),
+        (transport, Some(arenas)) => join_devices(collective, run, transport, arenas, tell),
+    }
+}
+
+#[cfg(feature = "nccl")]
+fn join_devices(
+    collective: &mut Box<dyn Collective>,
+    run: &Run,
+    _: Transport,
+    arenas: DeviceArenas,
+    _: &mut dyn FnMut(Event),
+) -> Result<(), TrainError> {
+    Nccl::join(collective, arenas.ordinal, deadline(run, 0.0))?;
+    collective.set_deadline(STARTUP);
+    Ok(())
+}
+
+#[cfg(not(feature = "nccl"))]
+fn join_devices(
+    collective: &mut Box<dyn Collective>,
+    _: &Run,
+    transport: Transport,
+    _: DeviceArenas,
+    tell: &mut dyn FnMut(Event),
+) -> Result<(), TrainError> {
+    let build = "this synfire was built without NCCL: cargo build --release --features cuda,nccl";
+    if transport == Transport::Nccl {
+        let reason = format!("ranks.transport is \"nccl\", and {build}");
+        return Err(CollectiveError::Group { reason }.into());
+    }
+    if collective.rank() == Rank(0) {
+        let warning = format!("gradients take the long way through the host's memory: {build}");
+        tell(Event::Warning(warning));
     }
     Ok(())
 }
@@ -293,6 +385,22 @@ pub(super) fn known_bucket(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_that_would_average_different_lengths_are_refused() {
+        let lengths = |is_on_gpu, gradients| Lengths {
+            is_on_gpu,
+            gradients,
+            moments: 8,
+        };
+        assert!(alike(&[lengths(true, 100); 3]).is_ok());
+        let all = [lengths(true, 100), lengths(true, 100), lengths(true, 116)];
+        let text = alike(&all).unwrap_err().to_string();
+        assert!(text.starts_with("rank 2 has 116 gradients"), "{text}");
+        let all = [lengths(true, 100), lengths(false, 100)];
+        let text = alike(&all).unwrap_err().to_string();
+        assert!(text.contains("run.device"), "{text}");
+    }
 
     #[test]
     fn sizes_of_buckets_are_kept_for_every_group_a_run_had() {

@@ -375,6 +375,7 @@ fn is_of_the_group(error: &TrainError) -> bool {
                 | CollectiveError::Deadline { .. }
                 | CollectiveError::Left { .. }
                 | CollectiveError::Interrupted { .. }
+                | CollectiveError::Device { .. }
                 | CollectiveError::Io { .. }
         ),
         TrainError::DamagedStart { .. } => true,
@@ -401,6 +402,7 @@ fn lost(error: &CollectiveError) -> Option<u32> {
         | CollectiveError::Interrupted { .. }
         | CollectiveError::TooLong { .. }
         | CollectiveError::Group { .. }
+        | CollectiveError::Device { .. }
         | CollectiveError::Io { .. } => None,
     };
     rank.map(|rank| rank.0)

@@ -209,6 +209,7 @@ pub(super) fn farewell(rank: Rank, sequence: u64, error: &CollectiveError) -> Ve
         | CollectiveError::Interrupted { .. }
         | CollectiveError::TooLong { .. }
         | CollectiveError::Group { .. }
+        | CollectiveError::Device { .. }
         | CollectiveError::Io { .. } => Farewell::Left {
             rank: rank.0,
             reason: shortened(&error.to_string()),

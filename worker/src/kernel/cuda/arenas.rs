@@ -8,9 +8,10 @@
 use super::arguments::{Convert, Reorder, Type, Values, narrow};
 use super::device::{CudaError, Device, Memory, Pointer};
 use super::{CudaKernels, Purpose};
-use crate::kernel::{Arena, ArenaSizes, Conv};
+use crate::kernel::{Arena, ArenaSizes, Conv, DeviceArenas, Span};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// A filter that lies in the device's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) struct Arenas {
     operands: Option<Memory>,
     /// By their place in the arena.
     filters: BTreeMap<usize, Filter>,
+    /// Gradients on their way between GPUs, where they travel as bf16.
+    wire: OnceLock<Option<Memory>>,
 }
 
 /// A piece of a range: inside one filter, or outside of all.
@@ -69,6 +72,7 @@ impl Arenas {
             memories,
             operands: operands.transpose()?,
             filters: BTreeMap::new(),
+            wire: OnceLock::new(),
         })
     }
 
@@ -109,6 +113,13 @@ impl Arenas {
 
     fn check(&self, arena: Arena, range: &Range<usize>) {
         assert!(range.end <= self.len(arena), "{range:?} of {arena:?}");
+    }
+
+    /// Where gradients lie as bf16 on their way between GPUs; memory for them is taken at the first call.
+    fn wire(&self, device: &Device) -> Option<Pointer> {
+        let bytes = (2 * self.sizes.parameters as u64).max(256);
+        let memory = self.wire.get_or_init(|| device.allocate(bytes).ok());
+        memory.as_ref().map(Memory::pointer)
     }
 
     /// Whether an arena has filters.
@@ -166,6 +177,44 @@ fn reorder(piece: &Piece, (offset, filter): (usize, Filter), to_device: bool) ->
 }
 
 impl CudaKernels {
+    /// Where what ranks average lies.
+    pub(super) fn addresses(&self) -> Option<DeviceArenas> {
+        let arenas = self.arenas.as_ref()?;
+        let moments = match arenas.sizes.moments {
+            0 => Pointer(0),
+            _ => arenas.pointer(Arena::Moments, 0),
+        };
+        Some(DeviceArenas {
+            ordinal: self.device.ordinal(),
+            stream: self.device.stream(),
+            gradients: arenas.pointer(Arena::Gradients, 0).0,
+            moments: moments.0,
+            wire: arenas.wire(&self.device).map_or(0, |wire| wire.0),
+        })
+    }
+
+    /// A range of the gradients times a factor as bf16, or the way back.
+    pub(super) fn on_wire(&self, span: Span, factor: f32, comes_back: bool) {
+        let wire = self.arenas().wire(&self.device);
+        let wire = wire.expect("ranks were given its address");
+        let gradients = self.arenas().pointer(Arena::Gradients, span.offset);
+        let gradients = Values::new(gradients, Type::F32);
+        let wire = Values::new(wire.offset(2 * span.offset as u64), Type::Bf16);
+        let (from, to) = if comes_back {
+            (wire, gradients)
+        } else {
+            (gradients, wire)
+        };
+        let convert = Convert {
+            from,
+            to,
+            elements: span.len as u64,
+            scale: factor,
+            accumulate: 0,
+        };
+        self.launch(convert.elements.div_ceil(4), &convert);
+    }
+
     /// Copies into an arena from the host.
     pub(super) fn write_range(&mut self, arena: Arena, offset: usize, values: &[f32]) {
         if self.arenas.is_none() {

@@ -39,8 +39,8 @@ use self::memory::Rooms;
 use self::norm_lif::Waiting;
 use self::repeat::Graphs;
 use super::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Dropout, Errors, ErrorsOut, Kernels, Loss, Norm,
-    NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual, Span, Step, Window,
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, Dropout, Errors, ErrorsOut, Kernels,
+    Loss, Norm, NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -398,6 +398,18 @@ impl Kernels for CudaKernels {
 
     fn update(&mut self, span: Span, step: Step) {
         self.update_range(span, step);
+    }
+
+    fn device_arenas(&self) -> Option<DeviceArenas> {
+        self.addresses()
+    }
+
+    fn round_to_wire(&mut self, span: Span, factor: f32) {
+        self.on_wire(span, factor, false);
+    }
+
+    fn widen_from_wire(&mut self, span: Span) {
+        self.on_wire(span, 1.0, true);
     }
 
     fn zero(&mut self, buffer: Buffer, samples: usize, shape: Shape, t: usize) {

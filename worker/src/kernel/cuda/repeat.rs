@@ -60,7 +60,7 @@ impl CudaKernels {
         if let Some(step) = step {
             self.tell(step);
         }
-        if self.graphs.are_off || self.failure.is_some() {
+        if !what.may_record || self.graphs.are_off || self.failure.is_some() {
             return body(self);
         }
         // A graph has the addresses of the scratch that it was recorded with. Old scratch is kept, so

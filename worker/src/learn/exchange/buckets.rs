@@ -1,6 +1,8 @@
 //! How the gradients are cut, and how large the pieces should be.
 
+use super::device::piece;
 use crate::collective::{Collective, CollectiveError, Wire};
+use crate::kernel::{DeviceArenas, Span};
 use std::ops::Range;
 use std::time::Instant;
 use synfire_shared::ids::Rank;
@@ -43,25 +45,64 @@ pub fn measured(
     len: usize,
     wire: Wire,
 ) -> Result<usize, CollectiveError> {
-    let len = len.clamp(1, SIZES[SIZES.len() - 1]);
+    fastest(collective, |collective, size| {
+        let len = len.clamp(1, SIZES[SIZES.len() - 1]);
+        let ranges: Vec<Vec<f32>> = (0..len)
+            .step_by(size)
+            .map(|start| vec![0.0; size.min(len - start)])
+            .collect();
+        let begin = Instant::now();
+        let pending: Vec<_> = ranges
+            .into_iter()
+            .map(|range| collective.start_mean(range, wire))
+            .collect::<Result<_, _>>()?;
+        for pending in pending {
+            pending.wait()?;
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    })
+}
+
+/// As [`measured`], where numbers travel from GPU to GPU. What the gradients hold has no meaning after.
+///
+/// # Errors
+/// If the group fails.
+///
+/// # Panics
+/// If the group has no GPUs.
+pub fn measured_between_devices(
+    collective: &mut dyn Collective,
+    arenas: &DeviceArenas,
+    len: usize,
+    wire: Wire,
+) -> Result<usize, CollectiveError> {
+    fastest(collective, |collective, size| {
+        let device = collective.on_device();
+        let device = device.expect("a way between GPUs has a group of them");
+        let len = len.clamp(1, SIZES[SIZES.len() - 1]);
+        let begin = Instant::now();
+        for offset in (0..len).step_by(size) {
+            let len = size.min(len - offset);
+            let piece = piece(arenas, Span { offset, len }, wire, 1.0);
+            let started = device.start(arenas.stream, &[piece])?;
+            device.join(arenas.stream, started)?;
+        }
+        device.wait()?;
+        Ok(begin.elapsed().as_secs_f64())
+    })
+}
+
+/// Tries the sizes; `seconds` says how long buckets of a size take together.
+fn fastest(
+    collective: &mut dyn Collective,
+    mut seconds: impl FnMut(&mut dyn Collective, usize) -> Result<f64, CollectiveError>,
+) -> Result<usize, CollectiveError> {
     let mut times = [f64::INFINITY; SIZES.len()];
     for _ in 0..ROUNDS {
         for (size, time) in SIZES.iter().zip(&mut times) {
-            let ranges: Vec<Vec<f32>> = (0..len)
-                .step_by(*size)
-                .map(|start| vec![0.0; (*size).min(len - start)])
-                .collect();
             // Nobody starts to wait before all are here.
             collective.gather(&[])?;
-            let begin = Instant::now();
-            let pending: Vec<_> = ranges
-                .into_iter()
-                .map(|range| collective.start_mean(range, wire))
-                .collect::<Result<_, _>>()?;
-            for pending in pending {
-                pending.wait()?;
-            }
-            *time = time.min(begin.elapsed().as_secs_f64());
+            *time = time.min(seconds(collective, *size)?);
         }
     }
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);

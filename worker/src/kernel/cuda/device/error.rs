@@ -64,7 +64,11 @@ pub enum CudaError {
         architecture: u32,
     },
     /// The GPU has not enough memory.
-    #[error("the GPU is out of memory: {wanted} bytes wanted, {free} of {total} are free")]
+    #[error(
+        "the GPU is out of memory: {} MiB wanted, {} of {} are free; a smaller data.batch needs less, and \
+         `nvidia-smi` shows who else has some",
+        wanted.div_ceil(1 << 20), free >> 20, total >> 20
+    )]
     OutOfMemory {
         /// Bytes asked for.
         wanted: u64,

@@ -1,0 +1,201 @@
+//! The way of gradients that lie on GPUs: averaged where they are, in the order of streams. The host
+//! waits for them nowhere.
+//!
+//! What rides with the last bucket elsewhere: moments lie on the GPU too and travel with it; the words of
+//! a batch come from the host and go over the group there, once per batch, behind all that the batch has
+//! left to compute. For that the host waits for the GPU: from the last update of a batch to the first
+//! forward of the next the GPU has nothing to do for about as long as that exchange and the start of a
+//! time step take.
+
+use super::{Exchange, Mean, Update};
+use crate::collective::device::{Piece, Started};
+use crate::collective::{CollectiveError, Pending, Wire};
+use crate::engine::Network;
+use crate::kernel::{DeviceArenas, Kernels, Span};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Where gradients lie, and which of them are under way.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) arenas: DeviceArenas,
+    pub(super) under_way: VecDeque<Started>,
+    /// The words of a batch; nothing while they are under way.
+    words: Option<Vec<f32>>,
+}
+
+impl Route {
+    pub(super) fn new(arenas: DeviceArenas) -> Self {
+        Self {
+            arenas,
+            under_way: VecDeque::new(),
+            words: Some(Vec::new()),
+        }
+    }
+}
+
+/// A range of the gradients, in the form in which they travel.
+pub(super) fn piece(arenas: &DeviceArenas, span: Span, wire: Wire, factor: f32) -> Piece {
+    let (base, width, factor) = match wire {
+        Wire::F32 => (arenas.gradients, size_of::<f32>(), factor),
+        // The factor is applied where they are rounded.
+        Wire::Bf16 => (arenas.wire, size_of::<u16>(), 1.0),
+    };
+    Piece {
+        address: base + (span.offset * width) as u64,
+        length: span.len,
+        wire,
+        factor,
+    }
+}
+
+impl Exchange {
+    /// By what this rank's numbers are multiplied in a sum that is to be the mean: `n_r` / B.
+    #[expect(clippy::cast_possible_truncation, reason = "a share of a batch")]
+    fn share(&self) -> f32 {
+        (self.part.places.len() as f64 / self.part.batch as f64) as f32
+    }
+
+    fn span(&self, index: usize) -> Span {
+        let range = &self.buckets[index].range;
+        Span {
+            offset: range.start,
+            len: range.len(),
+        }
+    }
+
+    /// As gradients travel, the last bucket unrounded like elsewhere.
+    fn wire_of(&self, index: usize) -> Wire {
+        if index + 1 == self.buckets.len() {
+            Wire::F32
+        } else {
+            self.part.wire
+        }
+    }
+
+    fn moments(&self, arenas: &DeviceArenas) -> Piece {
+        Piece {
+            address: arenas.moments,
+            length: self.lens.1,
+            wire: Wire::F32,
+            factor: self.share(),
+        }
+    }
+
+    /// Starts the next bucket. Moments travel with the last one, unless they have before.
+    pub(super) fn start_on_device(&mut self, kernels: &mut dyn Kernels, arenas: DeviceArenas) {
+        let index = self.num_started();
+        let (span, wire, share) = (self.span(index), self.wire_of(index), self.share());
+        if wire == Wire::Bf16 {
+            kernels.round_to_wire(span, share);
+        }
+        let mut pieces = [piece(&arenas, span, wire, share), self.moments(&arenas)];
+        let is_last = index + 1 == self.buckets.len();
+        let has_moments = is_last && self.lens.1 > 0 && !self.moments_are_done;
+        let pieces = &mut pieces[..=usize::from(has_moments)];
+        match self.started(&arenas, pieces) {
+            Ok(started) => self.route().under_way.push_back(started),
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    fn started(
+        &mut self,
+        arenas: &DeviceArenas,
+        pieces: &[Piece],
+    ) -> Result<Started, CollectiveError> {
+        let device = self.collective.on_device();
+        device
+            .expect("a way between GPUs has a group of them")
+            .start(arenas.stream, pieces)
+    }
+
+    fn joined(&mut self, arenas: &DeviceArenas, started: Started) -> Result<(), CollectiveError> {
+        let device = self.collective.on_device();
+        device
+            .expect("a way between GPUs has a group of them")
+            .join(arenas.stream, started)
+    }
+
+    fn route(&mut self) -> &mut Route {
+        self.device.as_mut().expect("gradients lie on a GPU")
+    }
+
+    /// [`Exchange::finish`] in the order of the GPU's stream.
+    pub(super) fn finish_on_device(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        network: &Network,
+        arenas: DeviceArenas,
+        ends_batch: bool,
+        update: Update<'_>,
+    ) -> Result<(), CollectiveError> {
+        while self.failure.is_none() && self.num_started() < self.buckets.len() {
+            self.start_on_device(kernels, arenas);
+        }
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        for index in 0..self.buckets.len() {
+            let started = self.route().under_way.pop_front();
+            let started = started.expect("every bucket was started");
+            let joined = self.joined(&arenas, started);
+            joined.map_err(|error| self.fail(error))?;
+            let span = self.span(index);
+            if self.wire_of(index) == Wire::Bf16 {
+                kernels.widen_from_wire(span);
+            }
+            update(kernels, span, Mean::InPlace);
+        }
+        if !std::mem::take(&mut self.moments_are_done) {
+            network.apply_moments(kernels, self.part.batch);
+        }
+        if ends_batch {
+            (self.part.waiting)(true);
+            let told = self.tell_words(kernels);
+            told.map_err(|error| self.fail(error))?;
+            (self.part.waiting)(false);
+        }
+        Ok(())
+    }
+
+    /// The words of a batch, over the group on the host. Waits for the GPU first: by then all averages
+    /// of the batch have ended, well or not.
+    fn tell_words(&mut self, kernels: &mut dyn Kernels) -> Result<(), CollectiveError> {
+        let begin = Instant::now();
+        let report = kernels.take_report();
+        if let Some(device) = self.collective.on_device() {
+            device.check()?;
+        }
+        let mut words = self.route().words.take().unwrap_or_default();
+        words.resize(self.words.len(), 0.0);
+        self.words.write(self.said(&report), &mut words);
+        let pending = self.collective.start_mean(words, Wire::F32);
+        let words = pending.and_then(Pending::wait)?;
+        self.waited += begin.elapsed();
+        self.hear(&words);
+        self.route().words = Some(words);
+        Ok(())
+    }
+
+    /// [`Exchange::moments_now`] in the order of the GPU's stream.
+    pub(super) fn moments_on_device(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        network: &Network,
+        arenas: DeviceArenas,
+    ) -> Result<(), CollectiveError> {
+        if self.lens.1 > 0 && self.failure.is_none() {
+            let started = self.started(&arenas, &[self.moments(&arenas)]);
+            let joined = started.and_then(|started| self.joined(&arenas, started));
+            if let Err(error) = joined {
+                self.failure = Some(error);
+            }
+        }
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        network.apply_moments(kernels, self.part.batch);
+        Ok(())
+    }
+}

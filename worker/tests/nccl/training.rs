@@ -1,0 +1,260 @@
+//! Training by ranks whose gradients lie on GPUs is training through the host.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use synfire::collective::{Collective, Nccl, Wire};
+use synfire::engine::Network;
+use synfire::engine::plan::Settings;
+use synfire::graph::init;
+use synfire::graph::models::{self, ModelName, ModelOptions};
+use synfire::kernel::cuda::device::Device;
+use synfire::kernel::reference::ReferenceKernels;
+use synfire::kernel::{Arena, Kernels, Loss, Neuron, Norms, Report};
+use synfire::learn::bptt::Bptt;
+use synfire::learn::exchange::{Exchange, Part, measured_between_devices};
+use synfire::learn::optimiser::Optimiser;
+use synfire::learn::stol::Stol;
+use synfire::learn::{Algorithm, Batch, Input, Learner, Masks, Unobserved};
+use synfire::shape::Shape;
+use synfire_shared::run;
+
+use super::gpu::Gpu;
+use super::job::Seat;
+
+const TIME_STEPS: usize = 3;
+const BATCHES: usize = 3;
+
+/// What is trained, and how it travels.
+#[derive(Clone)]
+struct Plan {
+    batch: usize,
+    places: Range<usize>,
+    wire: Wire,
+    overlaps: bool,
+    bptt: bool,
+}
+
+/// What came of it.
+struct Trained {
+    weights: Vec<f32>,
+    statistics: Vec<f32>,
+    report: Report,
+    stopped: Option<usize>,
+}
+
+pub(super) fn compare(seat: &Seat) {
+    let equal = Plan {
+        batch: 2 * seat.world,
+        places: 2 * seat.rank..2 * seat.rank + 2,
+        wire: Wire::F32,
+        overlaps: true,
+        bptt: false,
+    };
+    both(seat, &equal, 0.0);
+    both(
+        seat,
+        &Plan {
+            overlaps: false,
+            ..equal.clone()
+        },
+        0.0,
+    );
+    both(
+        seat,
+        &Plan {
+            bptt: true,
+            ..equal.clone()
+        },
+        0.0,
+    );
+    // bf16 is rounded at other moments; of a single rank the host rounds nothing.
+    if seat.world > 1 {
+        both(
+            seat,
+            &Plan {
+                wire: Wire::Bf16,
+                ..equal.clone()
+            },
+            2e-3,
+        );
+    }
+    // One rank has 3 samples and the others 2: factors are rounded elsewhere.
+    let begin = |rank: usize| 2 * rank + rank.min(1);
+    let unequal = Plan {
+        batch: 2 * seat.world + 1,
+        places: begin(seat.rank)..begin(seat.rank + 1),
+        ..equal
+    };
+    both(seat, &unequal, 2e-5);
+    println!("training passed");
+}
+
+/// Trains both ways. Where W is a power of two nothing is rounded differently.
+fn both(seat: &Seat, plan: &Plan, tolerance: f32) {
+    let exact = tolerance == 0.0 && seat.world.is_power_of_two();
+    let tolerance = if exact { 0.0 } else { tolerance.max(2e-5) };
+    let host = train(
+        Box::new(ReferenceKernels::new()),
+        Box::new(seat.tcp()),
+        plan,
+    );
+    let gpu = u32::try_from(seat.rank).unwrap();
+    let mut group: Box<dyn Collective> = Box::new(seat.tcp());
+    Nccl::join(&mut group, gpu, super::LONG).unwrap();
+    let kernels = Box::new(Gpu::new(Device::open(gpu).unwrap()));
+    let device = train(kernels, group, plan);
+    near(&host.weights, &device.weights, tolerance);
+    near(&host.statistics, &device.statistics, tolerance);
+    assert_eq!(host.stopped, Some(15));
+    assert_eq!(device.stopped, Some(15));
+    let samples: u64 = device.report.samples.iter().sum();
+    assert_eq!(samples, (plan.batch * TIME_STEPS * BATCHES) as u64);
+    assert_eq!(host.report.samples, device.report.samples);
+    if exact {
+        assert_eq!(host.report, device.report);
+    }
+}
+
+fn near(a: &[f32], b: &[f32], tolerance: f32) {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().any(|value| *value != 0.0));
+    let distance = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(distance <= tolerance, "{distance} and {tolerance}");
+}
+
+fn train(mut kernels: Box<dyn Kernels>, collective: Box<dyn Collective>, plan: &Plan) -> Trained {
+    let mut algorithm: Box<dyn Algorithm> = if plan.bptt {
+        Box::new(Bptt)
+    } else {
+        Box::new(Stol { window: 2 })
+    };
+    let mut learner = learner(&mut *kernels, plan, algorithm.window(TIME_STEPS));
+    let rank = collective.rank().0;
+    let stop = Arc::default();
+    let exchange = exchange(&mut *kernels, collective, plan, &learner, &stop);
+    learner.exchange = Some(exchange);
+    for index in 0..BATCHES {
+        // Rank 0 is told to stop in the last batch, and all hear it.
+        if index + 1 == BATCHES && rank == 0 {
+            stop.store(15, Ordering::Relaxed);
+        }
+        let (x, labels) = data(index, plan);
+        let batch = Batch {
+            index: index as u64,
+            input: Input::Static(&x),
+            labels: &labels,
+            num_time_steps: TIME_STEPS,
+            masks: Masks::Keyed,
+        };
+        let mut result = Ok(());
+        kernels.run(&mut |kernels| {
+            result = algorithm.learn(&mut learner, kernels, &batch, &mut Unobserved);
+        });
+        result.unwrap();
+        let stopped = learner.exchange.as_ref().unwrap().stopped();
+        assert_eq!(stopped.is_some(), index + 1 == BATCHES);
+    }
+    let layout = &learner.network.plan().layout;
+    let (mut weights, mut statistics) =
+        (vec![0.0; layout.len()], vec![0.0; layout.statistics_len()]);
+    kernels.read_arena(Arena::Weights, 0, &mut weights);
+    kernels.read_arena(Arena::Statistics, 0, &mut statistics);
+    let exchange = learner.exchange.as_mut().unwrap();
+    Trained {
+        weights,
+        statistics,
+        report: exchange.take_report(),
+        stopped: exchange.stopped(),
+    }
+}
+
+fn learner(kernels: &mut dyn Kernels, plan: &Plan, window: usize) -> Learner {
+    let options = ModelOptions {
+        input: Shape::new(8, 8, 1),
+        classes: 4,
+        width: 0.25,
+        ..ModelOptions::new(ModelName::Small)
+    };
+    let graph = models::build(&options).unwrap();
+    let settings = Settings {
+        samples: plan.places.len(),
+        window,
+        neuron: Neuron::default(),
+        bn_eps: 1e-5,
+        bn_momentum: 0.1,
+        dropout_rescale: true,
+        seed: 1,
+        norms: Norms::Pooled,
+        first_sample: plan.places.start,
+    };
+    let network = Network::new(&graph, &settings, 1, kernels);
+    for (name, values) in init::parameters(&options, &graph, 1) {
+        network.set(kernels, &name, &values).unwrap();
+    }
+    let optimiser = Optimiser::new(run::Optimiser::Sgd {
+        lr: 0.05,
+        momentum: 0.9,
+        weight_decay: 1e-4,
+    });
+    let loss = Loss {
+        samples: plan.places.len(),
+        classes: 4,
+        ce: 1.0,
+        mse: 0.0,
+    };
+    Learner::new(network, loss, optimiser)
+}
+
+fn exchange(
+    kernels: &mut dyn Kernels,
+    mut collective: Box<dyn Collective>,
+    plan: &Plan,
+    learner: &Learner,
+    stop: &Arc<AtomicUsize>,
+) -> Exchange {
+    let arenas = kernels.device_arenas();
+    if let Some(arenas) = &arenas {
+        let len = learner.network.plan().layout.len();
+        let chosen = measured_between_devices(&mut *collective, arenas, len, plan.wire).unwrap();
+        assert!(chosen >= 64 << 10, "{chosen}");
+    }
+    let part = Part {
+        places: plan.places.clone(),
+        batch: plan.batch,
+        wire: plan.wire,
+        // Several buckets.
+        bucket: 300,
+        overlaps: plan.overlaps,
+        stop: Arc::clone(stop),
+        waiting: Arc::new(|_| ()),
+    };
+    let mut exchange = Exchange::new(collective, part, &learner.network, TIME_STEPS);
+    if let Some(arenas) = arenas {
+        exchange = exchange.between_devices(arenas);
+    }
+    assert!(exchange.buckets().count() > 2);
+    exchange
+}
+
+/// This rank's part of a batch that is the same at any number of ranks.
+fn data(index: usize, plan: &Plan) -> (Vec<f32>, Vec<u32>) {
+    let pixel =
+        |sample: usize, i: usize| ((sample * 31 + i * 7 + index * 13) % 17) as f32 / 8.0 - 0.5;
+    let x = plan
+        .places
+        .clone()
+        .flat_map(|s| (0..64).map(move |i| pixel(s, i)))
+        .collect();
+    let labels = plan
+        .places
+        .clone()
+        .map(|s| u32::try_from((s + index) % 4).unwrap())
+        .collect();
+    (x, labels)
+}
