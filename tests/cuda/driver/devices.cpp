@@ -31,8 +31,8 @@ Device *find_device(int ordinal) {
 Device *current_device() { return current; }
 
 int usable() {
-  if (current == nullptr) return all().initialised ? INVALID_CONTEXT : NOT_INITIALIZED;
   std::lock_guard<std::mutex> held(all().lock);
+  if (current == nullptr) return all().initialised ? INVALID_CONTEXT : NOT_INITIALIZED;
   return current->fault;
 }
 

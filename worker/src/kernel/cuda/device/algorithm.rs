@@ -9,7 +9,7 @@ use cudarc::cudnn::sys;
 use std::ffi::c_int;
 
 /// As many algorithms as cuDNN can name.
-const MOST: usize = 16;
+const MOST: u8 = 16;
 
 /// The shapes of a convolution's operands.
 #[derive(Debug)]
@@ -99,7 +99,8 @@ pub(super) fn forward(
     let (x, w, y) = (operand.x.raw(), operand.w.raw(), operand.y.raw());
     let mut count = 0;
     // SAFETY: 0 is a value of all its fields.
-    let mut found: [sys::cudnnConvolutionFwdAlgoPerf_t; MOST] = unsafe { std::mem::zeroed() };
+    let mut found: [sys::cudnnConvolutionFwdAlgoPerf_t; MOST as usize] =
+        unsafe { std::mem::zeroed() };
     // SAFETY: all descriptors live; it writes at most `MOST` answers and how many these are.
     let status = unsafe {
         sys::cudnnGetConvolutionForwardAlgorithm_v7(
@@ -108,7 +109,7 @@ pub(super) fn forward(
             w,
             made.raw(),
             y,
-            MOST as c_int,
+            c_int::from(MOST),
             &raw mut count,
             found.as_mut_ptr(),
         )
@@ -144,7 +145,8 @@ pub(super) fn data_gradient(
     let (x, w, y) = (operand.x.raw(), operand.w.raw(), operand.y.raw());
     let mut count = 0;
     // SAFETY: 0 is a value of all its fields.
-    let mut found: [sys::cudnnConvolutionBwdDataAlgoPerf_t; MOST] = unsafe { std::mem::zeroed() };
+    let mut found: [sys::cudnnConvolutionBwdDataAlgoPerf_t; MOST as usize] =
+        unsafe { std::mem::zeroed() };
     // SAFETY: all descriptors live; it writes at most `MOST` answers and how many these are.
     let status = unsafe {
         sys::cudnnGetConvolutionBackwardDataAlgorithm_v7(
@@ -153,7 +155,7 @@ pub(super) fn data_gradient(
             y,
             made.raw(),
             x,
-            MOST as c_int,
+            c_int::from(MOST),
             &raw mut count,
             found.as_mut_ptr(),
         )
@@ -199,7 +201,8 @@ pub(super) fn weight_gradient(
     let (x, w, y) = (operand.x.raw(), operand.w.raw(), operand.y.raw());
     let mut count = 0;
     // SAFETY: 0 is a value of all its fields.
-    let mut found: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; MOST] = unsafe { std::mem::zeroed() };
+    let mut found: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; MOST as usize] =
+        unsafe { std::mem::zeroed() };
     // SAFETY: all descriptors live; it writes at most `MOST` answers and how many these are.
     let status = unsafe {
         sys::cudnnGetConvolutionBackwardFilterAlgorithm_v7(
@@ -208,7 +211,7 @@ pub(super) fn weight_gradient(
             y,
             made.raw(),
             w,
-            MOST as c_int,
+            c_int::from(MOST),
             &raw mut count,
             found.as_mut_ptr(),
         )

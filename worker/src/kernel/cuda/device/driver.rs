@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 
 /// What the driver calls a result that is not success.
-pub(super) fn error(call: &'static str, result: sys::CUresult) -> CudaError {
+fn error(call: &'static str, result: sys::CUresult) -> CudaError {
     let mut name: *const c_char = ptr::null();
     let mut text: *const c_char = ptr::null();
     // SAFETY: the driver writes a pointer to a string that lives as long as the library, or null.
@@ -44,19 +44,20 @@ fn is_fault(result: sys::CUresult) -> bool {
 }
 
 fn string(text: *const c_char) -> Option<String> {
-    // SAFETY: null, or a string of the driver that ends with 0 and is never freed.
-    (!text.is_null()).then(|| {
-        unsafe { CStr::from_ptr(text) }
-            .to_string_lossy()
-            .into_owned()
-    })
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: it ends with 0, and lives as long as the library or until the caller returns.
+    let text = unsafe { CStr::from_ptr(text) };
+    Some(text.to_string_lossy().into_owned())
 }
 
 /// A result as an error.
 pub(super) fn check(call: &'static str, result: sys::CUresult) -> Result<(), CudaError> {
-    match result {
-        sys::CUresult::CUDA_SUCCESS => Ok(()),
-        other => Err(error(call, other)),
+    if result == sys::CUresult::CUDA_SUCCESS {
+        Ok(())
+    } else {
+        Err(error(call, result))
     }
 }
 
@@ -77,11 +78,11 @@ pub(super) fn start() -> Result<(u32, u32), CudaError> {
         return Ok((version, 0));
     }
     // SAFETY: as above.
-    match unsafe { sys::cuInit(0) } {
-        sys::CUresult::CUDA_SUCCESS => {}
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok((version, 0)),
-        other => return Err(error("cuInit", other)),
+    let result = unsafe { sys::cuInit(0) };
+    if result == sys::CUresult::CUDA_ERROR_NO_DEVICE {
+        return Ok((version, 0));
     }
+    check("cuInit", result)?;
     let mut count = 0;
     // SAFETY: as above.
     unsafe { check("cuDeviceGetCount", sys::cuDeviceGetCount(&raw mut count))? };
@@ -161,18 +162,17 @@ impl Primary {
         })?;
         let mut address = 0;
         // SAFETY: the context is current; writes one address.
-        match unsafe { sys::cuMemAlloc_v2(&raw mut address, size) } {
-            sys::CUresult::CUDA_SUCCESS => Ok(address),
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = self.memory_info()?;
-                Err(CudaError::OutOfMemory {
-                    wanted: bytes,
-                    free,
-                    total,
-                })
-            }
-            other => Err(error("cuMemAlloc_v2", other)),
+        let result = unsafe { sys::cuMemAlloc_v2(&raw mut address, size) };
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.memory_info()?;
+            return Err(CudaError::OutOfMemory {
+                wanted: bytes,
+                free,
+                total,
+            });
         }
+        check("cuMemAlloc_v2", result)?;
+        Ok(address)
     }
 
     /// Gives back what `allocate` has given; waits for work that uses it.
@@ -200,10 +200,9 @@ impl Primary {
     /// Gives back what `pin` has given.
     pub(super) fn unpin(&self, pinned: Pinned) -> Result<(), CudaError> {
         self.bind()?;
-        // SAFETY: `pinned` is the only owner and is gone after this.
-        check("cuMemFreeHost", unsafe {
-            sys::cuMemFreeHost(pinned.address.cast())
-        })
+        let address = pinned.into_address();
+        // SAFETY: `pinned` was the only owner and is gone.
+        check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(address) })
     }
 
     /// Loads a compiled program.
@@ -241,6 +240,10 @@ impl Pinned {
     /// How long it is.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn into_address(self) -> *mut c_void {
+        self.address.cast()
     }
 
     /// An address in it, for the driver, of `bytes` bytes that lie inside.
@@ -294,11 +297,12 @@ impl Module {
         };
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded as long as `self` lives; writes one handle.
-        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.0, name.as_ptr()) } {
-            sys::CUresult::CUDA_SUCCESS => Ok(Some(Function(function))),
-            sys::CUresult::CUDA_ERROR_NOT_FOUND => Ok(None),
-            other => Err(error("cuModuleGetFunction", other)),
+        let result = unsafe { sys::cuModuleGetFunction(&raw mut function, self.0, name.as_ptr()) };
+        if result == sys::CUresult::CUDA_ERROR_NOT_FOUND {
+            return Ok(None);
         }
+        check("cuModuleGetFunction", result)?;
+        Ok(Some(Function(function)))
     }
 }
 

@@ -140,7 +140,11 @@ fn check(
     let Some(used) = of_cudarc() else {
         return Err(CudaError::MissingLibrary {
             library,
-            told: format!("{library} at {} has another name inside", path.display()),
+            told: format!(
+                "{library} at {} calls itself something else: {}",
+                path.display(),
+                library.remedy()
+            ),
         });
     };
     for &symbol in symbols {
@@ -175,5 +179,44 @@ fn missing(library: Library, error: &OpenError) -> CudaError {
     CudaError::MissingLibrary {
         library,
         told: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CUDNN_SYMBOLS, DRIVER_SYMBOLS, NVRTC_SYMBOLS};
+    use std::collections::BTreeSet;
+
+    /// Functions of C that a text calls by cudarc, and those that it names for a macro.
+    fn called(text: &str) -> BTreeSet<String> {
+        let word = |rest: &str| -> String {
+            let letters = rest
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_');
+            letters.collect()
+        };
+        let by_path = text.split("sys::").skip(1).filter_map(|rest| {
+            let name = word(rest);
+            let called = rest[name.len()..].starts_with('(');
+            let own = ["culib", "is_culib_present"].contains(&name.as_str());
+            let of_c = !own && name.starts_with(|c: char| c.is_ascii_lowercase());
+            (called && of_c).then_some(name)
+        });
+        let by_macro = text.lines().map(|line| word(line.trim()));
+        let by_macro = by_macro
+            .filter(|name| name.starts_with("cudnnCreate") || name.starts_with("cudnnDestroy"));
+        by_path.chain(by_macro).collect()
+    }
+
+    #[test]
+    fn every_function_that_is_called_is_asked_for_first() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/cuda/device");
+        let texts = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        let called: BTreeSet<String> = texts.flat_map(|text| called(&text)).collect();
+        let lists = [DRIVER_SYMBOLS, NVRTC_SYMBOLS, CUDNN_SYMBOLS];
+        let listed = lists.into_iter().flatten().map(|&name| name.to_owned());
+        assert_eq!(called, listed.collect());
     }
 }

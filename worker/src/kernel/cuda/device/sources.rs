@@ -17,8 +17,13 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/cuda/kernels");
         let there: BTreeSet<String> = std::fs::read_dir(folder)
             .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                ["cu", "cuh"]
+                    .map(|end| Some(end.as_ref()))
+                    .contains(&path.extension())
+            })
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();
         let listed = FILES
             .iter()

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "the driver is C")]
 
 use super::CudaError;
-use super::driver::{Function, Pinned, check, error};
+use super::driver::{Function, Pinned, check};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
@@ -199,11 +199,12 @@ impl Event {
     /// Whether the stream has come here.
     pub(super) fn is_done(&self) -> Result<bool, CudaError> {
         // SAFETY: the event lives.
-        match unsafe { sys::cuEventQuery(self.0) } {
-            sys::CUresult::CUDA_SUCCESS => Ok(true),
-            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            other => Err(error("cuEventQuery", other)),
+        let result = unsafe { sys::cuEventQuery(self.0) };
+        if result == sys::CUresult::CUDA_ERROR_NOT_READY {
+            return Ok(false);
         }
+        check("cuEventQuery", result)?;
+        Ok(true)
     }
 
     /// Waits until the stream has come here.

@@ -1,0 +1,262 @@
+//! Every error of a GPU, and of what it needs.
+
+use crate::support::open;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::SystemTime;
+use synfire::kernel::cuda::device::{Arguments, CudaError, Device};
+
+/// In the process that a test has started: does the work and says what came of it.
+///
+/// In the test: starts a process that runs the same test with this environment, and gives what it said.
+fn in_a_process(
+    test: &str,
+    environment: &[(&str, &OsStr)],
+    work: impl FnOnce() -> String,
+) -> String {
+    const CHILD: &str = "SYNFIRE_TEST_CHILD";
+    const BEGIN: &str = "\ntold: ";
+    if std::env::var_os(CHILD).is_some() {
+        println!("{BEGIN}{}", work());
+        std::process::exit(0);
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--exact", "--nocapture"])
+        .arg(format!("errors::{test}"))
+        .env(CHILD, "1");
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test}: {text}{errors}");
+    let (_, told) = text.split_once(BEGIN).expect("the process says something");
+    told.trim().to_owned()
+}
+
+fn opening() -> String {
+    match Device::open(0) {
+        Ok(device) => format!("opened {}", device.name()),
+        Err(error) => format!("{error:?} {error}"),
+    }
+}
+
+/// A folder of its own for a test, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("synfire-{name}-{}", std::process::id()));
+    if std::env::var_os("SYNFIRE_TEST_CHILD").is_none() {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+    }
+    folder
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number() {
+    let none = [
+        ("CUDA_VISIBLE_DEVICES", OsStr::new("")),
+        ("SYNFIRE_STAND_IN_DEVICES", OsStr::new("0")),
+    ];
+    let test = "needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number";
+    let told = in_a_process(test, &none, opening);
+    assert!(
+        told.starts_with("NoDevice { ordinal: 0, count: 0 }"),
+        "{told}"
+    );
+    let error = Device::open(1000).unwrap_err();
+    let CudaError::NoDevice { ordinal, count } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(ordinal, 1000);
+    assert!(count >= 1);
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_fault_of_a_kernel_is_kept() {
+    /// As in fill.cu.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Fault {
+        thread: u64,
+    }
+    // SAFETY: the fields are those of fill.cu.
+    unsafe impl Arguments for Fault {
+        const KERNEL: &'static str = "fault";
+    }
+    // A process of its own: after a fault CUDA is lost to the whole of it.
+    let told = in_a_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
+        let device = open();
+        let memory = device.allocate(64).unwrap();
+        // No thread has this number: nothing happens.
+        device.launch([2, 1, 1], 32, &Fault { thread: 64 });
+        device.wait();
+        assert_eq!(device.fault(), None);
+        device.launch([2, 1, 1], 32, &Fault { thread: 63 });
+        device.wait();
+        let fault = device.fault();
+        assert_eq!(device.allocate(64).err(), fault);
+        assert_eq!(device.memory_info().err(), fault);
+        device.write(memory.pointer(), &[1; 64]);
+        let later = device.read_later(memory.pointer(), 64);
+        assert!(later.is_ready());
+        assert_eq!(later.wait(), [0; 64]);
+        drop(memory);
+        drop(device);
+        format!("{fault:?}")
+    });
+    assert!(told.starts_with("Some(Fault {"), "{told}");
+    assert!(told.contains("CUDA_ERROR_LAUNCH_FAILED"), "{told}");
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_kernel_that_is_not_there_or_differs_is_a_fault() {
+    #[derive(Clone, Copy)]
+    struct Nothing;
+    // SAFETY: no kernel is called so.
+    unsafe impl Arguments for Nothing {
+        const KERNEL: &'static str = "nothing";
+    }
+    #[derive(Clone, Copy)]
+    struct Short(#[allow(dead_code, reason = "too short to be launched")] u64);
+    // SAFETY: the size differs, which is found before the launch.
+    unsafe impl Arguments for Short {
+        const KERNEL: &'static str = "fill";
+    }
+    let device = open();
+    device.launch([1, 1, 1], 32, &Nothing);
+    let kernel = "nothing";
+    assert_eq!(device.fault(), Some(CudaError::UnknownKernel { kernel }));
+    let device = open();
+    device.launch([1, 1, 1], 32, &Short(0));
+    let (kernel, host, on_device) = ("fill", 8, 24);
+    let expected = CudaError::ArgumentBytes {
+        kernel,
+        host,
+        device: on_device,
+    };
+    assert_eq!(device.fault(), Some(expected));
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
+    let test = "needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again";
+    let folder = folder("kernel-cache");
+    let environment = [("SYNFIRE_CACHE", folder.as_os_str())];
+    let entries = || -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        paths.sort();
+        let read = |path: PathBuf| {
+            let modified = fs::metadata(&path).unwrap().modified().unwrap();
+            (path.clone(), fs::read(path).unwrap(), modified)
+        };
+        paths.into_iter().map(read).collect()
+    };
+    let run = || in_a_process(test, &environment, opening);
+    assert!(run().starts_with("opened"));
+    let first = entries();
+    assert!(!first.is_empty());
+    assert!(run().starts_with("opened"));
+    assert_eq!(entries(), first, "written once");
+    for (path, bytes, _) in &first {
+        let mut damaged = bytes.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(path, damaged).unwrap();
+    }
+    assert!(run().starts_with("opened"));
+    for ((_, then, _), (_, now, _)) in first.iter().zip(&entries()) {
+        assert!(then == now, "compiled again, to the same");
+    }
+    // No folder can be made under a file.
+    let nowhere = first[0].0.join("folder");
+    let told = in_a_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
+    assert!(told.starts_with("opened"), "{told}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version() {
+    let test = "needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version";
+    let old = [("SYNFIRE_STAND_IN_DRIVER_VERSION", OsStr::new("12080"))];
+    let told = in_a_process(test, &old, opening);
+    assert!(told.starts_with("OldDriver { found: \"12.8\""), "{told}");
+    assert!(told.contains("CUDA 13.0 is wanted"), "{told}");
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
+    let test = "needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy";
+    let folder = folder("libraries");
+    let run = || {
+        let environment = [
+            // The system's loader knows nothing of the folder: what is opened by its path is found by name.
+            ("LD_LIBRARY_PATH", OsStr::new("")),
+            ("SYNFIRE_LIBRARIES", folder.as_os_str()),
+            ("VIRTUAL_ENV", OsStr::new("")),
+            ("PATH", OsStr::new("")),
+            ("HOME", OsStr::new("")),
+            ("SYNFIRE_CACHE", folder.as_os_str()),
+        ];
+        in_a_process(test, &environment, opening)
+    };
+    let link = |name: &str, library: &str| {
+        std::os::unix::fs::symlink(library_file(library), folder.join(name)).unwrap();
+    };
+    let shown = folder.display().to_string();
+    let missing = |library: &str, remedy: &str| {
+        let told = run();
+        let begin = format!("MissingLibrary {{ library: {library}, ");
+        assert!(told.starts_with(&begin), "{told}");
+        assert!(told.contains(&shown) && told.contains(remedy), "{told}");
+    };
+    missing("Driver", "driver 580");
+    link("libcuda.so.1", "libcuda.so.1");
+    missing("Nvrtc", "pip install 'nvidia-cuda-nvrtc");
+    link("libnvrtc.so.13", "libnvrtc.so.13");
+    link("libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0");
+    missing("Cudnn", "pip install nvidia-cudnn-cu13");
+    // A library that is another, by the name inside it.
+    link("libcudnn.so.9", "libcuda.so.1");
+    missing("Cudnn", "calls itself something else");
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    // One that has no functions.
+    let status = Command::new("g++")
+        .args(["-shared", "-Wl,-soname,libcudnn.so.9", "-o"])
+        .arg(folder.join("libcudnn.so.9"))
+        .args(["-x", "c++", "/dev/null"])
+        .status();
+    assert!(status.unwrap().success());
+    let told = run();
+    let begin = "MissingSymbol { library: Cudnn, ";
+    assert!(told.starts_with(begin), "{told}");
+    assert!(told.contains("cudnnConvolutionBackwardData"), "{told}");
+    // A file that is none.
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    fs::write(folder.join("libcudnn.so.9"), "no library").unwrap();
+    missing("Cudnn", "pip install nvidia-cudnn-cu13");
+    fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
+    link("libcudnn.so.9", "libcudnn.so.9");
+    let told = run();
+    assert!(told.starts_with("opened"), "{told}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A file of a library that this process could load.
+fn library_file(name: &str) -> PathBuf {
+    let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap();
+    let mut files = std::env::split_paths(&folders).map(|folder| folder.join(name));
+    let file = files.find(|file| file.exists());
+    fs::canonicalize(file.unwrap_or_else(|| panic!("{name} is not in LD_LIBRARY_PATH"))).unwrap()
+}
