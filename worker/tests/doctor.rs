@@ -22,13 +22,13 @@ impl Folder {
         let name = format!("synfire-doctor-{test}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
+        fs::create_dir_all(&path).expect("a temporary folder can be made");
         Self(path)
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(name);
-        fs::write(&path, bytes).unwrap();
+        fs::write(&path, bytes).expect("it can be written to");
         path
     }
 }
@@ -57,8 +57,12 @@ fn json(output: &Output) -> Value {
 }
 
 fn library<'a>(report: &'a Value, name: &str) -> &'a Value {
-    let all = report["libraries"].as_array().unwrap();
-    all.iter().find(|found| found["library"] == name).unwrap()
+    let all = report["libraries"]
+        .as_array()
+        .expect("libraries are a list");
+    all.iter()
+        .find(|found| found["library"] == name)
+        .expect("all are listed")
 }
 
 /// Text that a person reads.
@@ -68,17 +72,19 @@ fn shown(output: &Output) -> String {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8(output.stdout.clone()).unwrap()
+    String::from_utf8(output.stdout.clone()).expect("it is a text")
 }
 
 /// A library that this test itself has loaded, of another name and without a function of CUDA.
 fn some_library() -> Vec<u8> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").expect("this is Linux");
     let mut paths = maps
         .lines()
         .filter_map(|line| line.find('/').map(|at| &line[at..]));
-    let path = paths.find(|path| path.contains("libgcc_s.so")).unwrap();
-    fs::read(path).unwrap()
+    let path = paths
+        .find(|path| path.contains("libgcc_s.so"))
+        .expect("Rust unwinds by it");
+    fs::read(path).expect("it was loaded")
 }
 
 #[test]
@@ -110,6 +116,7 @@ fn the_json_has_one_shape_on_every_machine() {
     assert_eq!(names, ["driver", "nvrtc", "cudnn", "nccl"]);
     for found in libraries {
         for key in [
+            "looked_in",
             "state",
             "path",
             "version",

@@ -43,6 +43,8 @@ pub(super) struct LibraryReport {
     pub(super) package: Option<String>,
     pub(super) place: Option<&'static str>,
     pub(super) passed_over: Vec<PassedOver>,
+    /// Every place, where there is none.
+    pub(super) looked_in: Vec<PathBuf>,
     /// Why it is of no use.
     pub(super) problem: Option<String>,
     pub(super) remedy: Option<String>,
@@ -198,6 +200,7 @@ impl LibraryReport {
             problem: Some(short(&error)),
             remedy: Some(error.remedy.to_owned()),
             passed_over: error.passed_over,
+            looked_in: error.looked_in,
             ..Self::empty(error.library)
         }
     }
@@ -214,6 +217,7 @@ impl LibraryReport {
             package: None,
             place: None,
             passed_over: Vec::new(),
+            looked_in: Vec::new(),
             problem: None,
             remedy: None,
         }
@@ -242,7 +246,7 @@ fn short(error: &NotFound) -> String {
     let names = error.names.join(" or ");
     match error.passed_over.first() {
         None => format!(
-            "{names} was not found in any of {} places",
+            "{names} was not found in any of {} places, which --json lists",
             error.looked_in.len()
         ),
         Some(passed) => format!("{names}: {} {}", passed.path.display(), passed.why),

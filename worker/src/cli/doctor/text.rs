@@ -12,7 +12,8 @@ const WIDTH: usize = 12;
 pub(super) fn text(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<WIDTH$}{value}");
+        let line = format!("{name:<WIDTH$}{value}");
+        let _ = writeln!(text, "{}", line.trim_end());
     };
     line("synfire", built(report));
     line("processor", processor(report));
