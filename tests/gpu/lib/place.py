@@ -37,6 +37,7 @@ class Place:
         self.root = work / f"bundle-{self.manifest['payload_sha256'][:16]}"
         self.unpack()
         self.python = os.environ.get("SYNFIRE_PYTHON") or shutil.which("python3") or sys.executable
+        self.plain = dict(os.environ)
         self.environment = self.with_libraries()
         self.torch = self.version_of_torch()
 
