@@ -15,6 +15,8 @@ from dataclasses import dataclass
 MAX_SAID = 20_000
 # Seconds for the table, at the end.
 RESERVE = 4.0
+# Seconds for a program that is asked to end and to save what it has.
+TO_SAVE = 12
 # How an item can end. What is done is not run again; everything else is.
 DONE = ("passed", "measured", "not here")
 
@@ -140,7 +142,7 @@ class Session:
         if ends_by is not None:
             self.child.send_signal(ends_by)
             try:
-                return self.child.communicate(timeout=20)
+                return self.child.communicate(timeout=TO_SAVE)
             except subprocess.TimeoutExpired:
                 pass
         self.kill()
@@ -169,19 +171,20 @@ def cut(said, **more):
     return {"status": "cut off", "seconds": round(said.seconds, 1), **more}
 
 
-def work_through(session, items, until):
-    """Does what is not done, each part until its share of the time is over; says what is left out."""
+def work_through(session, items, until, patience=1.0):
+    """Does what is not done, each part until its share of the time is over; says what is left out. `patience`
+    times the seconds that an item needs at least is what it is begun with."""
     results = session.results["items"]
     for item in items:
         before = results.get(item.name)
         if before is not None and before["status"] in DONE:
             continue
         left = min(session.left(), until[item.part] - (session.seconds - session.left()))
-        if left < item.least:
+        if left < item.least * patience:
             tried = before is not None and before["status"] in ("failed", "cut off")
             if not tried:
                 results[item.name] = {"status": "no time", "why": f"{max(0, left):.0f} s are left for this part, "
-                                                                  f"it may need {item.least:.0f} s"}
+                                                                  f"it may need {item.least * patience:.0f} s"}
             session.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
             continue
         began = time.monotonic()

@@ -33,6 +33,7 @@ class Sizes:
     training: tuple = ("data.batch=128", "run.epochs=30", "optimiser.lr=0.1")
     matrix: int = 8192
     copy_gib: float = 4.0
+    patience: float = 1.0      # times the seconds with which an item is begun at all
 
 
 def of(stand_in):
@@ -57,7 +58,8 @@ def of(stand_in):
         soak_batch=1,
         soak=4,
         twice=2,
-        training=("data.batch=8", "run.epochs=2", "model.width=0.0625"),
+        training=("data.batch=8", "run.epochs=6", "model.width=0.0625"),
         matrix=64,
         copy_gib=0.001,
+        patience=0.1,
     )

@@ -4,10 +4,7 @@ import json
 import signal
 
 from .correctness import shown
-from .session import Item
-
-# Seconds that are left to it for a checkpoint.
-TO_SAVE = 12
+from .session import TO_SAVE, Item
 
 
 def items(place, sizes, data):
