@@ -17,8 +17,10 @@ MAX_SAID = 20_000
 RESERVE = 4.0
 # Seconds for a program that is asked to end and to save what it has.
 TO_SAVE = 12
-# How an item can end. What is done is not run again; everything else is.
-DONE = ("passed", "measured", "not here")
+# How an item can end. What is done is not run again; everything else is, and only "not here", what this machine or
+# bundle lacks, is no shortcoming.
+DONE = ("passed", "measured")
+GOOD = (*DONE, "not here")
 
 
 @dataclass
@@ -149,6 +151,13 @@ class Session:
         return self.child.communicate()
 
 
+def in_short(why):
+    """One line of many: where an error begins, or the last."""
+    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    told = [line for line in lines if line.lower().startswith("error")]
+    return (told or lines[-1:] or [""])[0][:160]
+
+
 @dataclass
 class Item:
     """Something to find out: what it is called, in which part, the seconds that it is given at most and needs at
@@ -198,5 +207,5 @@ def work_through(session, items, until, patience=1.0):
         result["took_seconds"] = round(time.monotonic() - began, 1)
         results[item.name] = result
         session.save()
-        why = result.get("why", "")
-        session.say(f"{item.name}: {result['status']}{': ' + why.splitlines()[-1] if why else ''}")
+        why = in_short(result.get("why", ""))
+        session.say(f"{item.name}: {result['status']}{': ' + why if why else ''}")

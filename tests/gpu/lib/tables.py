@@ -4,7 +4,7 @@ import statistics
 
 from . import roofline
 from .rivals import FIRST, THEN
-from .session import DONE
+from .session import in_short
 
 
 def text(results, sizes):
@@ -20,9 +20,9 @@ def status(results):
     lines = ["", "correctness and what else is no speed:"]
     for name, item in results["items"].items():
         if item["status"] != "measured":
-            why = item.get("why", "").strip().splitlines()
+            why = in_short(item.get("why", ""))
             number = f" ({item['good']})" if "good" in item else ""
-            lines.append(f"  {item['status']:9} {name}{number}{': ' + why[-1][:120] if why else ''}")
+            lines.append(f"  {item['status']:9} {name}{number}{': ' + why if why else ''}")
     return "\n".join(lines)
 
 
@@ -151,7 +151,3 @@ def training(results):
         lines.append(f"{epoch['epoch']:6}{epoch['seconds']:10.1f}{epoch['loss']:9.4f}"
                      f"{'' if accuracy is None else f'{100 * accuracy:.2f} %':>15}{epoch['images_per_second']:10.0f}")
     return "\n".join(lines)
-
-
-def is_complete(results):
-    return all(item["status"] in DONE for item in results["items"].values())
