@@ -245,32 +245,30 @@ fn a_launched_rank_that_is_killed_is_started_again() {
     assert_eq!(process.code(), Some(130), "{}", process.log());
 }
 
-/// A run without faults and one with, and what happened to it.
+/// A run with faults and one without, of as many batches, and what happened to the first.
 fn whole_and_struck(
     scratch: &Scratch,
     folders: [Folder<'_>; 2],
-    (faults, batches): (u64, u64),
+    faults: u64,
     more: &[&str],
     before_faults: impl FnOnce(),
 ) -> Happened {
     let [whole, struck] = folders;
-    let arguments = |folder: &Folder<'_>| {
+    let arguments = |folder: &Folder<'_>, batches| {
         let more = more.iter().map(|more| (*more).to_owned());
         train(folder, batches).into_iter().chain(more).collect()
     };
-    let logs = scratch.path("whole-logs");
-    let mut group = Group::start(whole.clone(), 2, arguments(&whole), logs);
-    group.finish();
     before_faults();
     let begin = Instant::now();
     let logs = scratch.path("logs");
-    let mut group = Group::start(struck.clone(), 2, arguments(&struck), logs);
-    let happened = Faults::new(&mut group, batches).play(faults, 0x5eed);
-    let last = struck.newest();
-    group.finish();
+    let endless = arguments(&struck, u64::MAX / 4);
+    let mut group = Group::start(struck.clone(), 2, endless, logs);
+    let happened = Faults::new(&mut group).play(faults, 0x5eed);
+    drop(group);
+    let stopped = struck.last_checkpoint().position.batches_done;
     println!(
         "{} kills and {} pauses of workers and {} kills of the coordinator in {} s: {} generations, \
-         {last} of {batches} batches",
+         {stopped} batches",
         happened.kills,
         happened.pauses,
         happened.coordinators,
@@ -279,6 +277,14 @@ fn whole_and_struck(
     );
     assert!(happened.kills > 0 && happened.pauses > 0 && happened.coordinators > 0);
     struck.assert_one_line(&happened.seen);
+    // Both end by themselves, at the same batch.
+    let batches = stopped + 20;
+    let logs = scratch.path("last-logs");
+    let mut group = Group::start(struck.clone(), 2, arguments(&struck, batches), logs);
+    group.finish();
+    let logs = scratch.path("whole-logs");
+    let mut group = Group::start(whole.clone(), 2, arguments(&whole, batches), logs);
+    group.finish();
     assert_eq!(whole.bits(), struck.bits());
     assert_eq!(struck.bits().0, batches);
     assert_eq!(whole.numbers(), struck.numbers());
@@ -292,7 +298,7 @@ fn killed_stopped_and_woken_at_any_moment_a_run_ends_with_the_same_bits() {
     let folders = [scratch.folder("whole"), scratch.folder("struck")];
     // All that counted is still there in the end.
     let more = ["--set", "run.epochs=99", "--set", "checkpoint.keep_last=40"];
-    whole_and_struck(&scratch, folders, (faults, 20 * faults), &more, || ());
+    whole_and_struck(&scratch, folders, faults, &more, || ());
 }
 
 #[test]
@@ -422,7 +428,6 @@ fn fail_now_and_then(server: &s3::Server) {
 #[test]
 fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bits() {
     let faults = number_of_faults(FAULTS_ON_STORE);
-    let batches = 100 * faults;
     let scratch = Scratch::new("store");
     let server = s3::Server::start();
     pack(&server, &scratch, 960);
@@ -440,7 +445,7 @@ fn killed_at_any_moment_on_a_failing_store_a_run_ends_with_the_same_bits() {
     let folder = |name: &str| Folder::Store(&server, name.to_owned());
     let folders = [folder("whole"), folder("struck")];
     let fail = || fail_now_and_then(&server);
-    whole_and_struck(&scratch, folders, (faults, batches), &more, fail);
+    whole_and_struck(&scratch, folders, faults, &more, fail);
     assert!(server.faults() > faults, "{} faults", server.faults());
 }
 

@@ -145,6 +145,7 @@ fn a_folder_is_named_once_and_the_loaders_list_is_named_where_it_is_silent() {
     assert_eq!(looked_in.last(), Some(&machine.at("etc/ld.so.cache")));
     let here = std::env::current_dir().unwrap();
     assert!(!looked_in.contains(&here), "{looked_in:?}");
+    assert!(!looked_in.contains(&PathBuf::new()), "{looked_in:?}");
 }
 
 #[test]
@@ -228,6 +229,14 @@ fn versions_are_read_off_the_names_of_files() {
     assert_eq!(
         shown(&machine, Library::Nvrtc),
         (version("13.0.88"), package)
+    );
+    // That of the older one, which lies beside it.
+    fs::remove_dir_all(machine.at(&format!("{site}/nvidia/cu13"))).unwrap();
+    machine.library(&format!("{site}/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"));
+    let package = Some("nvidia-cuda-nvrtc-cu12 12.8.93".to_owned());
+    assert_eq!(
+        shown(&machine, Library::Nvrtc),
+        (version("12.8.93"), package)
     );
     machine.library(&format!("{site}/nvidia/cudnn/lib/libcudnn.so.9"));
     machine.write(

@@ -42,38 +42,34 @@ pub(crate) struct Happened {
 /// A group whose processes fail.
 pub(crate) struct Faults<'g, 'a> {
     group: &'g mut Group<'a>,
-    batches: u64,
     cures: Vec<(Instant, Cure)>,
     happened: Happened,
     begin: Instant,
 }
 
 impl<'g, 'a> Faults<'g, 'a> {
-    pub(crate) fn new(group: &'g mut Group<'a>, batches: u64) -> Self {
+    /// The group's run must not end by itself: how many batches a machine does meanwhile is its own
+    /// affair.
+    pub(crate) fn new(group: &'g mut Group<'a>) -> Self {
         Self {
             group,
-            batches,
             cures: Vec::new(),
             happened: Happened::default(),
             begin: Instant::now(),
         }
     }
 
-    /// So many faults, of which the last are cured, too.
+    /// So many faults, of which the last are cured, too; then the run is stopped, saved.
     pub(crate) fn play(mut self, faults: u64, key: u64) -> Happened {
         for landed in 0..faults {
             // Keyed: the same moments as far as a clock can give them.
             let draw = mix(key ^ mix(landed));
             let before = self.look();
-            assert!(before < self.batches, "{landed} faults: over too soon");
-            // The last third is for a machine so busy that this thread comes too late.
-            let room = (self.batches - self.batches / 3).saturating_sub(before);
-            let room = room / (faults - landed);
-            if draw.is_multiple_of(4) || room < 2 {
+            if draw.is_multiple_of(4) {
                 // While others still recover.
                 self.wait_until(Instant::now() + ms(draw / 16 % 1500));
             } else {
-                self.wait_for_batches(before + 1 + draw / 16 % (room / 2).max(1));
+                self.wait_for_batches(before + 1 + draw / 16 % 16);
                 self.wait_until(Instant::now() + ms(draw / 65536 % 40));
             }
             self.strike(draw / (1 << 32));
@@ -81,10 +77,21 @@ impl<'g, 'a> Faults<'g, 'a> {
         while !self.cures.is_empty() {
             self.look();
         }
-        while self.group.workers.iter_mut().any(|w| !w.has_ended()) {
-            self.look();
-        }
+        let before = self.look();
+        self.wait_for_batches(before + 3);
+        self.stop();
         self.happened
+    }
+
+    /// To all of them, because one that was just woken may not belong to the others yet.
+    fn stop(&mut self) {
+        for worker in &self.group.workers {
+            worker.signal("TERM");
+        }
+        for worker in &mut self.group.workers {
+            let code = worker.code();
+            assert_eq!(code, Some(143), "{}", worker.log());
+        }
     }
 
     /// Whether a process can be struck.

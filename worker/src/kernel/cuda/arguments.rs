@@ -291,7 +291,7 @@ arguments!(CountSilent {
 });
 
 /// Time steps that one pass of a layer's backward takes (`MAX_STEPS`).
-pub(super) const MAX_STEPS: usize = 4;
+pub(super) const MAX_STEPS: usize = 2;
 
 arguments!(NormLifBackward {
     z: Ring,

@@ -127,9 +127,10 @@ BLOCK_KERNEL(count_silent, CountSilent) {
   }
 }
 
-// So many time steps are taken in one pass at most; a longer window takes several, which hand on
-// dL/du of the oldest.
-enum : u32 { MAX_STEPS = 4 };
+// So many time steps are taken in one pass at most: the window of STOL. A longer one takes several passes,
+// which hand on dL/du of the oldest step; room for more in one would cost registers that STOL needs to
+// have more loads under way.
+enum : u32 { MAX_STEPS = 2 };
 
 struct NormLifBackward {
   Ring z, u, out, y;       // of the window; `out` and `y` are errors
