@@ -328,3 +328,71 @@ fn ranks_of_mpirun_are_refused_where_mpi_is_not_built_in() {
         assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
     }
 }
+
+/// What `bench` prints of a tiny network with these arguments.
+fn tiny_bench(more: &[&str]) -> std::process::Output {
+    let bench = [
+        "bench", "--model", "small", "--input", "1x28x28", "--width", "0.25", "--json",
+    ];
+    let size = ["--batch", "4", "--time-steps", "3", "--iterations", "3"];
+    synfire(&[&bench[..], &size[..], more].concat())
+}
+
+fn tiny_figures(more: &[&str]) -> serde_json::Value {
+    let output = tiny_bench(more);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn pictures_that_stay_are_those_that_were_copied() {
+    let (copied, kept) = (tiny_figures(&[]), tiny_figures(&["--keep-input"]));
+    assert_eq!(copied["input"], "copied with every batch");
+    assert_eq!(kept["input"], "kept");
+    assert_eq!(copied["loss"], kept["loss"]);
+    assert!(copied["loss"].as_f64().unwrap() > 0.0);
+    // Processors are timed by layer in any case, forward and backward apart, and have no memory of
+    // their own.
+    for work in ["norm_and_neuron", "their_backward"] {
+        let seconds = copied["seconds_by_work"][work].as_f64();
+        assert!(seconds.unwrap() > 0.0, "{work}");
+    }
+    assert!(copied["device_memory"].is_null());
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_bench_times_a_gpu_its_memory_and_its_layers() {
+    let gpu = ["--device", "cuda", "--precision", "bf16"];
+    let figures = tiny_figures(&gpu);
+    assert!(figures["images_per_second"]["median"].as_f64().unwrap() > 0.0);
+    assert_eq!(figures["warmup"], 5);
+    // The graphs are timed, not the parts.
+    assert!(figures["profile"].is_null() && figures["seconds_by_work"].is_null());
+    let memory = &figures["device_memory"];
+    let held = memory["at_end"]["held_bytes"].as_u64().unwrap();
+    assert!(held > 0);
+    assert_eq!(memory["after_warmup"]["held_bytes"], held);
+    let peak = memory["at_end"]["peak_bytes"].as_u64().unwrap();
+    assert!(peak >= held);
+    let mib = figures["peak_memory_mib"].as_f64().unwrap();
+    assert!((mib * f64::from(1 << 20) - peak as f64).abs() < 1.0);
+
+    let parts = tiny_figures(&[&gpu[..], &["--profile", "--keep-input"]].concat());
+    let layers = parts["profile"].as_array().unwrap();
+    let seconds = |layer: &serde_json::Value| -> f64 {
+        let seconds = layer["seconds"].as_object().unwrap().values();
+        seconds.map(|s| s.as_f64().unwrap()).sum()
+    };
+    let sum: f64 = layers.iter().map(seconds).sum();
+    let whole = parts["profiled_seconds_per_batch"].as_f64().unwrap();
+    assert!(sum > 0.0 && sum <= whole, "{sum} of {whole}");
+    for layer in layers {
+        assert!(seconds(layer) > 0.0, "{layer}");
+    }
+
+    let soon = tiny_bench(&[&gpu[..], &["--warmup", "1"]].concat());
+    assert_eq!(soon.status.code(), Some(1));
+    assert!(text(&soon.stderr).contains("--warmup must be at least 2"));
+}

@@ -75,6 +75,15 @@ fn needs_nccl_ranks_sum_on_their_gpus() {
     }
 }
 
+/// What a machine with one GPU can show of NCCL itself.
+#[test]
+#[ignore = "needs a CUDA driver and NCCL, or the stand-ins of tests/cuda and tests/nccl"]
+fn needs_nccl_a_rank_alone_needs_no_more_than_one_gpu() {
+    for case in ["sums", "order", "training"] {
+        said(&plainly(1, case), &[], "passed");
+    }
+}
+
 #[test]
 #[ignore = "needs NVRTC and the stand-ins of tests/cuda and tests/nccl: tests/run brings them"]
 fn needs_nccl_the_group_on_the_host_is_still_there() {

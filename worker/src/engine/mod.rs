@@ -290,23 +290,29 @@ impl Network {
             };
             let buffer = |value: &ValueId| self.plan.buffer(*value);
             if let (Some(layer), Phase::Train) = (norms::synchronised(stage), phase) {
-                self.profile
-                    .timed(index, work, || kernels.norm_moments(layer, t));
+                self.profile.timed(kernels, index, work, |kernels| {
+                    kernels.norm_moments(layer, t);
+                });
                 norms::pool_moments(layer, kernels, &mut self.travelling, pool);
             }
-            self.profile.timed(index, work, || match stage {
-                Stage::Conv { conv, x, y } => kernels.conv_forward(conv, t, buffer(x), buffer(y)),
-                Stage::NormLif { layer, .. } => kernels.norm_lif_forward(layer, t, phase),
-                Stage::Pool { pool, x, y } => kernels.pool_forward(pool, t, buffer(x), buffer(y)),
-                Stage::Flatten { input, x, y } => {
-                    let samples = self.plan.settings.samples;
-                    kernels.flatten_forward(samples, *input, t, buffer(x), buffer(y));
-                }
-                Stage::Dropout { dropout, x, y } => {
-                    kernels.dropout_forward(dropout, t, phase, buffer(x), buffer(y));
-                }
-                Stage::Residual { residual, .. } => kernels.residual_forward(residual, t),
-            });
+            self.profile
+                .timed(kernels, index, work, |kernels| match stage {
+                    Stage::Conv { conv, x, y } => {
+                        kernels.conv_forward(conv, t, buffer(x), buffer(y))
+                    }
+                    Stage::NormLif { layer, .. } => kernels.norm_lif_forward(layer, t, phase),
+                    Stage::Pool { pool, x, y } => {
+                        kernels.pool_forward(pool, t, buffer(x), buffer(y))
+                    }
+                    Stage::Flatten { input, x, y } => {
+                        let samples = self.plan.settings.samples;
+                        kernels.flatten_forward(samples, *input, t, buffer(x), buffer(y));
+                    }
+                    Stage::Dropout { dropout, x, y } => {
+                        kernels.dropout_forward(dropout, t, phase, buffer(x), buffer(y));
+                    }
+                    Stage::Residual { residual, .. } => kernels.residual_forward(residual, t),
+                });
         }
     }
 
@@ -318,8 +324,9 @@ impl Network {
             Phase::Evaluate => None,
         };
         let row = self.plan.stages.len();
-        self.profile
-            .timed(row, Work::Loss, || kernels.loss(loss, t, logits, error));
+        self.profile.timed(kernels, row, Work::Loss, |kernels| {
+            kernels.loss(loss, t, logits, error);
+        });
     }
 
     /// Copies the logits of the newest time step: `[N, K]`.
@@ -391,11 +398,13 @@ impl Network {
             Stage::Conv { conv, x, y } => {
                 let Some(dy) = self.errors(*y) else { return };
                 let saved = self.plan.buffer(*x);
-                self.profile.timed(index, Work::WeightGradient, || {
+                let work = Work::WeightGradient;
+                self.profile.timed(kernels, index, work, |kernels| {
                     kernels.conv_weight_gradient(conv, saved, dy);
                 });
                 if let Some(dx) = self.target(kernels, *x, dy.steps) {
-                    self.profile.timed(index, Work::DataGradient, || {
+                    let work = Work::DataGradient;
+                    self.profile.timed(kernels, index, work, |kernels| {
                         kernels.conv_data_gradient(conv, dy, dx);
                     });
                 }
@@ -421,7 +430,8 @@ impl Network {
                     before: to(chain.before, steps),
                     z: to(Some(chain.z), steps),
                 };
-                self.profile.timed(index, Work::NormAndNeuron, || {
+                let work = Work::NormAndNeuronBackward;
+                self.profile.timed(kernels, index, work, |kernels| {
                     kernels.norm_lif_backward(layer, window, &errors);
                 });
                 if let (Some(layer), Some(dz)) = (norms::synchronised(&stage), errors.z) {
@@ -432,7 +442,8 @@ impl Network {
                 let Some(dy) = self.errors(*y) else { return };
                 let da = self.target(kernels, *a, dy.steps);
                 let db = self.target(kernels, *b, dy.steps);
-                self.profile.timed(index, Work::NormAndNeuron, || {
+                let work = Work::NormAndNeuronBackward;
+                self.profile.timed(kernels, index, work, |kernels| {
                     kernels.residual_backward(residual, dy, da, db);
                 });
             }
@@ -444,8 +455,9 @@ impl Network {
                     return;
                 };
                 let samples = self.plan.settings.samples;
+                let work = Work::DataGradient;
                 self.profile
-                    .timed(index, Work::DataGradient, || match &stage {
+                    .timed(kernels, index, work, |kernels| match &stage {
                         Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
                         Stage::Flatten { input, .. } => {
                             kernels.flatten_backward(samples, *input, dy, dx);
@@ -500,7 +512,9 @@ impl Network {
     /// Updates one range of the weights (Algorithm 1, line 21).
     pub fn update(kernels: &mut dyn Kernels, profile: &mut Profile, span: Span, step: Step) {
         let row = profile.rows().len().saturating_sub(1);
-        profile.timed(row, Work::Update, || kernels.update(span, step));
+        profile.timed(kernels, row, Work::Update, |kernels| {
+            kernels.update(span, step);
+        });
     }
 
     /// Bytes of the buffers with this role.

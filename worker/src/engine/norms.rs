@@ -71,7 +71,8 @@ impl Network {
         pool: &mut dyn FnMut(&mut [f32]),
     ) {
         pool_sums(layer, steps, kernels, &mut self.travelling, pool);
-        self.profile.timed(stage, Work::NormAndNeuron, || {
+        let work = Work::NormAndNeuronBackward;
+        self.profile.timed(kernels, stage, work, |kernels| {
             kernels.norm_backward(layer, steps, dz);
         });
     }

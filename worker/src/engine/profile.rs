@@ -1,5 +1,6 @@
 //! Seconds by stage and phase, for `synfire bench`.
 
+use crate::kernel::Kernels;
 use std::time::{Duration, Instant};
 
 /// What a stage's time goes to.
@@ -11,8 +12,10 @@ pub enum Work {
     DataGradient,
     /// Gradients of convolutions and linear layers.
     WeightGradient,
-    /// Norm, neurons and sums, both ways.
+    /// Norm, neurons and sums: forward.
     NormAndNeuron,
+    /// Errors through them, and gradients of norms.
+    NormAndNeuronBackward,
     /// The loss.
     Loss,
     /// The optimiser.
@@ -21,11 +24,12 @@ pub enum Work {
 
 impl Work {
     /// Every kind, in the order of the table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Forward,
         Self::DataGradient,
         Self::WeightGradient,
         Self::NormAndNeuron,
+        Self::NormAndNeuronBackward,
         Self::Loss,
         Self::Update,
     ];
@@ -37,6 +41,7 @@ impl Work {
             Self::DataGradient => "data gradient",
             Self::WeightGradient => "weight gradient",
             Self::NormAndNeuron => "norm and neuron",
+            Self::NormAndNeuronBackward => "their backward",
             Self::Loss => "loss",
             Self::Update => "update",
         }
@@ -61,12 +66,23 @@ impl Profile {
     }
 
     /// Runs `call` and adds its time. The last row belongs to no stage.
-    pub(super) fn timed(&mut self, stage: usize, work: Work, call: impl FnOnce()) {
+    ///
+    /// A device that computes on its own is waited for before and after, so that the time is that of this
+    /// stage; what else would run beside it does not then.
+    pub(super) fn timed(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        stage: usize,
+        work: Work,
+        call: impl FnOnce(&mut dyn Kernels),
+    ) {
         if self.spent.is_empty() {
-            return call();
+            return call(kernels);
         }
+        kernels.wait();
         let begin = Instant::now();
-        call();
+        call(kernels);
+        kernels.wait();
         self.spent[stage][work as usize] += begin.elapsed();
     }
 

@@ -215,6 +215,15 @@ pub struct DeviceArenas {
     pub wire: u64,
 }
 
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What is held now.
+    pub held: u64,
+    /// The most that was held at once.
+    pub peak: u64,
+}
+
 /// Sums since the last report, read from the device at once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -461,6 +470,15 @@ pub trait Kernels: Send {
     fn available_bytes(&self) -> Option<u64> {
         None
     }
+
+    /// Memory of a device of its own that this back end has taken; nothing where it is the machine's.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
+    /// Waits until all that was called is done; a back end whose calls return when they are done has
+    /// nothing to wait for.
+    fn wait(&mut self) {}
 
     /// Why the back end can compute no more, if so: a device that is lost, memory that is not there.
     /// Whatever was called since did nothing.

@@ -30,6 +30,8 @@ pub enum Input<'a> {
     Static(&'a [f32]),
     /// One frame per time step and sample: `[T, N, H, W, C]`.
     Frames(&'a [f32]),
+    /// The pictures of the batch before, which are on the device already.
+    Resident,
 }
 
 /// Dropout masks of a batch.
@@ -254,6 +256,7 @@ impl Learner {
     /// Copies what time step t needs: input and dropout masks.
     pub(crate) fn feed(&self, kernels: &mut dyn Kernels, batch: &Batch<'_>, t: usize) {
         match batch.input {
+            Input::Resident => {}
             Input::Static(_) if self.network.input_is_resident(t) => {}
             Input::Static(picture) => self.network.write_input(kernels, t, picture),
             Input::Frames(frames) => {

@@ -39,8 +39,9 @@ use self::memory::Rooms;
 use self::norm_lif::Waiting;
 use self::repeat::Graphs;
 use super::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, Dropout, Errors, ErrorsOut, Kernels,
-    Loss, Norm, NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual, Span, Step, Window,
+    Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
+    ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual,
+    Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -440,6 +441,17 @@ impl Kernels for CudaKernels {
 
     fn available_bytes(&self) -> Option<u64> {
         self.device.memory_info().ok().map(|(free, _)| free)
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        Some(DeviceMemory {
+            held: self.device.allocated(),
+            peak: self.device.peak(),
+        })
+    }
+
+    fn wait(&mut self) {
+        self.device.wait();
     }
 
     fn failure(&mut self) -> Option<String> {

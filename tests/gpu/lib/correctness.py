@@ -1,0 +1,201 @@
+"""Part 1: whether it computes what it should."""
+
+import json
+import os
+import re
+from fnmatch import fnmatch
+
+from .place import digest
+from .session import Item, cut, passed
+
+VERIFIED = re.compile(r"^(\d+) of (\d+) within tolerance, (\d+) beyond, (\d+) not built$", re.M)
+TESTED = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed", re.M)
+FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.M)
+# Bytes that a driver may take for itself over 2,000 time steps.
+MAX_DRIFT = 64 << 20
+
+
+def items(place, sizes):
+    """Everything that is checked, the cheapest that shows most first."""
+    found = [
+        Item("doctor", "correctness", 60, 5, lambda s, t: doctor(s, t, place)),
+        Item("libraries found by itself", "correctness", 60, 5, lambda s, t: by_itself(s, t, place)),
+        Item("traces in f32", "correctness", 150, 20, lambda s, t: traces(s, t, place, sizes)),
+    ]
+    for name, filters in sizes.tests.items():
+        found.append(suite(place, name, ["--ignored", *filters], {}))
+    found.append(Item("deterministic twice, f32", "correctness", 60, 15,
+                      lambda s, t: twice(s, t, place, sizes, "f32")))
+    found.append(Item("deterministic twice, bf16", "correctness", 60, 15,
+                      lambda s, t: twice(s, t, place, sizes, "bf16")))
+    found.append(Item("memory flat over T", "correctness", 90, 20, lambda s, t: flat(s, t, place, sizes)))
+    found.append(Item("leak soak", "correctness", 90, 20, lambda s, t: soak(s, t, place, sizes)))
+    for name in sizes.suites:
+        if place.test(name):
+            found.append(suite(place, name, [], {"SYNFIRE_TEST_CUDA": "1"}))
+    for tool in ("memcheck", "racecheck"):
+        found.append(Item(f"compute-sanitizer {tool}", "correctness", 75, 30,
+                          lambda s, t, tool=tool: sanitizer(s, t, place, sizes, tool)))
+    return found
+
+
+def doctor(session, limit, place):
+    said = session.run([place.synfire, "doctor", "--device", "cuda"], limit, place.environment)
+    why = "" if said.code == 0 else said.out[-3000:] + said.err[-1000:]
+    return passed(said.code == 0, why=why, said=said.out)
+
+
+def by_itself(session, limit, place):
+    """A trace without the folders that this script adds for libraries that look for each other."""
+    environment = {**place.environment, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
+    trace = place.path("golden", "ms.stol_k2_saved.safetensors")
+    command = [place.synfire, "verify", "--device", "cuda", trace]
+    said = session.run(command, limit, environment)
+    return passed(said.code == 0, command=shown(place, command), why="" if said.code == 0 else said.last())
+
+
+def shown(place, command):
+    """A command as somebody else would give it."""
+    words = [str(word).replace(str(place.root), "BUNDLE").replace(str(place.work), "WORK") for word in command]
+    return " ".join(words)
+
+
+def traces(session, limit, place, sizes):
+    """Every trace whose algorithm is built, in f32."""
+    wanted = []
+    for folder in ("golden", "traces"):
+        for path in sorted(place.path(folder).glob("*.safetensors")):
+            net, kind = path.name.split(".")[0], path.name.split(".")[1]
+            if kind == "common" or net == "ops":
+                continue
+            if any(fnmatch(path.name, pattern) for pattern in sizes.traces):
+                wanted.append(path)
+    command = [place.synfire, "verify", "--device", "cuda", *wanted, "--ops", place.path("golden", "ops.safetensors")]
+    said = session.run(command, limit, place.environment)
+    if said.timed_out:
+        return cut(said, why=f"{len(wanted)} traces take longer than {limit:.0f} s")
+    match = VERIFIED.search(said.out)
+    if match is None:
+        return passed(False, why=said.last())
+    good, of, beyond, not_built = (int(number) for number in match.groups())
+    why = "" if beyond == 0 else said.out[-4000:]
+    return passed(said.code in (0, 2) and beyond == 0 and good > 0, good=good, of=of, beyond=beyond,
+                  not_built=not_built, command=shown(place, command[:4]) + " ... --ops ops.safetensors", why=why)
+
+
+def suite(place, name, arguments, variables):
+    """One of the packed suites of tests."""
+    path = place.test(name)
+
+    def do(session, limit):
+        if path is None:
+            return {"status": "not here", "why": "the bundle was packed without this suite"}
+        command = [path, "--test-threads", "4", *arguments]
+        said = session.run(command, limit, {**place.environment, **variables}, folder=place.work)
+        if said.timed_out:
+            done = len(re.findall(r"^test \S+ \.\.\. ok$", said.out, re.M))
+            return cut(said, why=f"{done} tests had passed after {said.seconds:.0f} s")
+        match = TESTED.search(said.out)
+        good, bad = (int(number) for number in match.groups()) if match else (0, 0)
+        failed = FAILED.findall(said.out)
+        why = "" if said.code == 0 and good else f"{failed}\n{said.out[-6000:]}\n{said.last(3)}"
+        return passed(said.code == 0 and good > 0, good=good, failed=failed, command=shown(place, command), why=why)
+
+    return Item(f"tests: {name}", "correctness", 120, 15, do)
+
+
+def train_command(place, sizes, precision, batches, weights):
+    command = [place.synfire, "train", place.path("configs", "ms_resnet18-cifar10.toml"), "--device", sizes.device]
+    settings = ["data.path=" + str(place.path("data")), f"run.precision={precision}", f"run.max_batches={batches}",
+                *sizes.training, "run.epochs=1000"]
+    for setting in settings:
+        command += ["--set", setting]
+    return [*command, "--save-weights", weights]
+
+
+def twice(session, limit, place, sizes, precision):
+    """The same training twice, and the bits of all weights."""
+    sums = []
+    for number in (1, 2):
+        weights = place.work / f"twice-{number}.safetensors"
+        command = train_command(place, sizes, precision, sizes.twice, weights)
+        said = session.run(command, limit / 2, place.environment)
+        if said.timed_out:
+            return cut(said)
+        if said.code != 0:
+            return passed(False, why=said.last())
+        sums.append(digest(weights))
+    return passed(sums[0] == sums[1], sha256=sums, batches=sizes.twice, command=shown(place, command),
+                  why="" if sums[0] == sums[1] else "the weights of two runs with one seed differ")
+
+
+def bench(session, limit, place, sizes, model, batch, more):
+    """A `synfire bench` and its JSON."""
+    command = [place.synfire, "bench", "--model", model, "--batch", batch, "--device", sizes.device,
+               "--precision", sizes.precision, *sizes.model, *more, "--json"]
+    said = session.run(command, limit, place.environment)
+    try:
+        figures = json.loads(said.out) if said.code == 0 else None
+    except ValueError:
+        figures = None
+    return shown(place, command), said, figures
+
+
+def flat(session, limit, place, sizes):
+    """Bytes held on the device by the number of time steps: STOL's window does not grow with T."""
+    held, peak = {}, {}
+    for num_time_steps in sizes.flat:
+        more = ["--time-steps", num_time_steps, "--iterations", 1, "--warmup", 2]
+        command, said, figures = bench(session, limit / len(sizes.flat), place, sizes, "ms_resnet18",
+                                       sizes.memory_batch, more)
+        if said.timed_out:
+            return cut(said)
+        if figures is None:
+            return passed(False, command=command, why=said.last())
+        memory = figures["device_memory"]["at_end"]
+        held[num_time_steps], peak[num_time_steps] = memory["held_bytes"], memory["peak_bytes"]
+    grown = max(peak.values()) / min(peak.values())
+    return passed(grown < 1.01, held_bytes=held, peak_bytes=peak, command=command,
+                  why="" if grown < 1.01 else f"the most memory is {grown:.3f} times the least")
+
+
+def soak(session, limit, place, sizes):
+    """Bytes held after the warm-up and after so many time steps more."""
+    more = ["--time-steps", 6, "--iterations", sizes.soak, "--keep-input"]
+    command, said, figures = bench(session, limit, place, sizes, "ms_resnet18", sizes.soak_batch, more)
+    if said.timed_out:
+        return cut(said)
+    if figures is None:
+        return passed(False, command=command, why=said.last())
+    before, after = figures["device_memory"]["after_warmup"], figures["device_memory"]["at_end"]
+    same = all(before[key] == after[key] for key in ("held_bytes", "peak_bytes"))
+    drift = (before["free_bytes"] or 0) - (after["free_bytes"] or 0)
+    ok = same and drift <= MAX_DRIFT
+    return passed(ok, before=before, after=after, time_steps=6 * sizes.soak, drift_bytes=drift, command=command,
+                  why="" if ok else f"{before} became {after}")
+
+
+def sanitizer(session, limit, place, sizes, tool):
+    """NVIDIA's checker, where it is and runs, on the smallest that goes through all kernels."""
+    doctor_said = session.run([place.synfire, "doctor", "--json"], 30, place.environment)
+    try:
+        tools = json.loads(doctor_said.out)["tools"]
+    except (ValueError, KeyError):
+        tools = []
+    path = next((entry["path"] for entry in tools if entry["name"] == "compute-sanitizer"), None)
+    if path is None:
+        return {"status": "not here", "why": "compute-sanitizer was not found"}
+    if tool == "memcheck":
+        what = ["verify", "--device", "cuda", place.path("golden", "ms.stol_k2_saved.safetensors"),
+                place.path("golden", "sew.bptt.safetensors"), "--ops", place.path("golden", "ops.safetensors")]
+    else:
+        what = ["bench", "--model", "small", "--input", "3x16x16", "--width", "0.25", "--batch", 4, "--device", "cuda",
+                "--precision", sizes.precision, "--time-steps", 2, "--warmup", 2, "--iterations", 1]
+    command = [path, "--tool", tool, "--error-exitcode", 9, place.synfire, *what]
+    said = session.run(command, limit, place.environment)
+    words = said.out + said.err
+    if said.timed_out:
+        return cut(said, why=f"not over after {said.seconds:.0f} s")
+    if "Device not supported" in words or "Unable to" in words and said.code not in (0, 9):
+        return {"status": "not here", "why": "compute-sanitizer does not run on this machine: " + said.last(3)}
+    return passed(said.code == 0, command=shown(place, command), why="" if said.code == 0 else words[-6000:])

@@ -1,0 +1,63 @@
+"""Part 3: training on CIFAR-10 for the rest of the time."""
+
+import json
+import signal
+
+from .correctness import shown
+from .session import TO_SAVE, Item
+
+
+def items(place, sizes, data):
+    return [Item("training on CIFAR-10", "training", 1e9, 25, lambda s, t: train(s, t, place, sizes, data))]
+
+
+def train(session, limit, place, sizes, data):
+    """Goes on where the last run on this machine stopped."""
+    source = data or place.path("data")
+    if not (source / "index.json").exists():
+        return {"status": "not here", "why": f"{source} is no data set that synfire pack has written"}
+    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    folder = place.work / f"training-{place.manifest['payload_sha256'][:16]}-{'given' if data else 'part'}"
+    command = [place.synfire, "train", place.path("configs", "ms_resnet18-cifar10.toml"), "--device", sizes.device]
+    settings = [f"data.path={source}", f"run.folder={folder}", f"run.precision={sizes.precision}", *sizes.training]
+    for setting in settings:
+        command += ["--set", setting]
+    said = session.run(command, limit - TO_SAVE, place.environment, ends_by=signal.SIGTERM)
+    epochs = read(folder / "metrics.jsonl")
+    result = {"command": shown(place, command), "samples": samples(index), "epochs": epochs}
+    if epochs:
+        last = epochs[-1]
+        result["why"] = (f"{len(epochs)} epochs, test accuracy {100 * (last['test_accuracy'] or 0):.2f} % after "
+                         f"{last['seconds']:.1f} s of training")
+    if said.code == 0:
+        return {"status": "measured", **result}
+    if said.code in (128 + signal.SIGTERM, -signal.SIGTERM) or said.timed_out:
+        result.setdefault("why", "the time was over before the first epoch")
+        return {"status": "cut off", **result}
+    return {"status": "failed", **result, "why": said.last()}
+
+
+def samples(index):
+    """Samples by split, as the index has them."""
+    splits = index.get("splits", {})
+    return {name: split.get("samples", split.get("num_samples")) if isinstance(split, dict) else split
+            for name, split in splits.items()} if isinstance(splits, dict) else None
+
+
+def read(path):
+    """Accuracy over seconds."""
+    epochs, seconds = [], 0.0
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            epoch = json.loads(line)
+        except ValueError:
+            continue
+        seconds += epoch["train_seconds"]
+        epochs.append({"epoch": epoch["epoch"], "seconds": seconds, "loss": epoch["loss"],
+                       "test_accuracy": epoch["test_accuracy"], "images_per_second": epoch["images_per_second"],
+                       "data_wait_seconds": epoch["data_wait_seconds"]})
+    return epochs
