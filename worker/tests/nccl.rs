@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 use synfire::collective::{Collective, Nccl};
 
-#[path = "nccl/gpu.rs"]
-mod gpu;
 #[path = "nccl/job.rs"]
 mod job;
 #[path = "nccl/member.rs"]

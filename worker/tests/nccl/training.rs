@@ -9,8 +9,7 @@ use synfire::engine::Network;
 use synfire::engine::plan::Settings;
 use synfire::graph::init;
 use synfire::graph::models::{self, ModelName, ModelOptions};
-use synfire::kernel::cuda::device::Device;
-use synfire::kernel::reference::ReferenceKernels;
+use synfire::kernel::cuda::{CudaKernels, Options, Precision};
 use synfire::kernel::{Arena, Kernels, Loss, Neuron, Norms, Report};
 use synfire::learn::bptt::Bptt;
 use synfire::learn::exchange::{Exchange, Part, measured_between_devices};
@@ -20,7 +19,6 @@ use synfire::learn::{Algorithm, Batch, Input, Learner, Masks, Unobserved};
 use synfire::shape::Shape;
 use synfire_shared::run;
 
-use super::gpu::Gpu;
 use super::job::Seat;
 
 const TIME_STEPS: usize = 3;
@@ -91,20 +89,23 @@ pub(super) fn compare(seat: &Seat) {
     println!("training passed");
 }
 
+fn kernels(gpu: u32) -> Box<dyn Kernels> {
+    let options = Options {
+        ordinal: gpu,
+        precision: Precision::F32,
+    };
+    Box::new(CudaKernels::open(&options).unwrap())
+}
+
 /// Trains both ways. Where W is a power of two nothing is rounded differently.
 fn both(seat: &Seat, plan: &Plan, tolerance: f32) {
     let exact = tolerance == 0.0 && seat.world.is_power_of_two();
     let tolerance = if exact { 0.0 } else { tolerance.max(2e-5) };
-    let host = train(
-        Box::new(ReferenceKernels::new()),
-        Box::new(seat.tcp()),
-        plan,
-    );
     let gpu = u32::try_from(seat.rank).unwrap();
+    let host = train(kernels(gpu), Box::new(seat.tcp()), plan);
     let mut group: Box<dyn Collective> = Box::new(seat.tcp());
     Nccl::join(&mut group, gpu, super::LONG).unwrap();
-    let kernels = Box::new(Gpu::new(Device::open(gpu).unwrap()));
-    let device = train(kernels, group, plan);
+    let device = train(kernels(gpu), group, plan);
     near(&host.weights, &device.weights, tolerance);
     near(&host.statistics, &device.statistics, tolerance);
     assert_eq!(host.stopped, Some(15));
@@ -218,7 +219,9 @@ fn exchange(
     learner: &Learner,
     stop: &Arc<AtomicUsize>,
 ) -> Exchange {
-    let arenas = kernels.device_arenas();
+    // A group without GPUs averages what the host reads of them.
+    let is_between_gpus = collective.on_device().is_some();
+    let arenas = kernels.device_arenas().filter(|_| is_between_gpus);
     if let Some(arenas) = &arenas {
         let len = learner.network.plan().layout.len();
         let chosen = measured_between_devices(&mut *collective, arenas, len, plan.wire).unwrap();
