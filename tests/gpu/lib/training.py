@@ -39,9 +39,7 @@ def train(session, limit, place, sizes, data):
 
 def samples(index):
     """Samples by split, as the index has them."""
-    splits = index.get("splits", {})
-    return {name: split.get("samples", split.get("num_samples")) if isinstance(split, dict) else split
-            for name, split in splits.items()} if isinstance(splits, dict) else None
+    return {name: sum(len(shard["offsets"]) for shard in split["shards"]) for name, split in index["splits"].items()}
 
 
 def read(path):
