@@ -446,7 +446,7 @@ mod tests {
 
     #[test]
     fn bytes_with_their_draws_are_the_same_batches() {
-        // 25 test samples in batches of 10: the last is partly filled, in a buffer that was full before.
+        // The last test batch is partly filled, in a buffer that was full before.
         let mut set = Arc::unwrap_or_clone(made(45, 45));
         set.train.pixels = (0..=250).cycle().take(45 * 4).collect();
         for (augment, batch) in [
