@@ -21,7 +21,7 @@ pub mod profile;
 use crate::graph::{Graph, ValueId};
 use crate::kernel::{
     Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Norms,
-    Phase, Span, Step, Window,
+    Phase, Pictures, Span, Step, Window,
 };
 use crate::shape::Shape;
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
@@ -194,6 +194,11 @@ impl Network {
     /// Copies the input of time step t: `[N, H, W, C]`.
     pub fn write_input(&self, kernels: &mut dyn Kernels, t: usize, x_nhwc: &[f32]) {
         kernels.write(self.plan.buffer(ValueId(0)), t, x_nhwc);
+    }
+
+    /// The same of pictures that come as bytes.
+    pub fn write_pictures(&self, kernels: &mut dyn Kernels, t: usize, pictures: &Pictures<'_>) {
+        kernels.write_pictures(self.plan.buffer(ValueId(0)), t, pictures);
     }
 
     /// Whether the ring of inputs already holds a picture that is the input of every time step.

@@ -399,6 +399,18 @@ arguments!(Flatten {
     accumulate: u32,
 });
 
+arguments!(Pictures {
+    y: Values,
+    bytes: Pointer,
+    changes: Pointer,
+    tables: Pointer,
+    elements: u64,
+    height: u32,
+    width: u32,
+    channels: u32,
+    cutout_half: u32,
+});
+
 arguments!(Convert {
     from: Values,
     to: Values,
@@ -527,6 +539,7 @@ kernels! {
     AverageBackward: "average_pool_backward",
     AdaptiveBackward: "adaptive_pool_backward",
     Flatten: "flatten",
+    Pictures: "pictures",
     Convert: "convert_numbers",
     AddBias: "add_bias",
     DropoutMask: "dropout_mask",
