@@ -102,10 +102,6 @@ impl Tile {
     const MOST_BLOCKS: u64 = 1024;
 
     /// By the shape alone: the same sums on any device.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "bounded by MOST_BLOCKS and 32"
-    )]
     pub(super) fn of(rows: usize, channels: usize) -> Self {
         let (rows, quads) = (rows as u64, channels.div_ceil(4) as u64);
         let blocks = (rows * channels as u64).div_ceil(Self::NUMBERS_OF_BLOCK);
