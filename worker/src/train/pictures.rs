@@ -24,8 +24,7 @@ impl Changes {
     ) -> Option<Pictures<'a>> {
         let raw = batch.raw.as_ref()?;
         self.0.clear();
-        self.0
-            .extend(raw.draws.iter().map(|draws| change(draws.as_ref())));
+        self.0.extend(raw.draws.iter().copied().map(change));
         Some(Pictures {
             shape: Shape::new(shape.height, shape.width, shape.channels),
             bytes_nhwc: &raw.bytes_nhwc,
@@ -40,7 +39,7 @@ pub(super) fn input<'a>(pictures: Option<&'a Pictures<'a>>, batch: &'a Batch) ->
     pictures.map_or(Input::Static(&batch.x_nhwc), Input::Pictures)
 }
 
-fn change(draws: Option<&Draws>) -> Change {
+fn change(draws: Option<Draws>) -> Change {
     let Some(draws) = draws else {
         return Change {
             is_empty: true,
@@ -54,7 +53,7 @@ fn change(draws: Option<&Draws>) -> Change {
         column_shift,
         flip,
         cutout,
-    } = *draws;
+    } = draws;
     Change {
         row_shift: small(row_shift),
         column_shift: small(column_shift),

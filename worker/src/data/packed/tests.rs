@@ -326,17 +326,18 @@ fn bytes_with_their_draws_are_the_same_batches() {
     let url = folder.pictures(23, 10);
     for augment in ["none", "standard", "autoaugment"] {
         let augment = format!("data.augment={augment}");
-        let loader = open(&config(&url, &[&augment]), 0).unwrap();
+        // The fourth test batch has one sample, in a buffer that was full before.
+        let loader = open(&config(&url, &[&augment, "data.batch=3"]), 0).unwrap();
         assert_bytes_are_the_values(&loader, shape(8));
     }
     let folder = Folder::new("raw-one-size");
     let url = folder.cifar();
-    // 20 and 4 samples: the one test batch is partly filled.
     let whole = open(&config(&url, &["data.batch=5"]), 0).unwrap();
     assert_bytes_are_the_values(&whole, shape(32));
     damage(&url, 7);
-    damage_test(&url, 1);
-    let replace = ["data.batch=3", "data.on_bad_sample=replace"];
+    // Its batch, too, is in a buffer that had a picture.
+    damage_test(&url, 3);
+    let replace = ["data.batch=1", "data.on_bad_sample=replace"];
     let damaged = open(&config(&url, &replace), 0).unwrap();
     assert_bytes_are_the_values(&damaged, shape(32));
     let bad = everything(&damaged).unwrap();
