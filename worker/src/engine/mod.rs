@@ -539,6 +539,14 @@ impl Network {
         self.arenas.bytes() + buffers.sum::<u64>()
     }
 
+    /// Whether all weights and running statistics are finite. Waits.
+    pub fn is_finite(&self, kernels: &mut dyn Kernels) -> bool {
+        let layout = &self.plan.layout;
+        let all = |len| Span { offset: 0, len };
+        kernels.arena_is_finite(Arena::Weights, all(layout.len()))
+            && kernels.arena_is_finite(Arena::Statistics, all(layout.statistics_len()))
+    }
+
     /// Where something that is not finite first appears at time step t, going forward: the name of
     /// a stage and what of it.
     pub fn first_non_finite(&self, kernels: &mut dyn Kernels, t: usize) -> Option<String> {

@@ -469,7 +469,8 @@ pub trait Kernels: Send {
 
     /// The first time step since the last report of which the loss or a membrane potential was not
     /// finite: neurons turn NaN into silence, so the loss alone would not show it. A device that
-    /// would have to wait may answer late, but not later than the batch after.
+    /// would have to wait may answer late, with a report at the latest; where it does, weights have not
+    /// been updated since.
     fn poll_fault(&mut self) -> Option<usize>;
 
     /// Whether everything in one slot is finite. Waits.

@@ -72,14 +72,16 @@ pub fn evaluate(
             learner.evaluate(kernels, &batch);
             result = learner.check(kernels);
         });
-        result?;
-        tell(Tested::Batch);
-        tally.add_by_samples(&node.kernels.take_report());
-        // A device that computes ahead tells of a fault with the report.
-        node.learner.check(&mut *node.kernels)?;
+        let report = node.kernels.take_report();
+        // What a device that has failed gives is no number of the network.
         if let Some(what) = node.kernels.failure() {
             return Err(EvaluateError::Device(what));
         }
+        result?;
+        tell(Tested::Batch);
+        tally.add_by_samples(&report);
+        // A device that computes ahead tells of a fault with the report.
+        node.learner.check(&mut *node.kernels)?;
     }
     Ok(Some(tally))
 }

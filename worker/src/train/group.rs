@@ -166,6 +166,14 @@ pub(super) fn connect_devices(
                 node.kernels.name()
             ),
         })),
+        (_, Some(arenas)) if run.ranks.wire == run::Wire::Bf16 && arenas.wire == 0 => {
+            let reason = "the GPU has no memory left for gradients as bf16: make data.batch smaller, or set \
+                          ranks.wire to \"f32\"";
+            Err(CollectiveError::Device {
+                reason: reason.into(),
+            }
+            .into())
+        }
         (transport, Some(arenas)) => join_devices(collective, run, transport, arenas, tell),
     }
 }

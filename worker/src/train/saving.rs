@@ -332,7 +332,12 @@ impl Saving {
             batches_done,
         };
         let progress = serde_json::to_vec(&counted).expect("numbers and lists are JSON");
-        recording.save(Snapshot::of(node, position, test, progress));
+        let snapshot = Snapshot::of(node, position, test, progress);
+        if node.kernels.failure().is_some() {
+            // It failed while it was read, or before: whoever asks it next ends the run.
+            return;
+        }
+        recording.save(snapshot);
         self.stalls.push(begin.elapsed().as_secs_f64());
         self.last = (Instant::now(), batches_done);
         self.handed_over = Some(batches_done);

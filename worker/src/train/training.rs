@@ -9,7 +9,7 @@ use super::{Tally, TrainError, group};
 use crate::data::{BadSample, Next, Place, Prefetch, Source};
 use crate::kernel::Report;
 use crate::learn::exchange::Exchange;
-use crate::learn::{Batch, LearnError, Masks, Unobserved};
+use crate::learn::{Batch, Fault, LearnError, Masks, Unobserved};
 use crate::node::Node;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -94,8 +94,15 @@ impl<'a> Training<'a> {
         if let Some(what) = node.kernels.failure() {
             return Err(TrainError::Device { epoch, batch, what });
         }
-        let learner = &node.learner;
-        let fault = learner.check(&mut *node.kernels).err();
+        let mut fault = node.learner.check(&mut *node.kernels).err();
+        // Of another rank's fault its numbers tell, which are in the mean, before that rank does.
+        let is_shared = node.learner.exchange.is_some() && node.kernels.device_arenas().is_some();
+        if fault.is_none() && is_shared && !node.learner.network.is_finite(&mut *node.kernels) {
+            fault = Some(Fault {
+                time_step: 0,
+                place: "another rank, whose gradients or moments were in the mean".into(),
+            });
+        }
         fault.map_or(Ok(()), |fault| {
             Err(TrainError::Fault {
                 epoch,
@@ -246,7 +253,11 @@ impl<'a> Training<'a> {
         };
         let next = self.next_place(epoch, batch);
         self.saving.end_of_epoch(node, &record, next, ends);
-        Ok(Some(record))
+        // What could not be read of it any more was not saved either.
+        match node.kernels.failure() {
+            Some(what) => Err(TrainError::Device { epoch, batch, what }),
+            None => Ok(Some(record)),
+        }
     }
 
     /// Sets the learning rate of an epoch, and returns it.
@@ -278,6 +289,7 @@ impl<'a> Training<'a> {
         error: Option<TrainError>,
     ) -> Result<Option<EpochRecord>, TrainError> {
         if matches!(error, None | Some(TrainError::Data(_))) {
+            Self::vouch(node, (epoch, batch.saturating_sub(1)))?;
             let place = (epoch, batch, self.batches_done);
             self.saving.stop(node, place, counted);
         }
@@ -450,11 +462,15 @@ impl<'a> Training<'a> {
         match result {
             Ok(()) => Ok(Some(timing)),
             Err(LearnError::Ranks(error)) => Err(error.into()),
-            Err(LearnError::Fault(fault)) => Err(TrainError::Fault {
-                epoch,
-                batch,
-                fault,
-            }),
+            Err(LearnError::Fault(fault)) => match node.kernels.failure() {
+                // What a device that has failed gives is no number of the network.
+                Some(what) => Err(TrainError::Device { epoch, batch, what }),
+                None => Err(TrainError::Fault {
+                    epoch,
+                    batch,
+                    fault,
+                }),
+            },
         }
     }
 

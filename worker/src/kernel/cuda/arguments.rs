@@ -286,6 +286,11 @@ arguments!(CountSilent {
     unused: u32
 });
 
+/// What follows [`CountSilent`] takes the same.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(super) struct EndCount(pub(super) CountSilent);
+
 /// Time steps that one pass of a layer's backward takes (`MAX_STEPS`).
 pub(super) const MAX_STEPS: usize = 2;
 
@@ -525,6 +530,7 @@ kernels! {
     ColumnTotals: "column_totals",
     NormLifForward: "norm_lif_forward",
     CountSilent: "count_silent",
+    EndCount: "end_count",
     NormLifBackwardSums: "norm_lif_backward_sums",
     NormLifBackward: "norm_lif_backward_errors",
     NormGradients: "norm_gradients",

@@ -43,7 +43,11 @@ struct Joined {
 /// a ring that is filled the slots lie one after the other, in the same order in every ring of as many
 /// slots.
 fn joined(window: Window, rings: &[&Ring]) -> Vec<Joined> {
-    let fills = rings.iter().all(|ring| ring.slots as usize == window.len);
+    // cuDNN counts the numbers of a tensor in 31 bits.
+    let fits = |ring: &&Ring| ring.stride * (window.len as u64) < 1 << 31;
+    let fills = rings
+        .iter()
+        .all(|ring| ring.slots as usize == window.len && fits(ring));
     if fills && window.len > 1 {
         return vec![Joined {
             // The slot of time step 0 is the first.

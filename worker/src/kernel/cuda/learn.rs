@@ -111,6 +111,7 @@ impl CudaKernels {
     pub(super) fn begin_batch(&mut self, labels: &[u32]) {
         let bytes = 4 * (labels.len() + 1) as u64;
         let counters = &mut self.counters;
+        counters.num_labels = labels.len();
         if counters
             .labels
             .as_ref()
@@ -128,7 +129,6 @@ impl CudaKernels {
                 }
             }
         }
-        counters.num_labels = labels.len();
         let known = labels.iter().filter(|label| **label != u32::MAX).count();
         let words = labels.iter().copied().chain([narrow(known)]);
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
@@ -152,6 +152,10 @@ impl CudaKernels {
     }
 
     fn note_fault_word(&mut self, bytes: &[u8]) {
+        // A device that has failed gives zeros.
+        if self.has_failed() {
+            return;
+        }
         let Ok(bytes) = <[u8; 4]>::try_from(bytes) else {
             return;
         };
@@ -182,6 +186,9 @@ impl CudaKernels {
         logits: Buffer,
         error: Option<Buffer>,
     ) {
+        if self.has_failed() {
+            return;
+        }
         let elements = loss.samples * loss.classes;
         assert_eq!(
             self.counters.num_labels, loss.samples,
@@ -313,6 +320,8 @@ impl CudaKernels {
     /// A new report starts without a fault, unless there is one that nobody was told of yet.
     fn end_watch(&mut self) {
         self.counters.watch.answer = None;
+        // What does not repeat time steps looks at once.
+        self.counters.watch.is_late = false;
         if std::mem::take(&mut self.counters.watch.is_told) {
             self.counters.watch.found = None;
         } else if self.failure.is_none() {

@@ -164,7 +164,11 @@ impl CudaKernels {
         match self.device.allocate(bytes.max(256)) {
             Ok(memory) => {
                 let pointer = memory.pointer();
-                self.scratch.outgrown.extend(room.replace(memory));
+                let old = room.replace(memory);
+                // Graphs may hold its address.
+                if self.graphs.hold_addresses() {
+                    self.scratch.outgrown.extend(old);
+                }
                 pointer
             }
             Err(error) => {
@@ -172,6 +176,11 @@ impl CudaKernels {
                 Pointer(0)
             }
         }
+    }
+
+    /// Whether everything is in vain.
+    fn has_failed(&self) -> bool {
+        self.failure.is_some() || self.device.fault().is_some()
     }
 
     /// A kernel over so many things, one thread for each up to a grid that fills any GPU.

@@ -1,7 +1,7 @@
 //! Norm, sums with shortcuts, neurons: forward, and backward over a window.
 
 use super::arguments::{
-    CountSilent, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients, NormLifBackward,
+    CountSilent, EndCount, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients, NormLifBackward,
     NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, Ring, Shared, TILE_THREADS,
     Tile, Type, Values, narrow, norm_use,
 };
@@ -246,7 +246,10 @@ impl CudaKernels {
             neurons: narrow(neurons),
             unused: 0,
         };
-        self.launch_grid([1, 1, 1], TILE_THREADS, &count);
+        // A few per thread: the largest layers of ImageNet have 10^6.
+        let blocks = count.neurons.div_ceil(8 * TILE_THREADS).clamp(1, 512);
+        self.launch_grid([blocks, 1, 1], TILE_THREADS, &count);
+        self.launch_grid([1, 1, 1], 1, &EndCount(count));
     }
 
     /// The window, newest time step first (Algorithm 1, lines 12 to 18).
@@ -277,6 +280,9 @@ impl CudaKernels {
     pub(super) fn back_through_norm(&mut self, layer: &NormLif, steps: Window, dz: ErrorsOut) {
         let waiting = self.waiting.take().expect("norm_lif_backward comes before");
         let Waiting { window, errors } = waiting;
+        if self.has_failed() {
+            return;
+        }
         let passes = self.passes(layer, window, &errors);
         let len: usize = passes.iter().map(|pass| pass.steps as usize).sum();
         assert_eq!((len, errors.z), (steps.len, Some(dz)), "the same layer");

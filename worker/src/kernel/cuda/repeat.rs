@@ -6,11 +6,11 @@
 //! rates lie in device memory, and counters are the device's. Every time step t of a batch has a graph
 //! of its own: slots of rings, the window and the place of its counts depend on t.
 //!
-//! The first batch runs as it is written, which makes cuDNN's plans and all scratch memory; the second
-//! is recorded.
+//! A time step runs as it is written first, which makes cuDNN's plans and scratch memory; it is recorded when it
+//! comes again. Where scratch memory grows later, what was recorded is recorded anew.
 
 use super::CudaKernels;
-use super::device::Graph;
+use super::device::{CudaError, Graph};
 use crate::kernel::{Kernels, Repeat, Step};
 use std::collections::HashMap;
 
@@ -28,10 +28,17 @@ enum Known {
 #[derive(Debug, Default)]
 pub(super) struct Graphs {
     known: HashMap<Repeat, Known>,
-    /// How much scratch had been outgrown when they were recorded.
-    outgrown: usize,
+    is_recording: bool,
     /// Whether nothing is recorded.
     pub(super) are_off: bool,
+}
+
+impl Graphs {
+    /// Whether memory that was in use must not go yet.
+    pub(super) fn hold_addresses(&self) -> bool {
+        let is_recorded = |known: &Known| matches!(known, Known::Recorded(_));
+        self.is_recording || self.known.values().any(is_recorded)
+    }
 }
 
 impl CudaKernels {
@@ -63,11 +70,13 @@ impl CudaKernels {
         if !what.may_record || self.graphs.are_off || self.failure.is_some() {
             return body(self);
         }
-        // A graph has the addresses of the scratch that it was recorded with. Old scratch is kept, so
-        // it would still be right; but it is recorded anew, so that the old one may go some day.
-        if self.graphs.outgrown != self.scratch.outgrown.len() {
-            self.graphs.known.clear();
-            self.graphs.outgrown = self.scratch.outgrown.len();
+        // A graph has the addresses of the scratch that it was recorded with: what was outgrown goes, and
+        // they are recorded anew.
+        if !self.scratch.outgrown.is_empty() {
+            let recorded = self.graphs.known.values_mut();
+            recorded.for_each(|known| *known = Known::Ran);
+            // Waits for the replays that are under way.
+            self.scratch.outgrown.clear();
         }
         match self.graphs.known.get(&what) {
             Some(Known::Recorded(graph)) => self.device.replay(graph),
@@ -82,13 +91,20 @@ impl CudaKernels {
 
     fn record(&mut self, what: Repeat, body: &mut dyn FnMut(&mut dyn Kernels)) {
         self.device.begin_capture();
+        self.graphs.is_recording = true;
         body(self);
+        self.graphs.is_recording = false;
         // Memory that it asked for is there when it runs as it is written.
         self.failure = None;
         let known = match self.device.end_capture() {
             Ok(graph) => {
                 self.device.replay(&graph);
                 Known::Recorded(graph)
+            }
+            // It asked for memory: it has that when it has run once more.
+            Err(CudaError::WhileCapturing { call: "allocate" }) => {
+                body(self);
+                Known::Ran
             }
             Err(error) => {
                 tracing::warn!("time steps are not replayed as graphs: {error}");

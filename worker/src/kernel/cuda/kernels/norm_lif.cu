@@ -112,19 +112,22 @@ struct CountSilent {
   u32 unused;
 };
 
-// Counts the neurons without a spike since this last ran, and begins anew. One block.
+// Counts the neurons without a spike since this last ran, and begins anew; `end_count` comes after it.
 BLOCK_KERNEL(count_silent, CountSilent) {
   u32 silent = 0;
-  for (u32 i = threadIdx.x; i < a.neurons; i += blockDim.x) {
+  for (u64 i = thread_number(); i < a.neurons; i += number_of_threads()) {
     silent += a.alive[i] == 0 ? 1 : 0;
     a.alive[i] = 0;
   }
   const u32 sum = add_threads(silent);
-  if (threadIdx.x == 0 && a.counts->seen != 0) {
-    a.counts->silent += sum;
-    a.counts->observed += a.neurons;
-    a.counts->seen = 0;
-  }
+  if (threadIdx.x == 0 && a.counts->seen != 0) atomic_add(&a.counts->silent, sum);
+}
+
+// One thread, when all blocks of `count_silent` are done.
+KERNEL(end_count, CountSilent) {
+  if (a.counts->seen == 0) return;
+  a.counts->observed += a.neurons;
+  a.counts->seen = 0;
 }
 
 // So many time steps are taken in one pass at most: the window of STOL. A longer one takes several passes,

@@ -10,7 +10,7 @@
 
 enum : u32 { TILE_THREADS = 256 };
 
-// How rows and channels are cut; made by `Tile::of` in sums.rs.
+// How rows and channels are cut; made by `Tile::of` in arguments.rs.
 struct Tile {
   u64 rows;     // pixels of all samples
   u32 channels;
