@@ -2,10 +2,15 @@
 //!
 //! That every operation is the reference's is shown by `kernels.rs`; traces, windows and faults are
 //! gone through on a GPU, too, where `SYNFIRE_TEST_CUDA` is set.
+#![allow(
+    unsafe_code,
+    reason = "a launch that fails is one of a kernel with a promised argument"
+)]
 
 use synfire::engine::Network;
 use synfire::graph::init;
 use synfire::graph::models::{self, ModelName, ModelOptions};
+use synfire::kernel::cuda::device::Arguments;
 use synfire::kernel::cuda::{CudaKernels, Options, Precision};
 use synfire::kernel::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Kernels, Loss, Repeat, Report, Span,
@@ -416,5 +421,38 @@ fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
         kernels.read(input, 0, &mut values);
         assert_eq!(values, expected, "round {round}");
         assert_eq!(kernels.failure(), None);
+    }
+}
+
+/// The argument of a kernel that is not there.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Nothing(u64);
+
+// SAFETY: nothing is launched with it.
+unsafe impl Arguments for Nothing {
+    const KERNEL: &'static str = "a_kernel_that_is_not_there";
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_device_that_fails_in_training_is_told_as_that_and_never_as_a_number() {
+    let model = &all_models()[1];
+    // Before anything was recorded, while it is, and after.
+    for batches in 0..4 {
+        let mut one = OnGpu::new(model, Precision::F32);
+        one.learn(model, 0..batches);
+        one.kernels.device().launch([1, 1, 1], 32, &Nothing(0));
+        for index in batches..batches + 3 {
+            let frames = frames(model, index);
+            let batch = frames.batch(index);
+            let mut stol = Stol { window: 2 };
+            let learnt = stol.learn(&mut one.learner, &mut one.kernels, &batch, &mut Unobserved);
+            assert!(learnt.is_ok(), "{learnt:?}");
+        }
+        let _ = one.kernels.take_report();
+        assert_eq!(one.kernels.poll_fault(), None);
+        let failure = one.kernels.failure().expect("the device has failed");
+        assert!(failure.contains(Nothing::KERNEL), "{failure}");
     }
 }

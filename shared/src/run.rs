@@ -139,11 +139,11 @@ named! {
 }
 
 named! {
-    /// The numbers that are multiplied. Sums, weights, potentials and gradients are f32 in any case.
+    /// The numbers that convolutions read and write. Sums, weights, potentials and norms are f32 in any case.
     pub enum Precision {
         /// 24 significant bits.
         F32 = "f32",
-        /// Operands of convolutions and of the readout rounded to 8 significant bits, on a GPU.
+        /// What convolutions and the readout read and write rounded to 8 significant bits, on a GPU.
         Bf16 = "bf16",
     }
 }
