@@ -99,7 +99,7 @@ class Place:
         """PyTorch's version, if there is one."""
         command = [self.python, "-c", "import torch; print(torch.__version__)"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            said = subprocess.run(command, capture_output=True, text=True, timeout=90)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return said.stdout.strip() if said.returncode == 0 else None

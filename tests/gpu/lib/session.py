@@ -46,8 +46,8 @@ class Stopped(Exception):
 class Session:
     """One run of the script."""
 
-    def __init__(self, out, seconds, revision, previous=None):
-        self.began = time.monotonic()
+    def __init__(self, out, seconds, revision, previous=None, began=None):
+        self.began = time.monotonic() if began is None else began
         self.seconds = seconds
         self.out = out
         self.child = None
