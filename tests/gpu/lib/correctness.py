@@ -162,7 +162,9 @@ def flat(session, limit, place, sizes):
 def soak(session, limit, place, sizes):
     """Bytes held after the warm-up and after so many time steps more."""
     more = ["--time-steps", 6, "--iterations", sizes.soak, "--keep-input"]
-    command, said, figures = bench(session, limit, place, sizes, "ms_resnet18", sizes.soak_batch, more)
+    # The driver's free memory is that of all programs.
+    with session.alone():
+        command, said, figures = bench(session, limit, place, sizes, "ms_resnet18", sizes.soak_batch, more)
     if said.timed_out:
         return cut(said)
     if figures is None:

@@ -4,6 +4,7 @@ Everything that is found out lies in one file, `results.json` in OUT, which is w
 ends the run, nothing that was measured is lost, and the next run goes on with what is missing.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ MAX_SAID = 20_000
 RESERVE = 4.0
 # Seconds for a program that is asked to end and to save what it has.
 TO_SAVE = 12
+# Seconds for a program that was killed.
+TO_DIE = 10
 # How an item can end. What is done is not run again; everything else is, and only "not here", what this machine or
 # bundle lacks, is no shortcoming.
 DONE = ("passed", "measured")
@@ -51,6 +54,8 @@ class Session:
         self.seconds = seconds
         self.out = out
         self.child = None
+        self.beside = []
+        self.beside_began = 0.0
         self.ended_by = None
         self.path = out / "results.json"
         self.log = open(out / "log.txt", "a", encoding="utf-8")
@@ -86,16 +91,20 @@ class Session:
         """A signal: the program at hand is ended, and what is known is written."""
         self.ended_by = number
         self.kill()
+        self.signal_beside(signal.SIGKILL)
         raise Stopped()
+
+    def passed(self):
+        """Seconds since the script began."""
+        return time.monotonic() - self.began
 
     def left(self):
         """Seconds until the table has to be printed."""
-        return self.seconds - RESERVE - (time.monotonic() - self.began)
+        return self.seconds - RESERVE - self.passed()
 
     def say(self, text):
         """To people and to the log."""
-        passed = time.monotonic() - self.began
-        line = f"[{passed:6.1f} s] {text}"
+        line = f"[{self.passed():6.1f} s] {text}"
         print(line, flush=True)
         print(line, file=self.log, flush=True)
 
@@ -104,6 +113,53 @@ class Session:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(part, self.path)
+
+    def start_beside(self, name, command, environment, words):
+        """Starts a program that runs beside the others; what it says goes to the file `words`."""
+        command = [str(word) for word in command]
+        print(f"$ {' '.join(command)} > {words} &", file=self.log, flush=True)
+        try:
+            with open(words, "w", encoding="utf-8") as file:
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                         env=environment, start_new_session=True)
+        except OSError as error:
+            self.say(f"{name}: {error}")
+            return None
+        self.say(f"{name}: begun")
+        if not self.beside:
+            self.beside_began = self.passed()
+        self.beside.append(child)
+        return child
+
+    def signal_beside(self, number):
+        """Sends a signal to what runs beside."""
+        for child in self.beside:
+            if child.poll() is None:
+                try:
+                    os.killpg(child.pid, number)
+                except ProcessLookupError:
+                    pass
+
+    @contextlib.contextmanager
+    def alone(self):
+        """What runs beside stands still, where the GPU's free memory is looked at."""
+        self.signal_beside(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal_beside(signal.SIGCONT)
+
+    def wait_beside(self, until):
+        """Waits until this second of the run for what runs beside, and ends what does not end."""
+        while any(child.poll() is None for child in self.beside) and self.passed() < until:
+            time.sleep(0.2)
+        self.signal_beside(signal.SIGKILL)
+        for child in self.beside:
+            try:
+                child.wait(timeout=TO_DIE)
+            except subprocess.TimeoutExpired:
+                pass
+        self.beside = []
 
     def kill(self):
         """Ends the program at hand and all that it started."""
@@ -161,12 +217,12 @@ def in_short(why):
 @dataclass
 class Item:
     """Something to find out: what it is called, in which part, the seconds that it is given at most and needs at
-    least, and how it is done. `do(session, limit)` returns a dictionary with a "status"."""
+    least (or what says how many), and how it is done. `do(session, limit)` returns a dictionary with a "status"."""
 
     name: str
     part: str
     limit: float
-    least: float
+    least: object
     do: object
 
 
@@ -189,11 +245,12 @@ def work_through(session, items, until, patience=1.0):
         if before is not None and before["status"] in DONE:
             continue
         left = min(session.left(), until[item.part] - (session.seconds - session.left()))
-        if left < item.least * patience:
+        least = patience * (item.least() if callable(item.least) else item.least)
+        if left < least:
             tried = before is not None and before["status"] in ("failed", "cut off")
             if not tried:
                 results[item.name] = {"status": "no time", "why": f"{max(0, left):.0f} s are left for this part, "
-                                                                  f"it may need {item.least * patience:.0f} s"}
+                                                                  f"it may need {least:.0f} s"}
             session.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
             continue
         began = time.monotonic()
