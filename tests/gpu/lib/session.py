@@ -188,7 +188,7 @@ class Session:
         except subprocess.TimeoutExpired:
             timed_out = True
             out, err = self.end(ends_by)
-        code = self.child.returncode
+        code = -signal.SIGKILL if self.child.returncode is None else self.child.returncode
         self.child = None
         said = Said(code, out, err, time.monotonic() - began, timed_out)
         words = "\n".join(part[-MAX_SAID:] for part in (out.strip(), err.strip()) if part)
@@ -204,7 +204,10 @@ class Session:
             except subprocess.TimeoutExpired:
                 pass
         self.kill()
-        return self.child.communicate()
+        try:
+            return self.child.communicate(timeout=TO_DIE)
+        except subprocess.TimeoutExpired:
+            return "", ""  # It hangs in the driver, or what it started holds its output.
 
 
 def in_short(why):
