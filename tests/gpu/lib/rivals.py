@@ -120,6 +120,22 @@ def profile(session, limit, place, sizes, size):
     return figures_of(*bench(session, limit, place, sizes, model, batch, more))
 
 
+def identity(place, sizes, machine):
+    """What the rates of rivals and machine depend on, if all of it is known: no part of it is ours."""
+    script = next((entry["sha256"] for entry in place.manifest["files"] if entry["path"] == "bench/stol_torch.py"), None)
+    gpus = [gpu.get("name") for gpu in (machine["doctor"] or {}).get("gpus") or []]
+    if not gpus or script is None or place.torch is None:
+        return None
+    return {"script_sha256": script, "torch": place.torch, "gpus": gpus, "device": sizes.rival_device,
+            "precision": sizes.rival_precision, "time_steps": sizes.num_time_steps,
+            "sizes": [list(size) for size in sizes.rivals], "ceilings": [sizes.matrix, sizes.copy_gib, MEASURE]}
+
+
+def is_of_others(name):
+    """Whether an item measures nothing of ours."""
+    return name == "ceilings" or any(f": {engine}, round " in name for engine in (*FIRST, *THEN))
+
+
 def could_not(place):
     """Why there are no rivals, if so."""
     if place.torch is None:

@@ -57,6 +57,7 @@ class Session:
         self.beside = []
         self.beside_began = 0.0
         self.ended_by = None
+        self.other = {"items": {}}
         self.path = out / "results.json"
         self.log = open(out / "log.txt", "a", encoding="utf-8")
         self.results = {"bundle": revision, "runs": 0, "items": {}}
@@ -86,6 +87,24 @@ class Session:
         else:
             self.say(f"{path} is about another bundle: it is kept as results-before.json")
             (self.out / "results-before.json").write_text(text, encoding="utf-8")
+            self.other = results
+
+    def keep(self, identity, is_kept):
+        """What another bundle found and this one would find as well: measured items of these names, where all is
+        equal that they depend on."""
+        items = self.results["items"]
+        if identity is None:
+            return
+        if self.results.get("rivals_are", identity) != identity:
+            for name in [name for name in items if is_kept(name)]:
+                del items[name]
+        self.results["rivals_are"] = identity
+        if self.other.get("rivals_are") != identity:
+            return
+        for name, item in self.other["items"].items():
+            if is_kept(name) and item["status"] == "measured":
+                items.setdefault(name, item)
+                self.say(f"{name}: kept of the bundle before")
 
     def stop(self, number, _frame):
         """A signal: the program at hand is ended, and what is known is written."""
