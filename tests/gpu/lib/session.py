@@ -279,7 +279,8 @@ def work_through(session, items, until, patience=1.0):
         try:
             result = item.do(session, min(item.limit, left))
         except Stopped:
-            results[item.name] = {"status": "cut off", "why": f"signal {session.ended_by}"}
+            kept = {key: value for key, value in (before or {}).items() if key in ("command", "samples", "epochs")}
+            results[item.name] = {**kept, "status": "cut off", "why": f"signal {session.ended_by}"}
             raise
         except Exception as error:  # One item that cannot be done must not cost the others.
             result = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
