@@ -21,9 +21,9 @@ TO_SAVE = 12
 # Seconds for a program that was killed.
 TO_DIE = 10
 # How an item can end. What is done is not run again; everything else is, and only "not here", what this machine or
-# bundle lacks, is no shortcoming.
+# bundle lacks, and "skipped", what a tool of this version cannot do, are no shortcomings.
 DONE = ("passed", "measured")
-GOOD = (*DONE, "not here")
+GOOD = (*DONE, "not here", "skipped")
 
 
 @dataclass
