@@ -3,7 +3,7 @@
 import json
 
 from .correctness import bench, shown
-from .session import Item, cut
+from .progress import Item, cut
 
 # What is timed between two runs of ours, in the order in which it matters.
 COMPILED = "saved_compiled"
@@ -70,12 +70,12 @@ def pair(place, sizes, size, engine, number):
     ]
 
 
-def ceilings(session, limit, place, sizes):
+def ceilings(attempt, limit, place, sizes):
     """The rates that a roofline is drawn with: a matrix product and a copy, on random numbers."""
     if place.torch is None:
         return {"status": "not here", "why": f"{place.python} has no torch"}
     command = [place.python, "-c", MEASURE, sizes.matrix, sizes.copy_gib, sizes.rival_device]
-    said = session.run(command, limit)
+    said = attempt.run(command, limit)
     if said.timed_out:
         return cut(said)
     if said.code != 0:
@@ -108,16 +108,16 @@ def figures_of(command, said, figures):
     return result
 
 
-def ours(session, limit, place, sizes, size, more):
+def ours(attempt, limit, place, sizes, size, more):
     model, batch, warmup, timed = size
-    return figures_of(*bench(session, limit, place, sizes, model, batch, [*times(sizes, warmup, timed), *more]))
+    return figures_of(*bench(attempt, limit, place, sizes, model, batch, [*times(sizes, warmup, timed), *more]))
 
 
-def profile(session, limit, place, sizes, size):
+def profile(attempt, limit, place, sizes, size):
     """Graphs off, and waited for after each layer: for shares, not for sums."""
     model, batch, warmup, timed = size
     more = [*times(sizes, warmup, min(timed, 5)), "--keep-input", "--profile"]
-    return figures_of(*bench(session, limit, place, sizes, model, batch, more))
+    return figures_of(*bench(attempt, limit, place, sizes, model, batch, more))
 
 
 def identity(place, sizes, machine):
@@ -171,11 +171,11 @@ def rival_command(place, sizes, size, engine, warmup, timed):
     return command, environment
 
 
-def rival(session, limit, place, sizes, size, engine):
+def rival(attempt, limit, place, sizes, size, engine):
     if (why := could_not(place)) is not None:
         return {"status": "not here", "why": why}
     command, environment = rival_command(place, sizes, size, engine, *size[2:])
-    said = session.run(command, limit, environment)
+    said = attempt.run(command, limit, environment)
     try:
         figures = json.loads(said.out.splitlines()[-1]) if said.code == 0 else None
     except (ValueError, IndexError):

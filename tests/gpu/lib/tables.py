@@ -5,7 +5,7 @@ import statistics
 from . import roofline
 from .rivals import FIRST, THEN
 from .training import ALL, NAME
-from .session import in_short
+from .progress import in_short
 
 
 def text(results, sizes):

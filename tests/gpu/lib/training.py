@@ -4,7 +4,7 @@ import json
 import signal
 
 from .correctness import shown
-from .session import TO_SAVE, Item
+from .progress import TO_SAVE, Item
 
 
 NAME = "training on CIFAR-10"
@@ -16,7 +16,7 @@ def items(place, sizes, data):
     return [Item(NAME, "training", 1e9, 25, lambda s, t: train(s, t, place, sizes, data))]
 
 
-def train(session, limit, place, sizes, data):
+def train(attempt, limit, place, sizes, data):
     """Goes on where the last run on this machine stopped."""
     source = data or place.path("data")
     if not (source / "index.json").exists():
@@ -27,11 +27,11 @@ def train(session, limit, place, sizes, data):
     settings = [f"data.path={source}", f"run.folder={folder}", f"run.precision={sizes.precision}", *sizes.training]
     for setting in settings:
         command += ["--set", setting]
-    said = session.run(command, limit - TO_SAVE, place.environment, ends_by=signal.SIGTERM)
+    said = attempt.run(command, limit - TO_SAVE, place.environment, ends_by=signal.SIGTERM)
     epochs = read(folder / "metrics.jsonl")
     result = {"command": shown(place, command), "samples": samples(index), "epochs": epochs}
     if said.code != 0:
-        result = further(session.results["items"].get(NAME, {}), result)
+        result = further(attempt.results["items"].get(NAME, {}), result)
         epochs = result["epochs"]
     if epochs:
         last = epochs[-1]

@@ -46,7 +46,7 @@ class Stopped(Exception):
     """A signal asked for the end."""
 
 
-class Session:
+class Attempt:
     """One run of the script."""
 
     def __init__(self, out, seconds, revision, previous=None, began=None):
@@ -239,7 +239,7 @@ def in_short(why):
 @dataclass
 class Item:
     """Something to find out: what it is called, in which part, the seconds that it is given at most and needs at
-    least (or what says how many), and how it is done. `do(session, limit)` returns a dictionary with a "status"."""
+    least (or what says how many), and how it is done. `do(attempt, limit)` returns a dictionary with a "status"."""
 
     name: str
     part: str
@@ -258,34 +258,34 @@ def cut(said, **more):
     return {"status": "cut off", "seconds": round(said.seconds, 1), **more}
 
 
-def work_through(session, items, until, patience=1.0):
+def work_through(attempt, items, until, patience=1.0):
     """Does what is not done, each part until its share of the time is over; says what is left out. `patience`
     times the seconds that an item needs at least is what it is begun with."""
-    results = session.results["items"]
+    results = attempt.results["items"]
     for item in items:
         before = results.get(item.name)
         if before is not None and before["status"] in DONE:
             continue
-        left = min(session.left(), until[item.part] - (session.seconds - session.left()))
+        left = min(attempt.left(), until[item.part] - (attempt.seconds - attempt.left()))
         least = patience * (item.least() if callable(item.least) else item.least)
         if left < least:
             tried = before is not None and before["status"] in ("failed", "cut off")
             if not tried:
                 results[item.name] = {"status": "no time", "why": f"{max(0, left):.0f} s are left for this part, "
                                                                   f"it may need {least:.0f} s"}
-            session.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
+            attempt.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
             continue
         began = time.monotonic()
         try:
-            result = item.do(session, min(item.limit, left))
+            result = item.do(attempt, min(item.limit, left))
         except Stopped:
             kept = {key: value for key, value in (before or {}).items() if key in ("command", "samples", "epochs")}
-            results[item.name] = {**kept, "status": "cut off", "why": f"signal {session.ended_by}"}
+            results[item.name] = {**kept, "status": "cut off", "why": f"signal {attempt.ended_by}"}
             raise
         except Exception as error:  # One item that cannot be done must not cost the others.
             result = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
         result["took_seconds"] = round(time.monotonic() - began, 1)
         results[item.name] = result
-        session.save()
+        attempt.save()
         why = in_short(result.get("why", ""))
-        session.say(f"{item.name}: {result['status']}{': ' + why if why else ''}")
+        attempt.say(f"{item.name}: {result['status']}{': ' + why if why else ''}")
