@@ -122,7 +122,8 @@ def profile(attempt, limit, place, sizes, size):
 
 def identity(place, sizes, machine):
     """What the rates of rivals and machine depend on, if all of it is known: no part of it is ours."""
-    script = next((entry["sha256"] for entry in place.manifest["files"] if entry["path"] == "bench/stol_torch.py"), None)
+    files = {entry["path"]: entry["sha256"] for entry in place.manifest["files"]}
+    script = files.get("bench/stol_torch.py")
     gpus = [gpu.get("name") for gpu in (machine["doctor"] or {}).get("gpus") or []]
     if not gpus or script is None or place.torch is None:
         return None

@@ -88,11 +88,11 @@ def rivals(results, sizes):
 
 
 def rates(results):
-    """Measured on this machine, or those of another H200."""
+    """Measured on this machine, or those assumed for an H200."""
     found = results["items"].get("ceilings", {})
     if found.get("status") == "measured":
         return {key: found[key] for key in ("flops_per_second", "bytes_per_second")}, "measured here"
-    return roofline.H200, "of another H200"
+    return roofline.H200, "assumed for an H200"
 
 
 def bounds(results):
