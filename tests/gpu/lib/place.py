@@ -99,7 +99,7 @@ class Place:
         """PyTorch's version, if there is one."""
         command = [self.python, "-c", "import torch; print(torch.__version__)"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            said = subprocess.run(command, capture_output=True, text=True, timeout=90)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return said.stdout.strip() if said.returncode == 0 else None
@@ -118,15 +118,15 @@ class Place:
         return path if path.exists() else None
 
 
-def machine(session, place):
+def machine(attempt, place):
     """What numbers have to stand with."""
-    said = session.run([place.synfire, "doctor", "--json"], 60, place.environment)
+    said = attempt.run([place.synfire, "doctor", "--json"], 60, place.environment)
     try:
         doctor = json.loads(said.out)
     except ValueError:
         doctor = None
     query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader"]
-    smi = session.run(query, 20)
+    smi = attempt.run(query, 20)
     gpus = [dict(zip(NVIDIA_SMI, line.split(", "))) for line in smi.out.splitlines()] if smi.code == 0 else None
     libraries = (doctor or {}).get("libraries", [])
     return {

@@ -3,13 +3,15 @@
 import json
 
 from .correctness import bench, shown
-from .session import Item, cut
+from .progress import Item, cut
 
 # What is timed between two runs of ours, in the order in which it matters.
-FIRST = ("authors", "saved_compiled")
+COMPILED = "saved_compiled"
+FIRST = ("authors", COMPILED)
 THEN = ("saved", "bptt")
-# Compiling takes minutes, once per machine.
-LIMITS = {"saved_compiled": (240, 60)}
+# Seconds at most and at least of an engine, else DEFAULT. Compiling takes minutes, once per size and machine.
+LIMITS = {COMPILED: (240, 150)}
+DEFAULT = (90, 20)
 
 MEASURE = """
 import json, sys, time, torch
@@ -37,13 +39,14 @@ print(json.dumps({'flops_per_second': flops[2], 'bytes_per_second': rates[2]}))
 
 
 def items(place, sizes):
-    """Round after round, ours before each rival; in the first round what matters most of all sizes comes first."""
+    """Round after round, ours before each rival; in the first round what matters most of all sizes comes first, and
+    what compiles after what does not: it may take all of the time."""
     found = [Item("ceilings", "rivals", 60, 15, lambda s, t: ceilings(s, t, place, sizes))]
     for model, batch, warmup, timed in sizes.rivals[:2]:
         found.append(Item(f"{model} {batch}: by layer and phase", "rivals", 60, 15,
                           lambda s, t, c=(model, batch, warmup, timed): profile(s, t, place, sizes, c)))
     for number in range(1, sizes.rounds + 1):
-        for engines in (FIRST, THEN) if number == 1 else ((*FIRST, *THEN),):
+        for engines in (FIRST[:1], FIRST[1:], THEN) if number == 1 else ((*FIRST, *THEN),):
             for size in sizes.rivals:
                 for engine in engines:
                     found += pair(place, sizes, size, engine, number)
@@ -57,20 +60,22 @@ def pair(place, sizes, size, engine, number):
     """Ours, then a rival."""
     model, batch = size[:2]
     name = f"{model} {batch}: {{}}, round {number}"
-    limit, least = LIMITS.get(engine, (90, 20))
+    limit, least = LIMITS.get(engine, DEFAULT)
     return [
         Item(name.format(f"synfire before {engine}"), "rivals", 60, 12,
              lambda s, t: ours(s, t, place, sizes, size, ["--keep-input"])),
-        Item(name.format(engine), "rivals", limit, least, lambda s, t: rival(s, t, place, sizes, size, engine)),
+        Item(name.format(engine), "rivals", limit,
+             lambda: DEFAULT[1] if engine == COMPILED and is_compiled(place, size) else least,
+             lambda s, t: rival(s, t, place, sizes, size, engine)),
     ]
 
 
-def ceilings(session, limit, place, sizes):
+def ceilings(attempt, limit, place, sizes):
     """The rates that a roofline is drawn with: a matrix product and a copy, on random numbers."""
     if place.torch is None:
         return {"status": "not here", "why": f"{place.python} has no torch"}
     command = [place.python, "-c", MEASURE, sizes.matrix, sizes.copy_gib, sizes.rival_device]
-    said = session.run(command, limit)
+    said = attempt.run(command, limit)
     if said.timed_out:
         return cut(said)
     if said.code != 0:
@@ -103,38 +108,82 @@ def figures_of(command, said, figures):
     return result
 
 
-def ours(session, limit, place, sizes, size, more):
+def ours(attempt, limit, place, sizes, size, more):
     model, batch, warmup, timed = size
-    return figures_of(*bench(session, limit, place, sizes, model, batch, [*times(sizes, warmup, timed), *more]))
+    return figures_of(*bench(attempt, limit, place, sizes, model, batch, [*times(sizes, warmup, timed), *more]))
 
 
-def profile(session, limit, place, sizes, size):
+def profile(attempt, limit, place, sizes, size):
     """Graphs off, and waited for after each layer: for shares, not for sums."""
     model, batch, warmup, timed = size
     more = [*times(sizes, warmup, min(timed, 5)), "--keep-input", "--profile"]
-    return figures_of(*bench(session, limit, place, sizes, model, batch, more))
+    return figures_of(*bench(attempt, limit, place, sizes, model, batch, more))
 
 
-def rival(session, limit, place, sizes, size, engine):
+def identity(place, sizes, machine):
+    """What the rates of rivals and machine depend on, if all of it is known: no part of it is ours."""
+    files = {entry["path"]: entry["sha256"] for entry in place.manifest["files"]}
+    script = files.get("bench/stol_torch.py")
+    gpus = [gpu.get("name") for gpu in (machine["doctor"] or {}).get("gpus") or []]
+    if not gpus or script is None or place.torch is None:
+        return None
+    return {"script_sha256": script, "torch": place.torch, "gpus": gpus, "device": sizes.rival_device,
+            "precision": sizes.rival_precision, "time_steps": sizes.num_time_steps,
+            "sizes": [list(size) for size in sizes.rivals], "ceilings": [sizes.matrix, sizes.copy_gib, MEASURE]}
+
+
+def is_of_others(name):
+    """Whether an item measures nothing of ours."""
+    return name == "ceilings" or any(f": {engine}, round " in name for engine in (*FIRST, *THEN))
+
+
+def could_not(place):
+    """Why there are no rivals, if so."""
     if place.torch is None:
-        return {"status": "not here", "why": f"{place.python} has no torch"}
-    script = place.path("bench", "stol_torch.py")
-    if not script.exists():
-        return {"status": "not here", "why": "the bundle was packed without SYNFIRE_SHARED: it has no rivals"}
-    model, batch, warmup, timed = size
+        return f"{place.python} has no torch"
+    if not place.path("bench", "stol_torch.py").exists():
+        return "the bundle was packed without SYNFIRE_SHARED: it has no rivals"
+    return None
+
+
+def compiled(place, size):
+    """The file that says that the compilers' folders have what this size needs."""
+    return place.work / f"compiled-{size[0]}-{size[1]}-torch-{place.torch}"
+
+
+def is_compiled(place, size):
+    return compiled(place, size).exists()
+
+
+def mark_compiled(place, size):
+    compiled(place, size).touch()
+
+
+def rival_command(place, sizes, size, engine, warmup, timed):
+    """What runs a rival, and its environment, in which all of them share what their compilers make."""
+    model, batch = size[:2]
     if sizes.rival_device == "cpu":
         model = "small"
-    command = [place.python, script, "--engine", engine, "--model", model, "--batch", batch, "--steps-T",
-               sizes.num_time_steps, "--dtype", sizes.rival_precision, "--device", sizes.rival_device, "--warmup",
-               warmup, "--iterations", timed]
+    command = [place.python, place.path("bench", "stol_torch.py"), "--engine", engine, "--model", model,
+               "--batch", batch, "--steps-T", sizes.num_time_steps, "--dtype", sizes.rival_precision,
+               "--device", sizes.rival_device, "--warmup", warmup, "--iterations", timed]
     environment = {**place.plain, "TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
                    "TRITON_CACHE_DIR": str(place.work / "triton")}
-    said = session.run(command, limit, environment)
+    return command, environment
+
+
+def rival(attempt, limit, place, sizes, size, engine):
+    if (why := could_not(place)) is not None:
+        return {"status": "not here", "why": why}
+    command, environment = rival_command(place, sizes, size, engine, *size[2:])
+    said = attempt.run(command, limit, environment)
     try:
         figures = json.loads(said.out.splitlines()[-1]) if said.code == 0 else None
     except (ValueError, IndexError):
         figures = None
     result = figures_of(shown(place, command), said, figures)
+    if engine == COMPILED and result["status"] == "measured":
+        mark_compiled(place, size)
     if "out of memory" in said.err.lower():
         # That is an answer, too.
         result.update(status="measured", why="out of memory")

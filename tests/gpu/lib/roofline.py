@@ -10,8 +10,9 @@ A window of k time steps: of T time steps the forward runs T times, and the back
 
 from dataclasses import dataclass
 
-# As measured on an H200: a matrix product of 8192 x 8192 x 8192 in bf16 of random numbers, and a copy on the device,
-# bytes read plus bytes written. The copy gave 4.3; kernels that read more than they write are given less.
+# Assumptions, not measured by this repository: what a large bf16 product and a kernel that moves memory, bytes read
+# plus bytes written, may reach of the 989 TFLOP/s and 4.8 TB/s that NVIDIA states for an H200. tests/gpu/run measures
+# both and takes its own.
 H200 = {"flops_per_second": 790e12, "bytes_per_second": 4.0e12}
 
 PHASES = ("forward", "data_gradient", "weight_gradient", "norm_and_neuron", "their_backward", "update")

@@ -20,9 +20,9 @@ class Sizes:
     rival_precision: str = "bf16"
     traces: tuple = ("*",)     # which of them
     tests: dict = field(default_factory=lambda: {
-        "kernels": ["needs_cuda_"], "cuda_engine": ["needs_cuda_"],
+        "nccl": ["needs_nccl_a_rank_alone"],
         "cuda_device": ["needs_cuda_", "needs_nvrtc_", "--skip", "needs_cuda_stand_in"],
-        "nccl": ["needs_nccl_a_rank_alone"]})
+        "kernels": ["needs_cuda_"], "cuda_engine": ["needs_cuda_"]})
     suites: tuple = ("faults", "graphs", "paper", "traces")
     # MS-ResNet18 where memory is looked at: batch, and batches until 2,000 time steps are over.
     memory_batch: int = 64
@@ -48,10 +48,10 @@ def of(stand_in):
         rival_device="cpu",
         rival_precision="f32",
         traces=("mlp.*", "ms.stol_k2*", "sew.bptt.*"),
-        tests={"kernels": ["needs_cuda_bf16", "--skip", "convolution"],
-               "cuda_engine": ["needs_cuda_memory"],
+        tests={"nccl": ["needs_nccl_a_rank_alone"],
                "cuda_device": ["needs_cuda_bytes", "needs_nvrtc_"],
-               "nccl": ["needs_nccl_a_rank_alone"]},
+               "kernels": ["needs_cuda_bf16", "--skip", "convolution"],
+               "cuda_engine": ["needs_cuda_memory"]},
         suites=(),
         memory_batch=2,
         flat=(2, 4, 8),

@@ -4,7 +4,8 @@ import statistics
 
 from . import roofline
 from .rivals import FIRST, THEN
-from .session import in_short
+from .training import ALL, NAME
+from .progress import in_short
 
 
 def text(results, sizes):
@@ -87,11 +88,11 @@ def rivals(results, sizes):
 
 
 def rates(results):
-    """Measured on this machine, or those of another H200."""
+    """Measured on this machine, or those assumed for an H200."""
     found = results["items"].get("ceilings", {})
     if found.get("status") == "measured":
         return {key: found[key] for key in ("flops_per_second", "bytes_per_second")}, "measured here"
-    return roofline.H200, "of another H200"
+    return roofline.H200, "assumed for an H200"
 
 
 def bounds(results):
@@ -141,11 +142,15 @@ def phases(results, model, batch):
 
 
 def training(results):
-    item = results["items"].get("training on CIFAR-10", {})
+    item = results["items"].get(NAME, {})
     epochs = item.get("epochs") or []
     if not epochs:
         return ""
-    lines = ["", f"{'epoch':>6}{'seconds':>10}{'loss':>9}{'test accuracy':>15}{'images/s':>10}"]
+    train, test = (item["samples"].get(split, 0) for split in ("train", "test"))
+    lines = ["", f"{NAME}: {train:,} pictures, tested on {test:,}"]
+    if train < ALL:
+        lines[-1] += f"; of {ALL:,}: no accuracy to be held against what others reached"
+    lines += [f"{'epoch':>6}{'seconds':>10}{'loss':>9}{'test accuracy':>15}{'images/s':>10}"]
     for epoch in epochs[-8:]:
         accuracy = epoch["test_accuracy"]
         lines.append(f"{epoch['epoch']:6}{epoch['seconds']:10.1f}{epoch['loss']:9.4f}"

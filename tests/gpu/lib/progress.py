@@ -4,6 +4,7 @@ Everything that is found out lies in one file, `results.json` in OUT, which is w
 ends the run, nothing that was measured is lost, and the next run goes on with what is missing.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ MAX_SAID = 20_000
 RESERVE = 4.0
 # Seconds for a program that is asked to end and to save what it has.
 TO_SAVE = 12
+# Seconds for a program that was killed.
+TO_DIE = 10
 # How an item can end. What is done is not run again; everything else is, and only "not here", what this machine or
-# bundle lacks, is no shortcoming.
+# bundle lacks, and "skipped", what a tool of this version cannot do, are no shortcomings.
 DONE = ("passed", "measured")
-GOOD = (*DONE, "not here")
+GOOD = (*DONE, "not here", "skipped")
 
 
 @dataclass
@@ -43,15 +46,18 @@ class Stopped(Exception):
     """A signal asked for the end."""
 
 
-class Session:
+class Attempt:
     """One run of the script."""
 
-    def __init__(self, out, seconds, revision, previous=None):
-        self.began = time.monotonic()
+    def __init__(self, out, seconds, revision, previous=None, began=None):
+        self.began = time.monotonic() if began is None else began
         self.seconds = seconds
         self.out = out
         self.child = None
+        self.beside = []
+        self.beside_began = 0.0
         self.ended_by = None
+        self.other = {"items": {}}
         self.path = out / "results.json"
         self.log = open(out / "log.txt", "a", encoding="utf-8")
         self.results = {"bundle": revision, "runs": 0, "items": {}}
@@ -81,21 +87,43 @@ class Session:
         else:
             self.say(f"{path} is about another bundle: it is kept as results-before.json")
             (self.out / "results-before.json").write_text(text, encoding="utf-8")
+            self.other = results
+
+    def keep(self, identity, is_kept):
+        """What another bundle found and this one would find as well: measured items of these names, where all is
+        equal that they depend on."""
+        items = self.results["items"]
+        if identity is None:
+            return
+        if self.results.get("rivals_are", identity) != identity:
+            for name in [name for name in items if is_kept(name)]:
+                del items[name]
+        self.results["rivals_are"] = identity
+        if self.other.get("rivals_are") != identity:
+            return
+        for name, item in self.other["items"].items():
+            if is_kept(name) and item["status"] == "measured":
+                items.setdefault(name, item)
+                self.say(f"{name}: kept of the bundle before")
 
     def stop(self, number, _frame):
         """A signal: the program at hand is ended, and what is known is written."""
         self.ended_by = number
         self.kill()
+        self.signal_beside(signal.SIGKILL)
         raise Stopped()
+
+    def passed(self):
+        """Seconds since the script began."""
+        return time.monotonic() - self.began
 
     def left(self):
         """Seconds until the table has to be printed."""
-        return self.seconds - RESERVE - (time.monotonic() - self.began)
+        return self.seconds - RESERVE - self.passed()
 
     def say(self, text):
         """To people and to the log."""
-        passed = time.monotonic() - self.began
-        line = f"[{passed:6.1f} s] {text}"
+        line = f"[{self.passed():6.1f} s] {text}"
         print(line, flush=True)
         print(line, file=self.log, flush=True)
 
@@ -104,6 +132,53 @@ class Session:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(part, self.path)
+
+    def start_beside(self, name, command, environment, words):
+        """Starts a program that runs beside the others; what it says goes to the file `words`."""
+        command = [str(word) for word in command]
+        print(f"$ {' '.join(command)} > {words} &", file=self.log, flush=True)
+        try:
+            with open(words, "w", encoding="utf-8") as file:
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                         env=environment, start_new_session=True)
+        except OSError as error:
+            self.say(f"{name}: {error}")
+            return None
+        self.say(f"{name}: begun")
+        if not self.beside:
+            self.beside_began = self.passed()
+        self.beside.append(child)
+        return child
+
+    def signal_beside(self, number):
+        """Sends a signal to what runs beside."""
+        for child in self.beside:
+            if child.poll() is None:
+                try:
+                    os.killpg(child.pid, number)
+                except ProcessLookupError:
+                    pass
+
+    @contextlib.contextmanager
+    def alone(self):
+        """What runs beside stands still, where the GPU's free memory is looked at."""
+        self.signal_beside(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal_beside(signal.SIGCONT)
+
+    def wait_beside(self, until):
+        """Waits until this second of the run for what runs beside, and ends what does not end."""
+        while any(child.poll() is None for child in self.beside) and self.passed() < until:
+            time.sleep(0.2)
+        self.signal_beside(signal.SIGKILL)
+        for child in self.beside:
+            try:
+                child.wait(timeout=TO_DIE)
+            except subprocess.TimeoutExpired:
+                pass
+        self.beside = []
 
     def kill(self):
         """Ends the program at hand and all that it started."""
@@ -132,7 +207,7 @@ class Session:
         except subprocess.TimeoutExpired:
             timed_out = True
             out, err = self.end(ends_by)
-        code = self.child.returncode
+        code = -signal.SIGKILL if self.child.returncode is None else self.child.returncode
         self.child = None
         said = Said(code, out, err, time.monotonic() - began, timed_out)
         words = "\n".join(part[-MAX_SAID:] for part in (out.strip(), err.strip()) if part)
@@ -148,7 +223,10 @@ class Session:
             except subprocess.TimeoutExpired:
                 pass
         self.kill()
-        return self.child.communicate()
+        try:
+            return self.child.communicate(timeout=TO_DIE)
+        except subprocess.TimeoutExpired:
+            return "", ""  # It hangs in the driver, or what it started holds its output.
 
 
 def in_short(why):
@@ -161,12 +239,12 @@ def in_short(why):
 @dataclass
 class Item:
     """Something to find out: what it is called, in which part, the seconds that it is given at most and needs at
-    least, and how it is done. `do(session, limit)` returns a dictionary with a "status"."""
+    least (or what says how many), and how it is done. `do(attempt, limit)` returns a dictionary with a "status"."""
 
     name: str
     part: str
     limit: float
-    least: float
+    least: object
     do: object
 
 
@@ -180,32 +258,34 @@ def cut(said, **more):
     return {"status": "cut off", "seconds": round(said.seconds, 1), **more}
 
 
-def work_through(session, items, until, patience=1.0):
+def work_through(attempt, items, until, patience=1.0):
     """Does what is not done, each part until its share of the time is over; says what is left out. `patience`
     times the seconds that an item needs at least is what it is begun with."""
-    results = session.results["items"]
+    results = attempt.results["items"]
     for item in items:
         before = results.get(item.name)
         if before is not None and before["status"] in DONE:
             continue
-        left = min(session.left(), until[item.part] - (session.seconds - session.left()))
-        if left < item.least * patience:
+        left = min(attempt.left(), until[item.part] - (attempt.seconds - attempt.left()))
+        least = patience * (item.least() if callable(item.least) else item.least)
+        if left < least:
             tried = before is not None and before["status"] in ("failed", "cut off")
             if not tried:
                 results[item.name] = {"status": "no time", "why": f"{max(0, left):.0f} s are left for this part, "
-                                                                  f"it may need {item.least * patience:.0f} s"}
-            session.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
+                                                                  f"it may need {least:.0f} s"}
+            attempt.say(f"{item.name}: no time: {max(0, left):.0f} s of its part are left")
             continue
         began = time.monotonic()
         try:
-            result = item.do(session, min(item.limit, left))
+            result = item.do(attempt, min(item.limit, left))
         except Stopped:
-            results[item.name] = {"status": "cut off", "why": f"signal {session.ended_by}"}
+            kept = {key: value for key, value in (before or {}).items() if key in ("command", "samples", "epochs")}
+            results[item.name] = {**kept, "status": "cut off", "why": f"signal {attempt.ended_by}"}
             raise
         except Exception as error:  # One item that cannot be done must not cost the others.
             result = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
         result["took_seconds"] = round(time.monotonic() - began, 1)
         results[item.name] = result
-        session.save()
+        attempt.save()
         why = in_short(result.get("why", ""))
-        session.say(f"{item.name}: {result['status']}{': ' + why if why else ''}")
+        attempt.say(f"{item.name}: {result['status']}{': ' + why if why else ''}")
