@@ -70,14 +70,23 @@ def ceilings(session, limit, place, sizes):
     if place.torch is None:
         return {"status": "not here", "why": f"{place.python} has no torch"}
     command = [place.python, "-c", MEASURE, sizes.matrix, sizes.copy_gib, sizes.rival_device]
-    said = session.run(command, limit)
+    said = session.run(command, limit, environment_of_torch(place, sizes))
     if said.timed_out:
         return cut(said)
     if said.code != 0:
         return {"status": "failed", "why": said.last()}
     rates = json.loads(said.out)
-    return {"status": "measured", **rates, "is": f"median of 5: bf16 product of {sizes.matrix} cubed; copy of "
+    return {"status": "measured", **rates, "device": sizes.rival_device, "is": f"median of 5: bf16 product of {sizes.matrix} cubed; copy of "
                                                  f"{sizes.copy_gib} GiB, bytes read and written"}
+
+
+def environment_of_torch(place, sizes):
+    """What PyTorch is told: nothing of ours. On processors it must not meet the stand-ins, which lack what it
+    asks a driver for."""
+    environment = dict(place.plain)
+    if sizes.rival_device == "cpu":
+        environment.pop("LD_LIBRARY_PATH", None)
+    return environment
 
 
 def times(sizes, warmup, timed):
@@ -127,7 +136,8 @@ def rival(session, limit, place, sizes, size, engine):
     command = [place.python, script, "--engine", engine, "--model", model, "--batch", batch, "--steps-T",
                sizes.num_time_steps, "--dtype", sizes.rival_precision, "--device", sizes.rival_device, "--warmup",
                warmup, "--iterations", timed]
-    environment = {**place.plain, "TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
+    environment = environment_of_torch(place, sizes)
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
                    "TRITON_CACHE_DIR": str(place.work / "triton")}
     said = session.run(command, limit, environment)
     try:
