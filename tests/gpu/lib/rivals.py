@@ -5,9 +5,6 @@ import json
 from .correctness import bench, shown
 from .session import Item, cut
 
-# What is timed between two runs of ours, in the order in which it matters.
-FIRST = ("authors", "saved_compiled")
-THEN = ("saved", "bptt")
 # Compiling takes minutes, once per machine.
 LIMITS = {"saved_compiled": (240, 60)}
 
@@ -43,7 +40,7 @@ def items(place, sizes):
         found.append(Item(f"{model} {batch}: by layer and phase", "rivals", 60, 15,
                           lambda s, t, c=(model, batch, warmup, timed): profile(s, t, place, sizes, c)))
     for number in range(1, sizes.rounds + 1):
-        for engines in (FIRST, THEN) if number == 1 else ((*FIRST, *THEN),):
+        for engines in (sizes.first, sizes.then) if number == 1 else ((*sizes.first, *sizes.then),):
             for size in sizes.rivals:
                 for engine in engines:
                     found += pair(place, sizes, size, engine, number)

@@ -3,7 +3,6 @@
 import statistics
 
 from . import roofline
-from .rivals import FIRST, THEN
 from .session import in_short
 
 
@@ -53,7 +52,7 @@ def summary(results, sizes):
     rows = []
     for model, batch, *_ in sizes.rivals:
         us = of_engine(results, model, batch, "synfire before")
-        for engine in (*FIRST, *THEN):
+        for engine in (*sizes.first, *sizes.then):
             other = of_engine(results, model, batch, f"{engine}, round")
             if us is None or other is None:
                 continue
@@ -69,7 +68,7 @@ def rivals(results, sizes):
     for model, batch, *_ in sizes.rivals:
         us = of_engine(results, model, batch, "synfire before")
         named = [("synfire", us)]
-        named += [(engine, of_engine(results, model, batch, f"{engine}, round")) for engine in (*FIRST, *THEN)]
+        named += [(engine, of_engine(results, model, batch, f"{engine}, round")) for engine in (*sizes.first, *sizes.then)]
         for name, row in named:
             if row is None:
                 continue
