@@ -1,12 +1,14 @@
-//! The same seed gives the same bits at any number of threads.
+//! The same seed gives the same bits at any number of threads, and of pictures as values or as bytes.
 
 use synfire::graph::models::{ModelName, ModelOptions};
-use synfire::learn::Algorithm;
+use synfire::kernel::{Kernels, Report};
 use synfire::learn::bptt::Bptt;
 use synfire::learn::stol::Stol;
+use synfire::learn::{Algorithm, Batch, Input, Masks, Unobserved};
 use synfire::shape::{Content, Shape};
+use synfire_tests::pictures::Made;
 use synfire_tests::random::Random;
-use synfire_tests::training::{Frames, Setup, Training, cpu};
+use synfire_tests::training::{Frames, Setup, Training, back_ends, cpu};
 
 const SAMPLES: usize = 6;
 const NUM_TIME_STEPS: usize = 3;
@@ -131,4 +133,78 @@ fn the_seed_draws_the_masks_of_dropout() {
     for (i, mask) in all.iter().enumerate() {
         assert!(all[i + 1..].iter().all(|other| other != mask), "mask {i}");
     }
+}
+
+/// What training on pictures changes and counts, then what judging by them counts: as values or bytes.
+fn trained_on_pictures(kernels: Box<dyn Kernels>, as_bytes: bool) -> (Vec<u32>, [Report; 2]) {
+    let model = ModelOptions {
+        width: 0.25,
+        input: Shape::new(16, 16, 3),
+        ..ModelOptions::new(ModelName::Small)
+    };
+    let setup = Setup {
+        sgd: [0.05, 0.9, 5e-4],
+        // Fewer slots than time steps: pictures stay where they are for the others.
+        ..Setup::new(SAMPLES, 2)
+    };
+    let mut training = Training::of_model(kernels, &model, &setup, 1);
+    let mut reports = Vec::new();
+    for judges in [false, true] {
+        for index in 0..5 {
+            let made = Made::new(SAMPLES, model.input, 0.25, 10 + index);
+            let (pictures, values) = (made.pictures(), made.pictures().values());
+            let batch = Batch {
+                index,
+                input: if as_bytes {
+                    Input::Pictures(&pictures)
+                } else {
+                    Input::Static(&values)
+                },
+                labels: &[3, 1, 4, 1, u32::MAX, 5],
+                num_time_steps: NUM_TIME_STEPS,
+                masks: Masks::Keyed,
+            };
+            let learner = &mut training.learner;
+            training.kernels.run(&mut |kernels| {
+                if judges {
+                    learner.evaluate(kernels, &batch);
+                } else {
+                    let mut stol = Stol { window: 2 };
+                    let learnt = stol.learn(learner, kernels, &batch, &mut Unobserved);
+                    learnt.expect("every number is finite");
+                }
+            });
+        }
+        reports.push(training.kernels.take_report());
+        assert_eq!(training.kernels.failure(), None);
+    }
+    let reports = reports.try_into().expect("two of them");
+    (training.state(), reports)
+}
+
+#[test]
+fn pictures_as_bytes_are_learnt_from_and_judged_by_as_their_values() {
+    for (kernels, others) in back_ends().into_iter().zip(back_ends()) {
+        let name = kernels.name();
+        let (values, bytes) = (
+            trained_on_pictures(kernels, false),
+            trained_on_pictures(others, true),
+        );
+        assert_eq!(values.1, bytes.1, "{name}");
+        assert!(values.0 == bytes.0, "{name}");
+        assert!(values.1.iter().all(|report| report.loss[2] > 0.0), "{name}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_pictures_as_bytes_are_learnt_from_in_bf16_as_their_values() {
+    use synfire::kernel::cuda::Precision;
+    use synfire_tests::rig::cuda;
+
+    let [values, bytes] =
+        [false, true].map(|as_bytes| trained_on_pictures(cuda(Precision::Bf16), as_bytes));
+    assert_eq!(values.1, bytes.1);
+    assert!(values.0 == bytes.0);
 }

@@ -7,6 +7,7 @@
 //! - [`rig`]: a back end with its buffers filled, and what was read from it.
 //! - [`autodiff`]: the oracle's tensors.
 //! - [`allocator`]: an allocator that counts.
+//! - [`pictures`]: pictures as bytes with every change that there is.
 //! - [`training`]: networks in training on any back end, and what is seen of them.
 //! - [`oracle`]: a whole network in the oracle's tensors, and its gradients through a window.
 //! - [`ranks`]: what every group of ranks must do.
@@ -17,6 +18,7 @@ pub mod autodiff;
 pub mod cases;
 pub mod oracle;
 pub mod outcome;
+pub mod pictures;
 pub mod random;
 pub mod ranks;
 pub mod rig;

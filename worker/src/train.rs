@@ -6,6 +6,7 @@ mod event;
 mod group;
 pub mod init;
 mod line;
+mod pictures;
 mod pulse;
 mod saving;
 mod tally;
@@ -248,6 +249,7 @@ fn prepare(
         },
     };
     let mut node = node::build_share(run, input, info.classes, &share)?;
+    let source = source.raw(node.kernels.takes_pictures());
     tell(began(&node, &source));
     if world.0 == 1 {
         let saving = Saving::begin(run, options, &source, &mut node, tell)?;

@@ -341,7 +341,7 @@ fn tiny_bench(more: &[&str]) -> std::process::Output {
 fn tiny_figures(more: &[&str]) -> serde_json::Value {
     let output = tiny_bench(more);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).expect("one line of JSON")
 }
 
 #[test]

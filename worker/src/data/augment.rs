@@ -21,7 +21,7 @@ pub enum Augment {
 }
 
 /// Half the side of the square that [`Augment::Cifar`] sets to 0.
-const CUTOUT_HALF: usize = 8;
+pub const CUTOUT_HALF: usize = 8;
 
 /// Everything that chance decides about one image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

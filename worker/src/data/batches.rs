@@ -9,6 +9,7 @@ use synfire_shared::shard_plan::{EpochOrder, ShardPlan, Share, ShareError, Shuff
 
 use super::augment::{Augment, Draws};
 use super::dataset::{Dataset, Shape};
+use super::raw::{Out, Tables, outs};
 
 /// The label of a place in a test batch that holds no sample.
 pub const NO_LABEL: u32 = u32::MAX;
@@ -54,7 +55,8 @@ pub struct Loader {
     plan: Option<(Arc<ShardPlan>, Share)>,
     /// The rank's part of the test set.
     test: Range<usize>,
-    tables: Vec<[f32; 256]>,
+    tables: Tables,
+    is_raw: bool,
 }
 
 impl Loader {
@@ -66,7 +68,7 @@ impl Loader {
     pub fn new(dataset: Arc<Dataset>, augment: Augment, seed: u64, batch: usize) -> Self {
         assert!(batch > 0, "a batch holds at least one sample");
         dataset.assert_consistent();
-        let tables = dataset.normalise.tables();
+        let tables = dataset.normalise.tables().into();
         let fingerprint = dataset.fingerprint();
         let plan = ShardPlan::new(
             seed,
@@ -91,6 +93,7 @@ impl Loader {
             fingerprint,
             plan,
             tables,
+            is_raw: false,
         }
     }
 
@@ -106,6 +109,17 @@ impl Loader {
             self.batch = share.num_samples() as usize;
         }
         Ok(self)
+    }
+
+    /// Whether prefetched batches have bytes ([`Batch::raw`](super::Batch::raw)) instead of values.
+    #[must_use]
+    pub fn raw(self, is_raw: bool) -> Self {
+        Self { is_raw, ..self }
+    }
+
+    /// What bytes mean, if batches have them.
+    pub(super) fn raw_tables(&self) -> Option<&Tables> {
+        Some(&self.tables).filter(|_| self.is_raw)
     }
 
     /// The order of training samples; nothing where there is no whole batch.
@@ -189,18 +203,28 @@ impl Loader {
         out_nhwc: &mut [f32],
         labels: &mut [u32],
     ) {
+        let outs = self.places(out_nhwc, labels);
+        self.train_into(order, batch_index, outs, labels);
+    }
+
+    /// As [`Loader::fill_train`], of values or bytes.
+    pub(super) fn train_into<'a>(
+        &self,
+        order: &Order,
+        batch_index: usize,
+        outs: impl Iterator<Item = Out<'a>>,
+        labels: &mut [u32],
+    ) {
         let split = &self.dataset.train;
         assert!(
             batch_index < self.train_batches(),
             "batch {batch_index} of the epoch"
         );
         assert_eq!(labels.len(), self.batch, "labels of a batch");
-        let outs = self.images(out_nhwc, labels);
-        for ((out_hwc, label), sample) in outs.zip(order.batch(batch_index)) {
-            let draws = self
-                .augment
-                .draw(self.shape(), self.seed, order.epoch, sample);
-            self.write(draws, split.image(sample as usize), out_hwc);
+        let (shape, places) = (self.shape(), outs.zip(labels));
+        for ((mut out, label), sample) in places.zip(order.batch(batch_index)) {
+            let draws = self.augment.draw(shape, self.seed, order.epoch, sample);
+            out.write(draws, shape, split.image(sample as usize), &self.tables);
             *label = split.labels[sample as usize];
         }
     }
@@ -218,6 +242,17 @@ impl Loader {
     ///
     /// When a slice has not its shape, or `batch_index` is not below [`Loader::test_batches`] of N.
     pub fn fill_test(&self, batch_index: usize, out_nhwc: &mut [f32], labels: &mut [u32]) -> usize {
+        let outs = self.places(out_nhwc, labels);
+        self.test_into(batch_index, outs, labels)
+    }
+
+    /// As [`Loader::fill_test`], of values or bytes.
+    pub(super) fn test_into<'a>(
+        &self,
+        batch_index: usize,
+        outs: impl Iterator<Item = Out<'a>>,
+        labels: &mut [u32],
+    ) -> usize {
         let split = &self.dataset.test;
         let test_batch = labels.len();
         assert!(
@@ -226,39 +261,36 @@ impl Loader {
         );
         let start = self.test.start + batch_index * test_batch;
         let valid = test_batch.min(self.test.end - start);
-        for ((out_hwc, label), sample) in self.images(out_nhwc, labels).zip(start..) {
+        for ((mut out, label), sample) in outs.zip(labels).zip(start..) {
             if sample < start + valid {
-                self.write(Draws::default(), split.image(sample), out_hwc);
+                let image = split.image(sample);
+                out.write(Draws::default(), self.shape(), image, &self.tables);
                 *label = split.labels[sample];
             } else {
-                out_hwc.fill(0.0);
+                out.clear();
                 *label = NO_LABEL;
             }
         }
         valid
     }
 
-    fn shape(&self) -> Shape {
+    /// H, W and C.
+    pub(super) fn shape(&self) -> Shape {
         self.dataset.shape()
     }
 
-    fn images<'a>(
+    fn places<'a>(
         &self,
         out_nhwc: &'a mut [f32],
-        labels: &'a mut [u32],
-    ) -> impl Iterator<Item = (&'a mut [f32], &'a mut u32)> + use<'a> {
+        labels: &[u32],
+    ) -> impl Iterator<Item = Out<'a>> + use<'a> {
         let image_len = self.shape().image_len();
         assert_eq!(
             out_nhwc.len(),
             labels.len() * image_len,
             "values of a batch"
         );
-        out_nhwc.chunks_exact_mut(image_len).zip(labels)
-    }
-
-    fn write(&self, draws: Draws, image_hwc: &[u8], out_hwc: &mut [f32]) {
-        let value = |channel: usize, byte: u8| self.tables[channel][usize::from(byte)];
-        draws.apply(self.shape(), image_hwc, out_hwc, value);
+        outs(out_nhwc, None, image_len)
     }
 }
 

@@ -11,9 +11,11 @@ use rand::Rng;
 use synfire_shared::ids::Epoch;
 use synfire_shared::random::{Purpose, below, keyed, uniform};
 
+use super::augment;
 use super::autoaugment::{self, operation::Size};
 use super::dataset::Normalise;
 use super::picture::{Picture, PictureError};
+use super::raw::Out;
 
 /// H and W of what the transforms make, unless [`Options`] say otherwise.
 pub const SIDE: u32 = 224;
@@ -181,11 +183,11 @@ impl Transform {
     }
 
     /// Writes a sample to learn from: its random crop, resized, perhaps flipped, perhaps
-    /// through AutoAugment, and normalised.
+    /// through AutoAugment, and normalised; or its bytes before that.
     ///
     /// # Shapes
     ///
-    /// `out_hwc`: `[side, side, 3]`
+    /// `out`: `[side, side, 3]`
     ///
     /// # Errors
     ///
@@ -193,12 +195,12 @@ impl Transform {
     ///
     /// # Panics
     ///
-    /// When `out_hwc` has not its shape.
-    pub fn train(
+    /// When `out` has not its shape.
+    pub fn train<'a>(
         &mut self,
         bytes: &[u8],
         (seed, epoch, sample): (u64, Epoch, u32),
-        out_hwc: &mut [f32],
+        out: impl Into<Out<'a>>,
     ) -> Result<(), PictureError> {
         let mut draws = None;
         // Rows below the crop are not needed.
@@ -213,9 +215,9 @@ impl Transform {
         let flip = draws.flip && self.options.flip;
         if self.options.auto_augment {
             self.auto_augment(flip, &autoaugment::Draws::new(seed, epoch, sample));
-            self.write(false, out_hwc);
+            self.write(false, out);
         } else {
-            self.write(flip, out_hwc);
+            self.write(flip, out);
         }
         Ok(())
     }
@@ -225,7 +227,7 @@ impl Transform {
     ///
     /// # Shapes
     ///
-    /// `out_hwc`: `[side, side, 3]`
+    /// `out`: `[side, side, 3]`
     ///
     /// # Errors
     ///
@@ -233,8 +235,8 @@ impl Transform {
     ///
     /// # Panics
     ///
-    /// When `out_hwc` has not its shape.
-    pub fn test(&mut self, bytes: &[u8], out_hwc: &mut [f32]) -> Result<(), PictureError> {
+    /// When `out` has not its shape.
+    pub fn test<'a>(&mut self, bytes: &[u8], out: impl Into<Out<'a>>) -> Result<(), PictureError> {
         let mut centre = None;
         self.picture.decode_top(bytes, |width, height| {
             centre
@@ -243,7 +245,7 @@ impl Transform {
         })?;
         let centre = centre.expect("the size of a decoded picture was asked for");
         self.resize_centre(centre);
-        self.write(false, out_hwc);
+        self.write(false, out);
         Ok(())
     }
 
@@ -277,13 +279,10 @@ impl Transform {
 
     /// The flip comes first: AutoAugment may turn and shear to either side.
     fn auto_augment(&mut self, flip: bool, draws: &autoaugment::Draws) {
-        let side = self.options.side as usize;
         if flip {
-            for row in self.out.chunks_exact_mut(3 * side) {
-                let (pixels, _) = row.as_chunks_mut::<3>();
-                pixels.reverse();
-            }
+            self.flip();
         }
+        let side = self.options.side as usize;
         let size = Size {
             height: side,
             width: side,
@@ -291,7 +290,28 @@ impl Transform {
         draws.apply(&mut self.out, size, &mut self.scratch);
     }
 
-    fn write(&self, flip: bool, out_hwc: &mut [f32]) {
+    fn flip(&mut self) {
+        for row in self.out.chunks_exact_mut(3 * self.options.side as usize) {
+            let (pixels, _) = row.as_chunks_mut::<3>();
+            pixels.reverse();
+        }
+    }
+
+    /// Writes the result as values, or as bytes to which nothing is left to do.
+    fn write<'a>(&mut self, flip: bool, out: impl Into<Out<'a>>) {
+        match out.into() {
+            Out::Values(out_hwc) => self.write_values(flip, out_hwc),
+            Out::Bytes { bytes_hwc, draws } => {
+                if flip {
+                    self.flip();
+                }
+                bytes_hwc.copy_from_slice(&self.out);
+                *draws = Some(augment::Draws::default());
+            }
+        }
+    }
+
+    fn write_values(&self, flip: bool, out_hwc: &mut [f32]) {
         let side = self.options.side as usize;
         assert_eq!(out_hwc.len(), side * side * 3, "values of a picture");
         let [red, green, blue] = &self.tables;

@@ -13,6 +13,7 @@
 //! - [`autoaugment`]: AutoAugment with ImageNet's policy.
 //! - [`imagenet`]: ImageNet's random crop and flip, and its centre crop.
 //! - [`augment`]: random shift, flip and cutout, keyed by (seed, epoch, sample).
+//! - [`raw`]: pictures as bytes, for whoever augments and normalises them elsewhere.
 //! - [`batches`]: batches of a set in memory: the order of samples, and samples to normalised batches.
 //! - [`prefetch`]: a thread that has the next batch ready.
 //! - [`packed`]: batches of a set in shards.
@@ -30,6 +31,7 @@ pub mod pack;
 pub mod packed;
 pub mod picture;
 pub mod prefetch;
+pub mod raw;
 pub mod source;
 
 pub use augment::Augment;
@@ -37,4 +39,5 @@ pub use batches::{Loader, Order};
 pub use dataset::{Dataset, Normalise, Shape, Split};
 pub use error::DataError;
 pub use prefetch::{BadSample, Batch, Next, Place, Prefetch};
+pub use raw::Raw;
 pub use source::{Info, Source};

@@ -10,6 +10,7 @@ use synfire_shared::ids::Epoch;
 
 use super::batches::Loader;
 use super::error::DataError;
+use super::raw::{Raw, Tables, outs};
 
 /// One in the consumer's hands, one ready, one being filled.
 const NUM_BUFFERS: usize = 3;
@@ -53,12 +54,15 @@ pub struct BadSample {
 pub struct Batch {
     /// Which one it is.
     pub place: Place,
-    /// The images, augmented if they are learnt from, and normalised.
+    /// The images, augmented if they are learnt from, and normalised; empty where [`Batch::raw`] has
+    /// them.
     ///
     /// # Shapes
     ///
     /// `[N, H, W, C]`
     pub x_nhwc: Vec<f32>,
+    /// The images as bytes, where they are wanted so ([`Source::raw`](super::Source::raw)).
+    pub raw: Option<Raw>,
     /// Their classes; [`NO_LABEL`](super::batches::NO_LABEL) where there is no image.
     ///
     /// # Shapes
@@ -69,6 +73,25 @@ pub struct Batch {
     pub samples: Vec<u64>,
     /// Samples of it that could not be used.
     pub bad: Vec<BadSample>,
+}
+
+impl Batch {
+    /// Room for so many images of so many values: for bytes if their tables are given.
+    pub(super) fn empty(samples: usize, image_len: usize, tables: Option<&Tables>) -> Self {
+        let values = tables.map_or(samples * image_len, |_| 0);
+        let raw = |tables| Raw::new(samples, image_len, Tables::clone(tables));
+        Self {
+            place: Place {
+                epoch: Epoch(0),
+                batch_index: 0,
+            },
+            x_nhwc: vec![0.0; values],
+            raw: tables.map(raw),
+            labels: vec![0; samples],
+            samples: Vec::with_capacity(samples),
+            bad: Vec::new(),
+        }
+    }
 }
 
 /// What a producer is given: empty batches come, filled ones go. Either end closed ends it.
@@ -103,8 +126,8 @@ impl Prefetch {
     /// When `first` is beyond its epoch's batches, or the operating system gives no thread.
     pub fn train(loader: Loader, first: Place, end: Epoch) -> Self {
         check_start(first, loader.train_batches());
-        let (batch, batch_len) = (loader.batch(), loader.batch_len());
-        Self::start((batch, batch_len), false, move |ports| {
+        let empty = || empty(&loader);
+        Self::start([empty(), empty(), empty()], false, move |ports| {
             prepare(&loader, first, end, &ports);
         })
     }
@@ -115,38 +138,27 @@ impl Prefetch {
     ///
     /// When the operating system gives no thread.
     pub fn test(loader: Loader) -> Self {
-        let (batch, batch_len) = (loader.batch(), loader.batch_len());
-        Self::start((batch, batch_len), false, move |ports| {
+        let empty = || empty(&loader);
+        Self::start([empty(), empty(), empty()], false, move |ports| {
             prepare_test(&loader, &ports);
         })
     }
 
-    /// Starts a thread that fills batches of so many samples and values until it is done or its
-    /// ports close.
+    /// Starts a thread that fills these batches again and again until it is done or its ports close.
     ///
     /// # Panics
     ///
     /// When the operating system gives no thread.
     pub(super) fn start(
-        (batch, batch_len): (usize, usize),
+        empty: [Batch; NUM_BUFFERS],
         may_wait: bool,
         produce: impl FnOnce(Ports) + Send + 'static,
     ) -> Self {
         let (filled_in, filled) = sync_channel(NUM_BUFFERS);
         let (spent, spent_out) = sync_channel(NUM_BUFFERS);
-        for _ in 0..NUM_BUFFERS {
-            let empty = Batch {
-                place: Place {
-                    epoch: Epoch(0),
-                    batch_index: 0,
-                },
-                x_nhwc: vec![0.0; batch_len],
-                labels: vec![0; batch],
-                samples: Vec::with_capacity(batch),
-                bad: Vec::new(),
-            };
+        for batch in empty {
             spent
-                .send(empty)
+                .send(batch)
                 .expect("the receiver is still here, and has room");
         }
         let ports = Ports {
@@ -267,7 +279,13 @@ pub(super) fn check_start(first: Place, num_batches: usize) {
     );
 }
 
+fn empty(loader: &Loader) -> Batch {
+    let image_len = loader.shape().image_len();
+    Batch::empty(loader.batch(), image_len, loader.raw_tables())
+}
+
 fn prepare(loader: &Loader, first: Place, end: Epoch, ports: &Ports) {
+    let image_len = loader.shape().image_len();
     let mut first_batch = first.batch_index;
     for epoch in (first.epoch.0..end.0).map(Epoch) {
         let order = loader.order(epoch);
@@ -280,7 +298,8 @@ fn prepare(loader: &Loader, first: Place, end: Epoch, ports: &Ports) {
             batch
                 .samples
                 .extend(order.batch(batch_index).map(u64::from));
-            loader.fill_train(&order, batch_index, &mut batch.x_nhwc, &mut batch.labels);
+            let places = outs(&mut batch.x_nhwc, batch.raw.as_mut(), image_len);
+            loader.train_into(&order, batch_index, places, &mut batch.labels);
             if ports.filled.send(Ok(batch)).is_err() {
                 return;
             }
@@ -290,12 +309,14 @@ fn prepare(loader: &Loader, first: Place, end: Epoch, ports: &Ports) {
 }
 
 fn prepare_test(loader: &Loader, ports: &Ports) {
+    let image_len = loader.shape().image_len();
     for batch_index in 0..loader.test_batches(loader.batch()) {
         let Ok(mut batch) = ports.spent.recv() else {
             return;
         };
         batch.place.batch_index = batch_index;
-        let valid = loader.fill_test(batch_index, &mut batch.x_nhwc, &mut batch.labels);
+        let places = outs(&mut batch.x_nhwc, batch.raw.as_mut(), image_len);
+        let valid = loader.test_into(batch_index, places, &mut batch.labels);
         let first = loader.first_test_sample(batch_index) as u64;
         batch.samples.clear();
         batch.samples.extend(first..first + valid as u64);
@@ -424,6 +445,42 @@ mod tests {
     }
 
     #[test]
+    fn bytes_with_their_draws_are_the_same_batches() {
+        // The last test batch is partly filled, in a buffer that was full before.
+        let mut set = Arc::unwrap_or_clone(made(45, 45));
+        set.train.pixels = (0..=250).cycle().take(45 * 4).collect();
+        for (augment, batch) in [
+            (Augment::None, 10),
+            (Augment::Fashion, 10),
+            (Augment::Cifar, 13),
+        ] {
+            let values = Loader::new(Arc::new(set.clone()), augment, 3, batch);
+            let bytes = values.clone().raw(true);
+            let pairs = [
+                [&values, &bytes].map(|one| Prefetch::train(one.clone(), START, Epoch(2))),
+                [&values, &bytes].map(|one| Prefetch::test(one.clone())),
+            ];
+            let mut num_batches = 0;
+            for [mut values, mut bytes] in pairs {
+                while let Some(want) = next(&mut values) {
+                    let batch = next(&mut bytes).expect("as many batches");
+                    assert!(batch.x_nhwc.is_empty() && want.raw.is_none());
+                    let raw = batch.raw.as_ref().expect("bytes are wanted");
+                    assert_eq!(bits(&raw.values(set.shape())), bits(&want.x_nhwc));
+                    assert_eq!(batch.place, want.place);
+                    assert_eq!(batch.labels, want.labels);
+                    assert_eq!(batch.samples, want.samples);
+                    let filled = raw.draws.iter().filter(|draws| draws.is_some()).count();
+                    assert_eq!(filled, want.samples.len());
+                    num_batches += 1;
+                }
+                assert!(next(&mut bytes).is_none());
+            }
+            assert_eq!(num_batches, 2 * (45 / batch) + 45_usize.div_ceil(batch));
+        }
+    }
+
+    #[test]
     fn three_buffers_go_round() {
         let mut prefetch = Prefetch::train(loader(), START, Epoch(10));
         let mut places = BTreeSet::new();
@@ -457,10 +514,14 @@ mod tests {
         }
     }
 
+    fn tiny() -> [Batch; NUM_BUFFERS] {
+        [(); NUM_BUFFERS].map(|()| Batch::empty(1, 1, None))
+    }
+
     #[test]
     fn who_is_to_stop_does_not_wait_for_a_batch() {
         let (go, wait) = sync_channel::<()>(0);
-        let mut prefetch = Prefetch::start((1, 1), true, move |ports| {
+        let mut prefetch = Prefetch::start(tiny(), true, move |ports| {
             // As a store that does not answer.
             let _ = wait.recv();
             let batch = ports.spent.recv().expect("an empty batch");
@@ -477,7 +538,7 @@ mod tests {
         assert!(end.is_none());
         // A thread that still waits is not waited for.
         let (_never, wait) = sync_channel::<()>(0);
-        drop(Prefetch::start((1, 1), true, move |_| {
+        drop(Prefetch::start(tiny(), true, move |_| {
             let _ = wait.recv();
         }));
     }

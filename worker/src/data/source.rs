@@ -104,6 +104,16 @@ impl Source {
         Ok(Self { kind, ..self })
     }
 
+    /// Whether batches have bytes ([`Batch::raw`](super::Batch::raw)) instead of values.
+    #[must_use]
+    pub fn raw(self, is_raw: bool) -> Self {
+        let kind = match self.kind {
+            Kind::Memory(loader) => Kind::Memory(loader.raw(is_raw)),
+            Kind::Packed(loader) => Kind::Packed(loader.raw(is_raw)),
+        };
+        Self { kind, ..self }
+    }
+
     /// The samples of a training batch that are the rank's, and the place of the first of them in
     /// the global batch.
     pub fn share(&self) -> Range<usize> {

@@ -21,7 +21,7 @@ pub mod profile;
 use crate::graph::{Graph, ValueId};
 use crate::kernel::{
     Arena, ArenaSizes, Buffer, Dropout, Errors, ErrorsOut, Kernels, Loss, NormLifErrors, Norms,
-    Phase, Span, Step, Window,
+    Phase, Pictures, Span, Step, Window,
 };
 use crate::shape::Shape;
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
@@ -196,6 +196,11 @@ impl Network {
         kernels.write(self.plan.buffer(ValueId(0)), t, x_nhwc);
     }
 
+    /// The same of pictures that come as bytes.
+    pub fn write_pictures(&self, kernels: &mut dyn Kernels, t: usize, pictures: &Pictures<'_>) {
+        kernels.write_pictures(self.plan.buffer(ValueId(0)), t, pictures);
+    }
+
     /// Whether the ring of inputs already holds a picture that is the input of every time step.
     pub fn input_is_resident(&self, t: usize) -> bool {
         let spec = self.spec(ValueId(0)).spec;
@@ -298,11 +303,11 @@ impl Network {
             self.profile
                 .timed(kernels, index, work, |kernels| match stage {
                     Stage::Conv { conv, x, y } => {
-                        kernels.conv_forward(conv, t, buffer(x), buffer(y))
+                        kernels.conv_forward(conv, t, buffer(x), buffer(y));
                     }
                     Stage::NormLif { layer, .. } => kernels.norm_lif_forward(layer, t, phase),
                     Stage::Pool { pool, x, y } => {
-                        kernels.pool_forward(pool, t, buffer(x), buffer(y))
+                        kernels.pool_forward(pool, t, buffer(x), buffer(y));
                     }
                     Stage::Flatten { input, x, y } => {
                         let samples = self.plan.settings.samples;
@@ -450,23 +455,28 @@ impl Network {
             Stage::Pool { x, y, .. }
             | Stage::Flatten { x, y, .. }
             | Stage::Dropout { x, y, .. } => {
-                let Some(dy) = self.errors(*y) else { return };
-                let Some(dx) = self.target(kernels, *x, dy.steps) else {
-                    return;
-                };
-                let samples = self.plan.settings.samples;
-                let work = Work::DataGradient;
-                self.profile
-                    .timed(kernels, index, work, |kernels| match &stage {
-                        Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
-                        Stage::Flatten { input, .. } => {
-                            kernels.flatten_backward(samples, *input, dy, dx);
-                        }
-                        Stage::Dropout { dropout, .. } => kernels.dropout_backward(dropout, dy, dx),
-                        Stage::Conv { .. } | Stage::NormLif { .. } | Stage::Residual { .. } => {}
-                    });
+                self.hand_down(kernels, index, (*x, *y));
             }
         }
+    }
+
+    /// The backward of a stage without anything to train: from the errors of y to those of x.
+    fn hand_down(&mut self, kernels: &mut dyn Kernels, index: usize, (x, y): (ValueId, ValueId)) {
+        let Some(dy) = self.errors(y) else { return };
+        let Some(dx) = self.target(kernels, x, dy.steps) else {
+            return;
+        };
+        let samples = self.plan.settings.samples;
+        let stage = self.plan.stages[index];
+        self.profile
+            .timed(kernels, index, Work::DataGradient, |kernels| match &stage {
+                Stage::Pool { pool, .. } => kernels.pool_backward(pool, dy, dx),
+                Stage::Flatten { input, .. } => {
+                    kernels.flatten_backward(samples, *input, dy, dx);
+                }
+                Stage::Dropout { dropout, .. } => kernels.dropout_backward(dropout, dy, dx),
+                Stage::Conv { .. } | Stage::NormLif { .. } | Stage::Residual { .. } => {}
+            });
     }
 
     /// What has arrived at a value.

@@ -8,6 +8,7 @@
 //!
 //! - this file: the trait [`Kernels`], buffers, windows and errors.
 //! - [`layers`]: the descriptions of operations that it takes.
+//! - [`pictures`]: input as bytes, and what is done to it.
 //! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
 //! - [`cpu`]: slices, threads and vectors; spikes as bits.
 //! - `cuda`: NVIDIA GPUs, with the feature `cuda`.
@@ -21,6 +22,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod layers;
+pub mod pictures;
 pub mod reference;
 
 use crate::shape::{Content, Shape};
@@ -28,6 +30,7 @@ pub use layers::{
     Conv, Dropout, Lif, Loss, Neuron, Norm, NormLif, NormLifErrors, Norms, Pool, PoolKind, Reset,
     Residual, Step,
 };
+pub use pictures::{Change, Pictures};
 
 /// A buffer of a back end, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -298,6 +301,18 @@ pub trait Kernels: Send {
 
     /// Copies one slot from the host: `[N, H, W, C]`, in every form that is stored.
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]);
+
+    /// Whether input is best given as bytes, because this back end makes values of them where it keeps
+    /// them.
+    fn takes_pictures(&self) -> bool {
+        false
+    }
+
+    /// As [`Kernels::write`], of the values that pictures become: [`Pictures::values`], whose bits every
+    /// back end gives.
+    fn write_pictures(&mut self, buffer: Buffer, t: usize, pictures: &Pictures<'_>) {
+        self.write(buffer, t, &pictures.values());
+    }
 
     /// Copies one slot to the host, from the form that is stored. Waits.
     fn read(&mut self, buffer: Buffer, t: usize, values: &mut [f32]);

@@ -18,7 +18,7 @@ pub mod stol;
 
 use crate::collective::CollectiveError;
 use crate::engine::Network;
-use crate::kernel::{Kernels, Loss, Phase, Repeat, Step, Window};
+use crate::kernel::{Kernels, Loss, Phase, Pictures, Repeat, Step, Window};
 use exchange::{Exchange, Mean};
 use optimiser::Optimiser;
 use std::cell::RefCell;
@@ -28,6 +28,8 @@ use std::cell::RefCell;
 pub enum Input<'a> {
     /// One picture per sample, the input of all time steps (direct encoding): `[N, H, W, C]`.
     Static(&'a [f32]),
+    /// The same as bytes, of which the back end makes the values.
+    Pictures(&'a Pictures<'a>),
     /// One frame per time step and sample: `[T, N, H, W, C]`.
     Frames(&'a [f32]),
     /// The pictures of the batch before, which are on the device already.
@@ -255,19 +257,25 @@ impl Learner {
 
     /// Copies what time step t needs: input and dropout masks.
     pub(crate) fn feed(&self, kernels: &mut dyn Kernels, batch: &Batch<'_>, t: usize) {
-        match batch.input {
-            Input::Resident => {}
-            Input::Static(_) if self.network.input_is_resident(t) => {}
-            Input::Static(picture) => self.network.write_input(kernels, t, picture),
-            Input::Frames(frames) => {
-                let len = self.network.input_elements();
-                self.network
-                    .write_input(kernels, t, &frames[t * len..(t + 1) * len]);
-            }
-        }
+        self.write_input(kernels, batch.input, t);
         match batch.masks {
             Masks::Keyed => self.network.draw_masks(kernels, batch.index, t),
             Masks::Given(given) => self.network.give_masks(kernels, t, given),
+        }
+    }
+
+    /// Copies the input of time step t, unless it is there.
+    fn write_input(&self, kernels: &mut dyn Kernels, input: Input<'_>, t: usize) {
+        let network = &self.network;
+        match input {
+            Input::Resident => {}
+            Input::Static(_) | Input::Pictures(_) if network.input_is_resident(t) => {}
+            Input::Static(picture) => network.write_input(kernels, t, picture),
+            Input::Pictures(pictures) => network.write_pictures(kernels, t, pictures),
+            Input::Frames(frames) => {
+                let len = network.input_elements();
+                network.write_input(kernels, t, &frames[t * len..(t + 1) * len]);
+            }
         }
     }
 
@@ -289,15 +297,7 @@ impl Learner {
     pub fn evaluate(&mut self, kernels: &mut dyn Kernels, batch: &Batch<'_>) {
         kernels.write_labels(batch.labels);
         for t in 0..batch.num_time_steps {
-            if let Input::Static(picture) = batch.input {
-                if !self.network.input_is_resident(t) {
-                    self.network.write_input(kernels, t, picture);
-                }
-            } else if let Input::Frames(frames) = batch.input {
-                let len = self.network.input_elements();
-                let frame = &frames[t * len..(t + 1) * len];
-                self.network.write_input(kernels, t, frame);
-            }
+            self.write_input(kernels, batch.input, t);
             let what = Repeat {
                 may_record: !self.network.profile.is_on(),
                 is_training: false,

@@ -1,9 +1,10 @@
 //! The test set, once through.
 
 use super::Tally;
+use super::pictures::{self, Changes};
 use crate::data::batches::NO_LABEL;
 use crate::data::{BadSample, DataError, Next, Source};
-use crate::learn::{Batch, Fault, Input, Masks};
+use crate::learn::{Batch, Fault, Masks};
 use crate::node::Node;
 
 /// Why a network cannot be judged.
@@ -42,7 +43,9 @@ pub fn evaluate(
     stops: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(Tested),
 ) -> Result<Option<Tally>, EvaluateError> {
+    let source = source.clone().raw(node.kernels.takes_pictures());
     let (mut tally, mut prefetch) = (Tally::default(), source.test());
+    let mut changes = Changes::default();
     loop {
         let data = match prefetch.next_unless(stops)? {
             Next::Batch(data) if !stops() => data,
@@ -55,9 +58,10 @@ pub fn evaluate(
         if data.labels.iter().all(|&label| label == NO_LABEL) {
             continue;
         }
+        let pictures = changes.of(data, source.info().shape);
         let batch = Batch {
             index: data.place.batch_index as u64,
-            input: Input::Static(&data.x_nhwc),
+            input: pictures::input(pictures.as_ref(), data),
             labels: &data.labels,
             num_time_steps,
             masks: Masks::Keyed,

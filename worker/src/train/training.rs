@@ -2,13 +2,14 @@
 
 use super::evaluate::{EvaluateError, Tested, evaluate};
 use super::event::{EpochRecord, Event, Progress, Timing};
+use super::pictures::{self, Changes};
 use super::pulse::{Beat, Phase, Pulse};
 use super::saving::{Counted, Kept, Saving};
 use super::{Tally, TrainError, group};
 use crate::data::{BadSample, Next, Place, Prefetch, Source};
 use crate::kernel::Report;
 use crate::learn::exchange::Exchange;
-use crate::learn::{Batch, Input, LearnError, Masks, Unobserved};
+use crate::learn::{Batch, LearnError, Masks, Unobserved};
 use crate::node::Node;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,6 +26,7 @@ pub(super) struct Training<'a> {
     run: &'a Run,
     source: Source,
     prefetch: Prefetch,
+    changes: Changes,
     saving: Saving,
     pulse: Arc<Pulse>,
     batches_done: u64,
@@ -50,6 +52,7 @@ impl<'a> Training<'a> {
         Self {
             run,
             prefetch: source.train(first, Epoch(run.epochs)),
+            changes: Changes::default(),
             source,
             saving,
             pulse,
@@ -421,9 +424,10 @@ impl<'a> Training<'a> {
             }
             tell(Event::BadSamples(data.bad.clone()));
         }
+        let pictures = self.changes.of(data, self.source.info().shape);
         let learnt = Batch {
             index: self.batches_done,
-            input: Input::Static(&data.x_nhwc),
+            input: pictures::input(pictures.as_ref(), data),
             labels: &data.labels,
             num_time_steps: self.run.time_steps,
             masks: Masks::Keyed,

@@ -103,7 +103,7 @@ impl Bench {
                 let name = work.name().replace(' ', "_");
                 (name, json!(d.as_secs_f64() / batches))
             });
-            let seconds = serde_json::Map::from_iter(seconds);
+            let seconds: serde_json::Map<_, _> = seconds.collect();
             json!({"layer": self.layer_name(index), "seconds": seconds})
         });
         rows.collect()

@@ -170,6 +170,43 @@ fn auto_augment_follows_the_flip_and_leaves_the_crop() {
 }
 
 #[test]
+fn bytes_are_what_the_values_are_made_of() {
+    let normalise = normalise();
+    let tables = normalise.tables();
+    for auto_augment in [false, true] {
+        let options = Options {
+            auto_augment,
+            ..Options::default()
+        };
+        let mut transform = Transform::new(&normalise, options);
+        let mut num_flipped = 0;
+        for sample in 0..9 {
+            let (mut expected, mut bytes) = (values(), vec![0; values().len()]);
+            let (key, mut draws) = ((1, Epoch(0), sample), None);
+            let out = Out::Bytes {
+                bytes_hwc: &mut bytes,
+                draws: &mut draws,
+            };
+            if sample == 8 {
+                transform.test(MADE, out).unwrap();
+                transform.test(MADE, &mut expected).unwrap();
+            } else {
+                num_flipped += u32::from(Draws::new(301, 203, 1, Epoch(0), sample).flip);
+                transform.train(MADE, key, out).unwrap();
+                transform.train(MADE, key, &mut expected).unwrap();
+            }
+            assert_eq!(draws, Some(augment::Draws::default()));
+            let channels = [0, 1, 2].into_iter().cycle();
+            let made = bytes.iter().zip(channels);
+            let made = made.map(|(&byte, channel)| tables[channel][usize::from(byte)]);
+            let same = made.zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "sample {sample}, AutoAugment {auto_augment}");
+        }
+        assert!((1..8).contains(&num_flipped), "{num_flipped}");
+    }
+}
+
+#[test]
 fn draws_are_pinned_and_depend_on_each_word() {
     // Made by this code at its first version; they hold until every run may change.
     let draws = Draws::new(500, 375, 1, Epoch(0), 0);

@@ -6,6 +6,7 @@ use crate::data::augment::{Augment, Draws};
 use crate::data::dataset::{Normalise, Shape};
 use crate::data::imagenet::{self, Transform};
 use crate::data::picture::{Picture, PictureError};
+use crate::data::raw::{Out, Tables};
 
 /// What is done to every picture of a set.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,15 @@ pub(super) enum Recipe {
 }
 
 impl Recipe {
+    /// The value of each byte.
+    pub(super) fn tables(&self) -> Tables {
+        match self {
+            Self::OneSize { normalise, .. } | Self::AnySize { normalise, .. } => {
+                normalise.tables().into()
+            }
+        }
+    }
+
     /// H, W and C of what the network sees.
     pub(super) fn shape(&self) -> Shape {
         match self {
@@ -90,16 +100,16 @@ impl Decoder {
     ///
     /// # Shapes
     ///
-    /// `out_hwc`: that of [`Recipe::shape`]
+    /// `out`: that of [`Recipe::shape`]
     ///
     /// # Errors
     ///
-    /// A [`PictureError`] when `bytes` are no picture of the set; `out_hwc` then has any values.
+    /// A [`PictureError`] when `bytes` are no picture of the set; `out` then holds anything.
     pub(super) fn decode(
         &mut self,
         bytes: &[u8],
         key: Option<Key>,
-        out_hwc: &mut [f32],
+        out: &mut Out<'_>,
     ) -> Result<(), PictureError> {
         match self {
             Self::OneSize {
@@ -112,16 +122,18 @@ impl Decoder {
                 let draws = key.map_or(Draws::default(), |key| {
                     augment.draw(*shape, key.seed, key.epoch, key.sample)
                 });
-                let value = |channel: usize, byte: u8| tables[channel][usize::from(byte)];
-                draws.apply(*shape, &picture.pixels, out_hwc, value);
+                out.write(draws, *shape, &picture.pixels, tables);
                 Ok(())
             }
             Self::AnySize {
                 transform,
                 augments,
             } => match key.filter(|_| *augments) {
-                Some(key) => transform.train(bytes, (key.seed, key.epoch, key.sample), out_hwc),
-                None => transform.test(bytes, out_hwc),
+                Some(key) => {
+                    let key = (key.seed, key.epoch, key.sample);
+                    transform.train(bytes, key, out.reborrow())
+                }
+                None => transform.test(bytes, out.reborrow()),
             },
         }
     }

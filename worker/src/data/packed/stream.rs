@@ -22,6 +22,7 @@ use crate::data::batches::{NO_LABEL, test_range};
 use crate::data::error::DataError;
 use crate::data::picture::PictureError;
 use crate::data::prefetch::{BadSample, Batch, Place, Ports, Prefetch, check_start};
+use crate::data::raw::{Out, outs};
 
 /// Samples that are fetched at a time.
 const FETCHES: usize = 32;
@@ -47,6 +48,7 @@ pub struct PackedLoader {
     /// The rank's part of the test set.
     test: Range<usize>,
     replaces: bool,
+    is_raw: bool,
     pool: Arc<ThreadPool>,
 }
 
@@ -103,6 +105,7 @@ impl PackedLoader {
             batch,
             plan,
             replaces: packed.on_bad_sample == run::OnBadSample::Replace,
+            is_raw: false,
             pool: Arc::new(pool),
         })
     }
@@ -119,6 +122,12 @@ impl PackedLoader {
             self.batch = share.num_samples() as usize;
         }
         Ok(self)
+    }
+
+    /// Whether batches have bytes ([`Batch::raw`]) instead of values.
+    #[must_use]
+    pub fn raw(self, is_raw: bool) -> Self {
+        Self { is_raw, ..self }
     }
 
     /// N, the rank's samples of a training batch.
@@ -185,8 +194,10 @@ impl PackedLoader {
             pool: Arc::clone(&self.pool),
             decoders: Mutex::default(),
         };
-        let batch_len = self.batch * self.set.info.shape.image_len();
-        Prefetch::start((self.batch, batch_len), true, move |ports| {
+        let tables = self.is_raw.then(|| self.set.recipe.tables());
+        let image_len = self.set.info.shape.image_len();
+        let empty = || Batch::empty(self.batch, image_len, tables.as_ref());
+        Prefetch::start([empty(), empty(), empty()], true, move |ports| {
             let fetched = fetch(Arc::clone(&maker.set), part, jobs());
             maker.make_all(jobs(), fetched, &ports);
         })
@@ -298,7 +309,7 @@ impl Maker {
         }
     }
 
-    /// Fills a batch; the places after its samples get zeros and no label.
+    /// Fills a batch; the places after its samples get no picture and no label.
     fn make(
         &self,
         samples: &[usize],
@@ -313,8 +324,9 @@ impl Maker {
         let numbers = samples.iter().map(|&sample| sample as u64);
         batch.samples.extend(numbers);
         batch.labels[used..].fill(NO_LABEL);
-        batch.x_nhwc[used * image_len..].fill(0.0);
-        let places = batch.x_nhwc.chunks_exact_mut(image_len);
+        let places = outs(&mut batch.x_nhwc, batch.raw.as_mut(), image_len);
+        places.skip(used).for_each(|mut out| out.clear());
+        let places = outs(&mut batch.x_nhwc, batch.raw.as_mut(), image_len);
         let places = places.zip(&mut batch.labels).zip(samples);
         // By place, so that what is told does not depend on which thread was faster.
         let outcomes: Mutex<Vec<(usize, Result<BadSample, DataError>)>> = Mutex::default();
@@ -323,13 +335,13 @@ impl Maker {
             outcomes.push((place, outcome));
         };
         self.pool.in_place_scope(|scope| {
-            for (place, ((out_hwc, label), &sample)) in places.enumerate() {
+            for (place, ((out, label), &sample)) in places.enumerate() {
                 let arrived = fetched.blocking_recv();
                 match arrived.expect("as many are fetched as there are samples") {
                     Ok((fetched, permit)) => scope.spawn({
                         let note = &note;
                         move |_| {
-                            match self.place(sample, epoch, &fetched, out_hwc, label) {
+                            match self.place(sample, epoch, &fetched, out, label) {
                                 Ok(None) => {}
                                 Ok(Some(bad)) => note(place, Ok(bad)),
                                 Err(error) => note(place, Err(error)),
@@ -360,7 +372,7 @@ impl Maker {
         sample: usize,
         epoch: Epoch,
         fetched: &Fetched,
-        out_hwc: &mut [f32],
+        mut out: Out<'_>,
         label: &mut u32,
     ) -> Result<Option<BadSample>, DataError> {
         let key = Key {
@@ -370,13 +382,13 @@ impl Maker {
         };
         let key = Some(key).filter(|_| self.part == Part::Train);
         *label = fetched.label;
-        let Err(mut source) = self.decode(&fetched.bytes, key, out_hwc) else {
+        let Err(mut source) = self.decode(&fetched.bytes, key, &mut out) else {
             return Ok(None);
         };
         // What lies in a cache may have been damaged on its way there.
         let again = self.set.shards.fetch_again(self.part, sample);
         if let Some(fetched) = runtime().block_on(again).transpose()? {
-            match self.decode(&fetched.bytes, key, out_hwc) {
+            match self.decode(&fetched.bytes, key, &mut out) {
                 Ok(()) => return Ok(None),
                 Err(error) => source = error,
             }
@@ -391,7 +403,7 @@ impl Maker {
             replaced_by: None,
         };
         if self.part == Part::Test {
-            out_hwc.fill(0.0);
+            out.clear();
             *label = NO_LABEL;
             return Ok(Some(bad));
         }
@@ -399,7 +411,7 @@ impl Maker {
         for step in 1..=TRIES {
             let other = (sample + step as usize) % len;
             let fetched = runtime().block_on(self.set.shards.fetch(self.part, other))?;
-            if self.decode(&fetched.bytes, key, out_hwc).is_ok() {
+            if self.decode(&fetched.bytes, key, &mut out).is_ok() {
                 *label = fetched.label;
                 bad.replaced_by = Some(u32::try_from(other).expect("numbered in 32 bits"));
                 return Ok(Some(bad));
@@ -417,12 +429,12 @@ impl Maker {
         &self,
         bytes: &[u8],
         key: Option<Key>,
-        out_hwc: &mut [f32],
+        out: &mut Out<'_>,
     ) -> Result<(), PictureError> {
         let idle = || self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
         let free = idle().pop();
         let mut decoder = free.unwrap_or_else(|| Decoder::new(&self.set.recipe));
-        let result = decoder.decode(bytes, key, out_hwc);
+        let result = decoder.decode(bytes, key, out);
         idle().push(decoder);
         result
     }

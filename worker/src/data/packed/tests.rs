@@ -281,6 +281,71 @@ fn packed_order(loader: &PackedLoader, place: Place) -> Vec<usize> {
     jobs.next().unwrap().1
 }
 
+/// Two epochs of training, then the test set: once as values, once as bytes with their draws.
+fn assert_bytes_are_the_values(loader: &PackedLoader, shape: Shape) {
+    let want = everything(loader).unwrap();
+    let loader = loader.clone().raw(true);
+    let mut batches = Vec::new();
+    for mut prefetch in [loader.train(FIRST, Epoch(2)), loader.test()] {
+        while let Some(batch) = prefetch.next_batch().unwrap() {
+            assert!(batch.x_nhwc.is_empty());
+            let raw = batch.raw.as_ref().unwrap();
+            let bits = raw.values(shape).iter().map(|x| x.to_bits()).collect();
+            batches.push((batch.place, bits, batch.labels.clone(), batch.bad.clone()));
+            // A place has a picture where it has a label.
+            let has_picture = raw.draws.iter().map(Option::is_some);
+            assert!(has_picture.eq(batch.labels.iter().map(|&label| label != NO_LABEL)));
+        }
+    }
+    assert_eq!(batches.len(), want.len());
+    for (batch, want) in batches.iter().zip(&want) {
+        assert!(batch == want, "{:?}", want.0);
+    }
+}
+
+/// Damages a picture of the test set.
+fn damage_test(url: &str, sample: u64) {
+    let index = fs::read(PathBuf::from(url).join(INDEX_NAME)).unwrap();
+    let index = Index::parse(&index, "index").unwrap();
+    let place = index.test.sample(sample).unwrap();
+    let path = PathBuf::from(url).join(&index.test.shards()[place.shard_index].path);
+    let mut bytes = fs::read(&path).unwrap();
+    let begin = usize::try_from(place.offset).unwrap();
+    bytes[begin..begin + 4].fill(b'x');
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn bytes_with_their_draws_are_the_same_batches() {
+    let shape = |side| Shape {
+        height: side,
+        width: side,
+        channels: 3,
+    };
+    let folder = Folder::new("raw-any-size");
+    let url = folder.pictures(23, 10);
+    for augment in ["none", "standard", "autoaugment"] {
+        let augment = format!("data.augment={augment}");
+        // The fourth test batch has one sample, in a buffer that was full before.
+        let loader = open(&config(&url, &[&augment, "data.batch=3"]), 0).unwrap();
+        assert_bytes_are_the_values(&loader, shape(8));
+    }
+    let folder = Folder::new("raw-one-size");
+    let url = folder.cifar();
+    let whole = open(&config(&url, &["data.batch=5"]), 0).unwrap();
+    assert_bytes_are_the_values(&whole, shape(32));
+    damage(&url, 7);
+    // Its batch, too, is in a buffer that had a picture.
+    damage_test(&url, 3);
+    let replace = ["data.batch=1", "data.on_bad_sample=replace"];
+    let damaged = open(&config(&url, &replace), 0).unwrap();
+    assert_bytes_are_the_values(&damaged, shape(32));
+    let bad = everything(&damaged).unwrap();
+    let bad: Vec<_> = bad.iter().flat_map(|(_, _, _, bad)| bad).collect();
+    assert!(bad.iter().any(|bad| bad.replaced_by == Some(8)), "{bad:?}");
+    assert!(bad.iter().any(|bad| bad.replaced_by.is_none()), "{bad:?}");
+}
+
 #[test]
 fn what_is_missing_or_cut_off_is_named_before_the_first_batch() {
     let folder = Folder::new("faults");

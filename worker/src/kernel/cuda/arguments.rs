@@ -102,10 +102,6 @@ impl Tile {
     const MOST_BLOCKS: u64 = 1024;
 
     /// By the shape alone: the same sums on any device.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "bounded by MOST_BLOCKS and 32"
-    )]
     pub(super) fn of(rows: usize, channels: usize) -> Self {
         let (rows, quads) = (rows as u64, channels.div_ceil(4) as u64);
         let blocks = (rows * channels as u64).div_ceil(Self::NUMBERS_OF_BLOCK);
@@ -399,6 +395,18 @@ arguments!(Flatten {
     accumulate: u32,
 });
 
+arguments!(Pictures {
+    y: Values,
+    bytes: Pointer,
+    changes: Pointer,
+    tables: Pointer,
+    elements: u64,
+    height: u32,
+    width: u32,
+    channels: u32,
+    cutout_half: u32,
+});
+
 arguments!(Convert {
     from: Values,
     to: Values,
@@ -527,6 +535,7 @@ kernels! {
     AverageBackward: "average_pool_backward",
     AdaptiveBackward: "adaptive_pool_backward",
     Flatten: "flatten",
+    Pictures: "pictures",
     Convert: "convert_numbers",
     AddBias: "add_bias",
     DropoutMask: "dropout_mask",

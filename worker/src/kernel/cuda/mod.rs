@@ -12,6 +12,7 @@
 //! - `norm_lif`: norms and neurons, forward and backward.
 //! - `layers`: pools, dropout, joined shortcuts.
 //! - `learn`: loss, updates, what is counted.
+//! - `pictures`: bytes of pictures to input.
 //! - `repeat`: time steps as graphs.
 //! - this file: [`CudaKernels`].
 //!
@@ -28,6 +29,7 @@ mod layers;
 mod learn;
 mod memory;
 mod norm_lif;
+mod pictures;
 mod repeat;
 
 use self::arenas::Arenas;
@@ -40,8 +42,8 @@ use self::norm_lif::Waiting;
 use self::repeat::Graphs;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
-    ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pool, Repeat, Report, Residual,
-    Span, Step, Window,
+    ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat, Report,
+    Residual, Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -77,6 +79,8 @@ pub struct CudaKernels {
     counters: Counters,
     waiting: Option<Waiting>,
     graphs: Graphs,
+    /// What lies in the scratch of that name.
+    tables: pictures::Tables,
     /// Memory for what lives no longer than a call.
     scratch: Scratch,
     /// What an allocation failed with: everything after it is in vain.
@@ -86,7 +90,7 @@ pub struct CudaKernels {
 /// Memory for what lives no longer than a call, by purpose.
 #[derive(Debug, Default)]
 struct Scratch {
-    rooms: [Option<Memory>; 7],
+    rooms: [Option<Memory>; 9],
     /// Rooms that were too small. Graphs may hold their addresses.
     outgrown: Vec<Memory>,
 }
@@ -108,6 +112,10 @@ enum Purpose {
     Workspace,
     /// Logits summed over a batch, and a number per sample.
     Loss,
+    /// Bytes of pictures, and what is done to each.
+    Pictures,
+    /// The value of each byte: kept from one batch to the next.
+    Tables,
 }
 
 impl CudaKernels {
@@ -128,6 +136,7 @@ impl CudaKernels {
             convolutions: Convolutions::new(options.precision),
             waiting: None,
             graphs: Graphs::default(),
+            tables: pictures::Tables::new(),
             scratch: Scratch::default(),
             failure: None,
             precision: options.precision,
@@ -293,6 +302,14 @@ impl Kernels for CudaKernels {
             self.convert(Values::new(from, Type::F32), to, elements, false);
         }
         self.refresh_operand(buffer, elements, t);
+    }
+
+    fn takes_pictures(&self) -> bool {
+        true
+    }
+
+    fn write_pictures(&mut self, buffer: Buffer, t: usize, pictures: &Pictures<'_>) {
+        self.make_pictures(buffer, t, pictures);
     }
 
     fn read(&mut self, buffer: Buffer, t: usize, values: &mut [f32]) {

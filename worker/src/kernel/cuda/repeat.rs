@@ -92,7 +92,8 @@ impl CudaKernels {
             }
             Err(error) => {
                 tracing::warn!("time steps are not replayed as graphs: {error}");
-                // Nothing of it was done.
+                // Nothing of it was done, writes neither.
+                self.tables.clear();
                 body(self);
                 Known::Refused
             }
