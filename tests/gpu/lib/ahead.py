@@ -15,7 +15,7 @@ SHARE = 0.6
 def begin(attempt, place, sizes):
     """Starts a process for each of the sizes that matter most, where it is still to be timed; says which."""
     begun = {}
-    if could_not(place) is not None:
+    if could_not(place) is not None or COMPILED not in (*sizes.first, *sizes.then):
         return begun
     for size in sizes.rivals[:2]:
         model, batch = size[:2]

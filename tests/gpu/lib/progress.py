@@ -39,6 +39,8 @@ class Said:
     def last(self, lines=12):
         """The end of its words, for people."""
         words = self.err.strip() or self.out.strip()
+        if self.code < 0:
+            words = f"{words}\nended by signal {-self.code}"
         return "\n".join(words.splitlines()[-lines:])[-2000:]
 
 

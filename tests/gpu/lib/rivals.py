@@ -5,10 +5,9 @@ import json
 from .correctness import bench, shown
 from .progress import Item, cut
 
-# What is timed between two runs of ours, in the order in which it matters.
 COMPILED = "saved_compiled"
-FIRST = ("authors", COMPILED)
-THEN = ("saved", "bptt")
+# Every engine that is ever timed; which are, and in which order, `sizes` says.
+ENGINES = ("authors", COMPILED, "saved", "bptt")
 # Seconds at most and at least of an engine, else DEFAULT. Compiling takes minutes, once per size and machine.
 LIMITS = {COMPILED: (240, 150)}
 DEFAULT = (90, 20)
@@ -46,7 +45,8 @@ def items(place, sizes):
         found.append(Item(f"{model} {batch}: by layer and phase", "rivals", 60, 15,
                           lambda s, t, c=(model, batch, warmup, timed): profile(s, t, place, sizes, c)))
     for number in range(1, sizes.rounds + 1):
-        for engines in (FIRST[:1], FIRST[1:], THEN) if number == 1 else ((*FIRST, *THEN),):
+        one_by_one = [(engine,) for engine in sizes.first]
+        for engines in (*one_by_one, sizes.then) if number == 1 else ((*sizes.first, *sizes.then),):
             for size in sizes.rivals:
                 for engine in engines:
                     found += pair(place, sizes, size, engine, number)
@@ -75,14 +75,23 @@ def ceilings(attempt, limit, place, sizes):
     if place.torch is None:
         return {"status": "not here", "why": f"{place.python} has no torch"}
     command = [place.python, "-c", MEASURE, sizes.matrix, sizes.copy_gib, sizes.rival_device]
-    said = attempt.run(command, limit)
+    said = attempt.run(command, limit, environment_of_torch(place, sizes))
     if said.timed_out:
         return cut(said)
     if said.code != 0:
         return {"status": "failed", "why": said.last()}
     rates = json.loads(said.out)
-    return {"status": "measured", **rates, "is": f"median of 5: bf16 product of {sizes.matrix} cubed; copy of "
+    return {"status": "measured", **rates, "device": sizes.rival_device, "is": f"median of 5: bf16 product of {sizes.matrix} cubed; copy of "
                                                  f"{sizes.copy_gib} GiB, bytes read and written"}
+
+
+def environment_of_torch(place, sizes):
+    """What PyTorch is told: nothing of ours. On processors it must not meet the stand-ins, which lack what it
+    asks a driver for."""
+    environment = dict(place.plain)
+    if sizes.rival_device == "cpu":
+        environment.pop("LD_LIBRARY_PATH", None)
+    return environment
 
 
 def times(sizes, warmup, timed):
@@ -134,7 +143,7 @@ def identity(place, sizes, machine):
 
 def is_of_others(name):
     """Whether an item measures nothing of ours."""
-    return name == "ceilings" or any(f": {engine}, round " in name for engine in (*FIRST, *THEN))
+    return name == "ceilings" or any(f": {engine}, round " in name for engine in ENGINES)
 
 
 def could_not(place):
@@ -167,7 +176,8 @@ def rival_command(place, sizes, size, engine, warmup, timed):
     command = [place.python, place.path("bench", "stol_torch.py"), "--engine", engine, "--model", model,
                "--batch", batch, "--steps-T", sizes.num_time_steps, "--dtype", sizes.rival_precision,
                "--device", sizes.rival_device, "--warmup", warmup, "--iterations", timed]
-    environment = {**place.plain, "TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
+    environment = environment_of_torch(place, sizes)
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
                    "TRITON_CACHE_DIR": str(place.work / "triton")}
     return command, environment
 

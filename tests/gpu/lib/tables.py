@@ -3,8 +3,6 @@
 import statistics
 
 from . import roofline
-from .rivals import FIRST, THEN
-from .training import ALL, NAME
 from .progress import in_short
 
 
@@ -54,7 +52,7 @@ def summary(results, sizes):
     rows = []
     for model, batch, *_ in sizes.rivals:
         us = of_engine(results, model, batch, "synfire before")
-        for engine in (*FIRST, *THEN):
+        for engine in (*sizes.first, *sizes.then):
             other = of_engine(results, model, batch, f"{engine}, round")
             if us is None or other is None:
                 continue
@@ -70,7 +68,7 @@ def rivals(results, sizes):
     for model, batch, *_ in sizes.rivals:
         us = of_engine(results, model, batch, "synfire before")
         named = [("synfire", us)]
-        named += [(engine, of_engine(results, model, batch, f"{engine}, round")) for engine in (*FIRST, *THEN)]
+        named += [(engine, of_engine(results, model, batch, f"{engine}, round")) for engine in (*sizes.first, *sizes.then)]
         for name, row in named:
             if row is None:
                 continue
@@ -90,7 +88,7 @@ def rivals(results, sizes):
 def rates(results):
     """Measured on this machine, or those assumed for an H200."""
     found = results["items"].get("ceilings", {})
-    if found.get("status") == "measured":
+    if found.get("device") == "cuda":
         return {key: found[key] for key in ("flops_per_second", "bytes_per_second")}, "measured here"
     return roofline.H200, "assumed for an H200"
 
