@@ -4,6 +4,7 @@ import statistics
 
 from . import roofline
 from .progress import in_short
+from .training import ALL, NAME
 
 
 def text(results, sizes):
