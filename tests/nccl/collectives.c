@@ -134,14 +134,15 @@ static void run_operation(void *argument) {
   int is_aborted = comm->is_aborted, is_broken = comm->state != ncclSuccess && comm->state != ncclInProgress;
   pthread_mutex_unlock(&comm->lock);
   if (!is_aborted && (long)comm->ended == number_behind("error_after=", -1)) {
-    set_state(comm, ncclUnhandledCudaError, "Cuda failure 'an illegal memory access'");
+    ncclResult_t result = (ncclResult_t)number_behind("error_as=", ncclUnhandledCudaError);
+    set_state(comm, result, "Cuda failure 'an illegal memory access'");
     is_broken = 1;
   }
   if (is_broken) {
     wait_for_abort(comm);
   } else if (!is_aborted && perform(o) == LOST) {
     if (!word("hang_lost")) {
-      set_state(comm, ncclRemoteError, "socketProgress: Connection closed by remote peer");
+      set_state(comm, lost(), "socketProgress: Connection closed by remote peer");
     }
     wait_for_abort(comm);
   }

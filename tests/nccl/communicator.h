@@ -35,6 +35,8 @@ struct ncclComm {
 // A word of SYNFIRE_STAND_IN_NCCL, and the number behind it.
 const char *word(const char *name);
 long number_behind(const char *name, long otherwise);
+// What is reported when another rank is gone.
+ncclResult_t lost(void);
 
 int launch_host_function(cudaStream_t stream, void (*function)(void *), void *argument);
 void enter_context(void *context);

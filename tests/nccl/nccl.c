@@ -9,7 +9,9 @@
 // SYNFIRE_STAND_IN_NCCL has words, separated by commas, for tests of failures:
 //   hang_init        this rank's ncclCommInitRankConfig never ends
 //   hang_lost        that another rank is gone is never reported
-//   error_after=N    the collective behind N others fails by itself: ncclUnhandledCudaError
+//   lost_as=R        that another rank is gone is reported as this result; ncclRemoteError
+//   error_after=N    the collective behind N others fails by itself
+//   error_as=R       with this result; ncclUnhandledCudaError
 //   version=N        what ncclGetVersion says
 #define _GNU_SOURCE
 #include "abi.h"
@@ -36,6 +38,8 @@ long number_behind(const char *name, long otherwise) {
   const char *found = word(name);
   return found ? strtol(found + strlen(name), NULL, 10) : otherwise;
 }
+
+ncclResult_t lost(void) { return (ncclResult_t)number_behind("lost_as=", ncclRemoteError); }
 
 // ------------------------------------------------------------------------------------ the driver
 
@@ -114,7 +118,7 @@ static void *initialise(void *argument) {
   switch (ranks_meet(&comm->ranks, &comm->id)) {
     case MET: set_state(comm, ncclSuccess, NULL); break;
     case STOPPED: break;
-    case LOST: set_state(comm, ncclRemoteError, "socketProgress: remote process exited"); break;
+    case LOST: set_state(comm, lost(), "socketProgress: remote process exited"); break;
   }
   release(comm);
   return NULL;

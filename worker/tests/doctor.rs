@@ -224,6 +224,83 @@ fn a_library_without_the_functions_of_its_name_is_told_by_the_first_of_them() {
     }
 }
 
+/// Makes a library of this code.
+#[cfg(feature = "cuda")]
+fn compile(path: &Path, code: &str) {
+    let source = path.with_extension("c");
+    fs::write(&source, code).expect("it can be written to");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([path, &source])
+        .status();
+    assert!(status.expect("Rust links by it").success());
+}
+
+/// As NVIDIA's small libcudnn.so.9, which ends the process where a part is not to be had.
+#[cfg(feature = "cuda")]
+const CUDNN_OF_PARTS: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdlib.h>
+    unsigned long cudnnGetVersion(void) {
+        const char *names[] = {"libcudnn_graph.so.9", "libcudnn_ops.so.9", "libcudnn_cnn.so.9",
+            "libcudnn_heuristic.so.9", "libcudnn_engines_precompiled.so.9",
+            "libcudnn_engines_runtime_compiled.so.9"};
+        for (int i = 0; i < 6; i++)
+            if (!dlopen(names[i], RTLD_NOW)) abort();
+        return 91301;
+    }"#;
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_cudnn_without_its_parts_is_broken_and_ends_nothing() {
+    let folder = Folder::new("parts");
+    compile(&folder.0.join("libcudnn.so.9"), CUDNN_OF_PARTS);
+    let cudnn = || {
+        let output = doctor(&folder.0, &["--json"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        library(&json(&output), "cudnn").clone()
+    };
+    let broken = |name: &str, why: &str| {
+        let found = cudnn();
+        assert_eq!(found["state"], "broken", "{found}");
+        let problem = found["problem"].as_str().unwrap();
+        let path = folder.0.join(name).display().to_string();
+        assert!(problem.contains(&path) && problem.contains(why), "{found}");
+        let remedy = found["remedy"].as_str().unwrap();
+        assert!(remedy.contains("pip install nvidia-cudnn-cu13"), "{found}");
+    };
+    broken("libcudnn_graph.so.9", "libcudnn.so.9 needs it");
+    for part in [
+        "graph",
+        "ops",
+        "cnn",
+        "heuristic",
+        "engines_precompiled",
+        "engines_runtime_compiled",
+    ] {
+        let name = format!("libcudnn_{part}.so.9");
+        let path = folder.0.join(&name);
+        fs::write(&path, "half a file").unwrap();
+        broken(&name, "it is no library");
+        // What it needs is nowhere.
+        compile(
+            &path,
+            "extern int nowhere; int *part(void) { return &nowhere; }",
+        );
+        broken(&name, "undefined symbol: nowhere");
+        let soname = format!("-Wl,-soname,{name}");
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-x", "c", "/dev/null", &soname, "-o"])
+            .arg(&path)
+            .status();
+        assert!(status.unwrap().success());
+    }
+    let found = cudnn();
+    assert_eq!(found["state"], "ready", "{found}");
+    assert_eq!(found["version"], "9.13.1", "{found}");
+}
+
 #[test]
 fn a_launcher_that_says_nothing_is_not_waited_for() {
     let folder = Folder::new("launcher");

@@ -23,17 +23,6 @@ struct Spot {
     told: Option<u32>,
 }
 
-/// Where the numbers of this process's GPUs count: its machine, or its container, and what of its GPUs it
-/// is shown.
-#[cfg_attr(
-    not(feature = "nccl"),
-    expect(dead_code, reason = "NCCL compares them")
-)]
-pub(super) fn machine() -> String {
-    let shown = std::env::var_os("CUDA_VISIBLE_DEVICES").unwrap_or_default();
-    format!("{} {}", host(), shown.to_string_lossy())
-}
-
 fn host() -> String {
     let read = |name: &str| {
         let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}"));

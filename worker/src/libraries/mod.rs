@@ -10,10 +10,13 @@
 //! - `binary`: whether a file is a library for this machine.
 //! - `version`: versions, by the names of files.
 //! - `open`: a library is loaded, and asked what it is (feature `cuda`).
+//! - `cudnn`: the parts of cuDNN, which are loaded before it (feature `cuda`).
 //! - `gpu`: the GPUs, as the driver lists them (feature `cuda`).
 
 mod binary;
 mod cache;
+#[cfg(feature = "cuda")]
+mod cudnn;
 mod environment;
 #[cfg(feature = "cuda")]
 mod gpu;

@@ -5,8 +5,8 @@
     reason = "libraries are loaded, and functions of C called in them"
 )]
 
-use super::{Environment, Found, Library, NotFound, Version, find_in};
-use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW, Symbol};
+use super::{Environment, Found, Library, NotFound, Version, cudnn, find_in};
+use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -28,7 +28,7 @@ pub enum OpenError {
     #[error(transparent)]
     NotFound(#[from] NotFound),
     /// The loader refuses the file.
-    #[error("{library} at {path} cannot be loaded: {reason}", path = path.display())]
+    #[error("{}: {}", self.problem(), library.remedy())]
     Load {
         /// Which it is.
         library: Library,
@@ -38,7 +38,7 @@ pub enum OpenError {
         reason: String,
     },
     /// The library lacks a function.
-    #[error("{library} at {path} has no function {name}: is it too old?", path = path.display())]
+    #[error("{}: {}", self.problem(), library.remedy())]
     Symbol {
         /// Which it is.
         library: Library,
@@ -48,8 +48,10 @@ pub enum OpenError {
         name: &'static str,
     },
     /// A function says that it cannot do its work.
-    #[error("{name} of {path} fails: {reason}", path = path.display())]
+    #[error("{}: {}", self.problem(), library.remedy())]
     Call {
+        /// Which it is.
+        library: Library,
         /// The file.
         path: PathBuf,
         /// The function.
@@ -57,6 +59,31 @@ pub enum OpenError {
         /// What the library says.
         reason: String,
     },
+}
+
+impl OpenError {
+    /// What is wrong, without what to do; that is [`Library::remedy`].
+    pub fn problem(&self) -> String {
+        match self {
+            Self::NotFound(error) => error.to_string(),
+            Self::Load {
+                library,
+                path,
+                reason,
+            } => format!("{library} at {} cannot be loaded: {reason}", path.display()),
+            Self::Symbol {
+                library,
+                path,
+                name,
+            } => format!(
+                "{library} at {} has no function {name}: is it too old?",
+                path.display()
+            ),
+            Self::Call {
+                path, name, reason, ..
+            } => format!("{name} of {} fails: {reason}", path.display()),
+        }
+    }
 }
 
 /// Those that are loaded.
@@ -84,10 +111,13 @@ pub fn open(library: Library) -> Result<&'static Opened, OpenError> {
     if library == Library::Nvrtc {
         builtins(&found.path);
     }
+    if library == Library::Cudnn {
+        cudnn::load_parts(&found.path)?;
+    }
     let handle = load(&found.path).map_err(|error| OpenError::Load {
         library,
         path: found.path.clone(),
-        reason: error.to_string(),
+        reason: told(&error),
     })?;
     let opened: &'static Opened = Box::leak(Box::new(Opened { found, handle }));
     all.push(opened);
@@ -109,10 +139,25 @@ fn builtins(nvrtc: &Path) {
     }
 }
 
+/// The loader's own words.
+pub(super) fn told(error: &libloading::Error) -> String {
+    let words = std::error::Error::source(error);
+    words.map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 fn load(path: &Path) -> Result<Handle, libloading::Error> {
     // SAFETY: the initialisers of the file run. It is a library of CUDA by its name, from a folder of
     // the system, of the user or that the user named; what they do is as trusted as this program.
     unsafe { Handle::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }
+}
+
+/// Loads a part of a library, which is opened by its bare name later and stays loaded. A bare name is
+/// looked for by the system's loader.
+pub(super) fn load_part(file: &Path) -> Result<(), libloading::Error> {
+    // SAFETY: as in `load`. Its functions are found by who opens it, and by nobody else.
+    let handle = unsafe { Handle::open(Some(file), RTLD_NOW | RTLD_LOCAL) }?;
+    std::mem::forget(handle);
+    Ok(())
 }
 
 impl Opened {
@@ -135,6 +180,7 @@ impl Opened {
 
     pub(super) fn failed(&self, name: &'static str, reason: String) -> OpenError {
         OpenError::Call {
+            library: self.found.library,
             path: self.found.path.clone(),
             name,
             reason,

@@ -253,6 +253,32 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path() {
+    let test = "needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path";
+    let folder = folder("stubs");
+    let stub = folder.join("libcuda.so");
+    let driver = library_file("libcuda.so.1");
+    // In the process that is started there is no such folder.
+    if folder.exists() {
+        fs::copy(&driver, &stub).unwrap();
+    }
+    let before = std::env::var_os("LD_LIBRARY_PATH").unwrap();
+    let path = std::env::split_paths(&before);
+    let path = std::env::join_paths([folder.clone()].into_iter().chain(path)).unwrap();
+    let told = in_a_process(test, &[("LD_LIBRARY_PATH", &path)], opening);
+    assert!(
+        told.starts_with("MissingLibrary { library: Driver, "),
+        "{told}"
+    );
+    let expected = format!("{} is found before ", stub.display());
+    assert!(told.contains(&expected), "{told}");
+    let remedy = "libcuda.so.1: take its folder out of LD_LIBRARY_PATH";
+    assert!(told.contains(remedy), "{told}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
 /// A file of a library that this process could load.
 fn library_file(name: &str) -> PathBuf {
     let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap();

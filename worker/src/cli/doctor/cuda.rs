@@ -258,7 +258,7 @@ fn look(library: Library) -> LibraryReport {
     use crate::libraries::{OpenError, open, version_of};
     let broken = |error: &OpenError| LibraryReport {
         state: State::Broken,
-        problem: Some(error.to_string()),
+        problem: Some(error.problem()),
         remedy: Some(library.remedy().to_owned()),
         ..LibraryReport::empty(library)
     };
@@ -301,7 +301,7 @@ fn is_more_exact(file: &Version, told: &Version) -> bool {
 fn gpus() -> Result<Option<Vec<Gpu>>, String> {
     use crate::libraries::{gpus, open};
     let gpus = open(Library::Driver).and_then(gpus);
-    gpus.map(Some).map_err(|error| error.to_string())
+    gpus.map(Some).map_err(|error| error.problem())
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -12,11 +12,14 @@ use super::super::Wire;
 use super::super::device::Piece;
 use super::library::{
     AVERAGE, BFLOAT16, Config, FLOAT32, Functions, HOST_IMMEDIATE, Handle, ID_BYTES, IN_PROGRESS,
-    REMOTE_ERROR, SUCCESS, SUM, Stream, UniqueId,
+    INTERNAL_ERROR, REMOTE_ERROR, SUCCESS, SUM, SYSTEM_ERROR, Stream, UniqueId,
 };
 
 /// Between two looks at what NCCL has not finished yet.
 const LOOK: Duration = Duration::from_micros(200);
+
+/// For so long it is looked at all the time first: most calls are done by then.
+const SPIN: Duration = Duration::from_micros(50);
 
 /// How long other ranks may take to end; then this one ends without them.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -26,6 +29,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) enum Trouble {
     /// Another rank, or the way to it, is gone; NCCL does not say which.
     Remote(String),
+    /// Something between this rank and another, as when one on the same machine is killed, or of this
+    /// rank alone; NCCL does not say which.
+    Unclear(String),
     /// Something else, of this rank.
     Own(String),
     /// It took too long.
@@ -107,7 +113,11 @@ impl Communicator {
             if begin.elapsed() > limit {
                 return Err(Trouble::Late);
             }
-            thread::sleep(LOOK);
+            if begin.elapsed() < SPIN {
+                std::hint::spin_loop();
+            } else {
+                thread::sleep(LOOK);
+            }
         }
         Ok(())
     }
@@ -248,6 +258,9 @@ impl Communicator {
             SUCCESS => Ok(true),
             IN_PROGRESS => Ok(false),
             REMOTE_ERROR => Err(Trouble::Remote(self.functions.told(what, result, handle))),
+            SYSTEM_ERROR | INTERNAL_ERROR => {
+                Err(Trouble::Unclear(self.functions.told(what, result, handle)))
+            }
             other => Err(Trouble::Own(self.functions.told(what, other, handle))),
         }
     }

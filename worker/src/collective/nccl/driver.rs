@@ -15,7 +15,8 @@ use crate::libraries::{self, Library};
 /// A GPU's primary context, kept alive.
 pub(super) struct Context {
     device: CUdevice,
-    context: CUcontext,
+    primary: CUcontext,
+    uuid: String,
 }
 
 // SAFETY: a context may be made current on any thread, and the driver's functions lock for themselves.
@@ -26,32 +27,54 @@ unsafe impl Sync for Context {}
 impl Context {
     /// That of the GPU of this number. The calling thread works with it from now on.
     pub(super) fn open(ordinal: u32) -> Result<Arc<Self>, String> {
-        libraries::open(Library::Driver).map_err(|error| error.to_string())?;
+        let driver = libraries::open(Library::Driver).map_err(|error| error.to_string())?;
         // SAFETY: it looks for the library by its name, and panics nowhere.
         if !unsafe { sys::is_culib_present() } {
-            return Err("CUDA's driver is not found by its name".into());
+            return Err(format!(
+                "CUDA's driver at {} is not found by its name: put its folder into LD_LIBRARY_PATH",
+                driver.found.path.display()
+            ));
         }
-        let ordinal = i32::try_from(ordinal).map_err(|_| format!("no GPU {ordinal}"))?;
-        let (mut device, mut context) = (0, ptr::null_mut());
+        let (mut count, mut device, mut primary) = (0, 0, ptr::null_mut());
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
         // SAFETY: each writes one value, for which there is room.
         unsafe {
             told("cuInit", sys::cuInit(0))?;
-            told("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal))?;
+            told("cuDeviceGetCount", sys::cuDeviceGetCount(&raw mut count))?;
+            let number = i32::try_from(ordinal).ok().filter(|number| *number < count);
+            let number = number.ok_or_else(|| {
+                format!("there is no GPU {ordinal}: {count} found; is it in CUDA_VISIBLE_DEVICES?")
+            })?;
+            told("cuDeviceGet", sys::cuDeviceGet(&raw mut device, number))?;
+            told(
+                "cuDeviceGetUuid_v2",
+                sys::cuDeviceGetUuid_v2(&raw mut uuid, device),
+            )?;
             told(
                 "cuDevicePrimaryCtxRetain",
-                sys::cuDevicePrimaryCtxRetain(&raw mut context, device),
+                sys::cuDevicePrimaryCtxRetain(&raw mut primary, device),
             )?;
         }
-        let context = Arc::new(Self { device, context });
+        let uuid = written(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]));
+        let context = Arc::new(Self {
+            device,
+            primary,
+            uuid,
+        });
         context.enter()?;
         Ok(context)
+    }
+
+    /// The GPU's own name, as `nvidia-smi -L` has it; of a part of a GPU, that part's.
+    pub(super) fn uuid(&self) -> &str {
+        &self.uuid
     }
 
     /// The calling thread works with it from now on.
     pub(super) fn enter(&self) -> Result<(), String> {
         // SAFETY: this keeps the context alive.
         told("cuCtxSetCurrent", unsafe {
-            sys::cuCtxSetCurrent(self.context)
+            sys::cuCtxSetCurrent(self.primary)
         })
     }
 }
@@ -191,5 +214,22 @@ fn told(what: &str, result: CUresult) -> Result<(), String> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
-    Err(format!("{what}: {result:?}"))
+    Err(format!("{what}: {result:?} (see synfire doctor)"))
+}
+
+/// "GPU-00112233-4455-6677-8899-aabbccddeeff".
+fn written(uuid: [u8; 16]) -> String {
+    let digits = uuid.map(|byte| format!("{byte:02x}")).concat();
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+    format!("GPU-{}", parts.join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_name_of_a_gpu_is_written_as_nvidia_writes_it() {
+        let bytes = std::array::from_fn(|i| 0x11 * u8::try_from(i).unwrap());
+        let expected = "GPU-00112233-4455-6677-8899-aabbccddeeff";
+        assert_eq!(super::written(bytes), expected);
+    }
 }

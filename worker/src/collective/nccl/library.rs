@@ -22,6 +22,8 @@ pub(super) type Handle = *mut c_void;
 pub(super) type Stream = *mut c_void;
 
 pub(super) const SUCCESS: c_int = 0;
+pub(super) const SYSTEM_ERROR: c_int = 2;
+pub(super) const INTERNAL_ERROR: c_int = 3;
 pub(super) const REMOTE_ERROR: c_int = 6;
 pub(super) const IN_PROGRESS: c_int = 7;
 
@@ -215,6 +217,9 @@ impl Functions {
         let mut told = format!("{what}: {general}");
         if let Some(line) = last.lines().map(str::trim).find(|line| !line.is_empty()) {
             told = format!("{told} ({line})");
+        }
+        if !told.contains("NCCL_DEBUG") {
+            told.push_str(": set NCCL_DEBUG=WARN for the reason");
         }
         told
     }

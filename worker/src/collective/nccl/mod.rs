@@ -5,12 +5,16 @@
 //! stands: it carried the id as well.
 //!
 //! - Sums run on a stream of their own. It waits, on the GPU, for the gradients; computation waits, on
-//!   the GPU, for the sums. The host waits for neither.
+//!   the GPU, for the sums. The host waits for neither; it waits until NCCL has brought a sum on its
+//!   stream: some microseconds up to a fraction of a millisecond, and longer the first time, when NCCL
+//!   connects the ranks.
 //! - The order in which NCCL adds is its own: bits differ from those of other groups, not between ranks.
 //!   In bf16 it rounds at each addition.
 //! - NCCL does not say who is missing. After a deadline or a lost connection all ranks that are well
 //!   answer a roll call of the group on the host; who does not is named. Before that the coordinator's
 //!   heartbeats may have found out, and interrupt that group, which is noticed here.
+//! - A rank that is killed may show as an error of the system or of NCCL itself: the group on the host is
+//!   asked before a rank takes it for its own.
 //! - What NCCL does with unequal lengths is undefined: whoever uses this has to agree on them before.
 //!
 //! # Layout
@@ -36,13 +40,33 @@ use std::time::Duration;
 use synfire_shared::ids::{Rank, World};
 
 use super::device::{OnDevice, Piece, Started};
-use super::{Collective, CollectiveError, Interrupt, Pending, Solo, Wire};
+use super::{Collective, CollectiveError, Interrupt, Pending, Solo, Wire, rank_of};
 use driver::{Context, Lent, Stream};
 pub(super) use watchdog::Events;
 use watchdog::{Verdict, Watched};
 
-/// How long the others may take to answer a roll call; less where the deadline is shorter.
+/// How long the others may take to answer a roll call once they know of it; less where the deadline is
+/// shorter.
 const ROLL_CALL: Duration = Duration::from_secs(10);
+
+/// How long the group on the host may take to notice that a rank is gone, where this rank alone asks.
+const QUESTION: Duration = Duration::from_secs(3);
+
+/// The answer to a roll call of a rank that is well.
+const PRESENT: &[u8] = b"roll call";
+
+/// Characters of another rank's reason that are told.
+const REASON: usize = 1000;
+
+/// The first rank that has answered a roll call with trouble of its own.
+fn gave_up(all: &[Vec<u8>]) -> Option<CollectiveError> {
+    let rank = all.iter().position(|answer| answer != PRESENT)?;
+    let reason = String::from_utf8_lossy(&all[rank]);
+    Some(CollectiveError::Left {
+        rank: rank_of(rank),
+        reason: reason.chars().take(REASON).collect(),
+    })
+}
 
 /// One rank of a group whose gradients lie on GPUs, beside a group on the host.
 pub struct Nccl {
@@ -138,24 +162,32 @@ impl Nccl {
             self.over = Some(match self.watched.verdict()? {
                 Verdict::Certain(error) => error,
                 Verdict::Missing(error) => self.roll_call(error),
+                Verdict::Unclear(error) => self.ask(error),
             });
         }
         self.over.clone()
     }
 
-    /// All ranks that are well come here, at about the same time: they waited for the same sum. If all
+    /// All ranks that are well come here. After a deadline that is at about the same time: they waited for
+    /// the same sum. A lost connection one rank may notice at once, and another at its deadline. If all
     /// come, it remains open who it was.
     fn roll_call(&mut self, error: CollectiveError) -> CollectiveError {
-        let patience = self.watched.deadline().min(ROLL_CALL);
+        let deadline = self.watched.deadline();
+        let patience = if matches!(error, CollectiveError::Deadline { .. }) {
+            deadline.min(ROLL_CALL)
+        } else {
+            deadline.saturating_add(ROLL_CALL)
+        };
         self.host.set_deadline(patience);
-        let missing = match self.host.gather(b"roll call") {
+        let missing = match self.host.gather(PRESENT) {
             Err(CollectiveError::Deadline { missing, .. }) if !missing.is_empty() => missing,
             Err(
                 known @ (CollectiveError::Lost { .. }
                 | CollectiveError::Left { .. }
                 | CollectiveError::Interrupted { .. }),
             ) => return known,
-            Ok(_) | Err(_) => return error,
+            Ok(all) => return gave_up(&all).unwrap_or(error),
+            Err(_) => return error,
         };
         let seconds = if let CollectiveError::Deadline { seconds, .. } = error {
             seconds
@@ -163,6 +195,21 @@ impl Nccl {
             patience.as_secs_f64()
         };
         CollectiveError::Deadline { seconds, missing }
+    }
+
+    /// Whether another rank is gone: that would be why. The others do not know of the question, so who does
+    /// not answer may be well. Where a roll call is under way it hears what this rank has.
+    fn ask(&mut self, error: CollectiveError) -> CollectiveError {
+        self.host
+            .set_deadline(self.watched.deadline().min(QUESTION));
+        match self.host.gather(error.to_string().as_bytes()) {
+            Err(
+                known @ (CollectiveError::Lost { .. }
+                | CollectiveError::Left { .. }
+                | CollectiveError::Interrupted { .. }),
+            ) => known,
+            Ok(_) | Err(_) => error,
+        }
     }
 
     fn alive(&mut self) -> Result<(), CollectiveError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Collective, CollectiveError, place, rank_of};
+use super::super::{Collective, CollectiveError, rank_of};
 use super::communicator::{Communicator, Trouble};
 use super::driver::Context;
 use super::library::{Functions, ID_BYTES};
@@ -20,9 +20,13 @@ const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 /// What a rank says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Hello {
-    /// Where the GPU's number counts.
-    machine: String,
+    /// The GPU's number, as this rank counts.
     gpu: u32,
+    /// The GPU's own name, which no other one in the world has: containers and `CUDA_VISIBLE_DEVICES`
+    /// give them other numbers.
+    uuid: String,
+    /// Whether this rank's NCCL lets several ranks share a GPU.
+    may_share: bool,
     version: String,
     /// Rank 0's id.
     id: Vec<u8>,
@@ -43,8 +47,11 @@ pub(super) fn open(
 ) -> Result<(Communicator, Arc<Context>), CollectiveError> {
     let ready = prepare(host.rank().0 == 0, gpu);
     let mine = Hello {
-        machine: place::machine(),
         gpu,
+        uuid: ready
+            .as_ref()
+            .map_or_else(|_| String::new(), |r| r.1.uuid().to_owned()),
+        may_share: std::env::var_os(SHARED_GPU).is_some(),
         version: ready
             .as_ref()
             .map_or_else(|_| String::new(), |r| r.0.version()),
@@ -53,7 +60,7 @@ pub(super) fn open(
     };
     host.set_deadline(deadline);
     let all: Vec<Hello> = exchange(host, &mine)?;
-    let id = agree(&all, std::env::var_os(SHARED_GPU).is_some())?;
+    let id = agree(&all)?;
     let (functions, context, _) = ready.map_err(group)?;
     let seat = (host.rank().0 as usize, host.world().0 as usize);
     let interrupt = host.interrupt();
@@ -83,7 +90,7 @@ fn prepare(is_first: bool, gpu: u32) -> Result<(Functions, Arc<Context>, [u8; ID
 }
 
 /// Rank 0's id, if all ranks can and each has a GPU of its own.
-fn agree(all: &[Hello], may_share: bool) -> Result<[u8; ID_BYTES], CollectiveError> {
+fn agree(all: &[Hello]) -> Result<[u8; ID_BYTES], CollectiveError> {
     for (rank, hello) in all.iter().enumerate() {
         let rank = rank_of(rank);
         if let Some(reason) = &hello.failed {
@@ -96,22 +103,30 @@ fn agree(all: &[Hello], may_share: bool) -> Result<[u8; ID_BYTES], CollectiveErr
             )));
         }
     }
-    for (rank, hello) in all.iter().enumerate() {
-        let same = |other: &&Hello| (&other.machine, other.gpu) == (&hello.machine, hello.gpu);
-        if let Some(first) = all[..rank].iter().position(|other| same(&other))
-            && !may_share
-        {
-            return Err(group(format!(
-                "{} and {} have the same GPU, number {} of their machine: start no more ranks on a \
-                 machine than it has GPUs, and name none by run.device = \"cuda:N\"",
-                rank_of(first),
-                rank_of(rank),
-                hello.gpu
-            )));
-        }
+    if !all.iter().all(|hello| hello.may_share) {
+        each_has_its_own(all)?;
     }
     let id = all[0].id.as_slice().try_into();
     id.map_err(|_| group("rank 0 sent no id of NCCL".into()))
+}
+
+fn each_has_its_own(all: &[Hello]) -> Result<(), CollectiveError> {
+    for (rank, hello) in all.iter().enumerate() {
+        let before = &all[..rank];
+        let Some(first) = before.iter().position(|other| other.uuid == hello.uuid) else {
+            continue;
+        };
+        return Err(group(format!(
+            "{} and {} have the same GPU, number {} to the one and {} to the other ({}): start no more \
+             ranks on a machine than it has GPUs, and name none by run.device = \"cuda:N\"",
+            rank_of(first),
+            rank_of(rank),
+            before[first].gpu,
+            hello.gpu,
+            hello.uuid
+        )));
+    }
+    Ok(())
 }
 
 /// Whether every rank is connected, by what each has to say.
@@ -140,7 +155,7 @@ fn connected(all: &[Option<String>], deadline: Duration) -> Result<(), Collectiv
 
 fn said(trouble: &Trouble) -> String {
     match trouble {
-        Trouble::Remote(reason) | Trouble::Own(reason) => reason.clone(),
+        Trouble::Remote(reason) | Trouble::Unclear(reason) | Trouble::Own(reason) => reason.clone(),
         Trouble::Late => "NCCL has not connected the ranks in time".into(),
         Trouble::Aborted => "the group was ended".into(),
     }
@@ -172,10 +187,11 @@ fn exchange<T: Serialize + for<'a> Deserialize<'a>>(
 mod tests {
     use super::*;
 
-    fn hello(machine: &str, gpu: u32) -> Hello {
+    fn hello(uuid: &str, gpu: u32) -> Hello {
         Hello {
-            machine: machine.into(),
             gpu,
+            uuid: uuid.into(),
+            may_share: false,
             version: "2.28.9".into(),
             id: vec![7; ID_BYTES],
             failed: None,
@@ -184,15 +200,19 @@ mod tests {
 
     #[test]
     fn ranks_agree_where_each_has_a_gpu_of_its_own() {
-        let all = [hello("a", 0), hello("a", 1), hello("b", 0)];
-        assert_eq!(agree(&all, false).unwrap(), [7; ID_BYTES]);
-        let all = [hello("a", 0), hello("b", 1), hello("b", 1)];
-        let text = agree(&all, false).unwrap_err().to_string();
-        assert!(
-            text.contains("rank 1 and rank 2 have the same GPU, number 1"),
-            "{text}"
-        );
-        assert!(agree(&all, true).is_ok());
+        // In containers each may be number 0.
+        let all = [hello("a", 0), hello("b", 0), hello("c", 1)];
+        assert_eq!(agree(&all).unwrap(), [7; ID_BYTES]);
+        let mut all = [hello("a", 0), hello("b", 1), hello("b", 0)];
+        let text = agree(&all).unwrap_err().to_string();
+        let told =
+            "rank 1 and rank 2 have the same GPU, number 1 to the one and 0 to the other (b)";
+        assert!(text.contains(told), "{text}");
+        // All of them have to know that they share.
+        (all[1].may_share, all[2].may_share) = (true, true);
+        assert!(agree(&all).is_err());
+        all[0].may_share = true;
+        assert!(agree(&all).is_ok());
     }
 
     #[test]
@@ -202,10 +222,10 @@ mod tests {
             hello("a", 0),
             Hello {
                 failed,
-                ..hello("a", 1)
+                ..hello("b", 1)
             },
         ];
-        let text = agree(&all, false).unwrap_err().to_string();
+        let text = agree(&all).unwrap_err().to_string();
         let expected = "rank 1 cannot average on its GPU: libnccl.so.2 was not found";
         assert!(text.ends_with(expected), "{text}");
         let version = "2.21.5".to_owned();
@@ -213,10 +233,10 @@ mod tests {
             hello("a", 0),
             Hello {
                 version,
-                ..hello("a", 1)
+                ..hello("b", 1)
             },
         ];
-        let text = agree(&all, false).unwrap_err().to_string();
+        let text = agree(&all).unwrap_err().to_string();
         assert!(
             text.contains("rank 1 has NCCL 2.21.5 and rank 0 has 2.28.9"),
             "{text}"
@@ -225,7 +245,7 @@ mod tests {
             id: vec![1; 5],
             ..hello("a", 0)
         }];
-        assert!(agree(&all, false).is_err());
+        assert!(agree(&all).is_err());
     }
 
     #[test]

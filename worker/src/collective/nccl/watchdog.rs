@@ -31,6 +31,8 @@ pub(super) enum Verdict {
     Certain(CollectiveError),
     /// Another rank is missing, and the others may know which.
     Missing(CollectiveError),
+    /// This rank has failed, or another one has; the group on the host may know.
+    Unclear(CollectiveError),
 }
 
 /// What the thread and the caller share.
@@ -118,6 +120,7 @@ impl Watched {
     pub(super) fn explain(&self, trouble: Trouble) -> Verdict {
         match trouble {
             Trouble::Remote(reason) => Verdict::Missing(CollectiveError::Device { reason }),
+            Trouble::Unclear(reason) => Verdict::Unclear(CollectiveError::Device { reason }),
             Trouble::Own(reason) => Verdict::Certain(CollectiveError::Device { reason }),
             Trouble::Late => Verdict::Missing(CollectiveError::Deadline {
                 seconds: self.deadline().as_secs_f64(),

@@ -8,14 +8,16 @@
 use super::CudaError;
 use crate::libraries::{Library, OpenError, Opened, open};
 use cudarc::{cudnn, driver, nvrtc};
+use std::path::Path;
 
-/// The driver's functions that this back end calls.
+/// The driver's functions that this back end calls, and averages between GPUs.
 const DRIVER_SYMBOLS: &[&str] = &[
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetName",
+    "cuDeviceGetUuid_v2",
     "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDriverGetVersion",
@@ -156,11 +158,39 @@ fn check(
             });
         };
         if symbol == symbols[0] && address_in(opened, symbol) != Some(address) {
-            // A file without a version in its name comes first where the system's loader knows one.
-            tracing::warn!(%library, path = %path.display(), "the system's loader gives another file");
+            another_file(library, path, address)?;
         }
     }
     Ok(())
+}
+
+/// A file without a version in its name comes first where the system's loader knows one. Of the driver
+/// that is a toolkit's stub, which does nothing.
+fn another_file(library: Library, path: &Path, address: usize) -> Result<(), CudaError> {
+    let used = file_at(address).unwrap_or_else(|| "another file".into());
+    let path = path.display();
+    let told = format!("{used} is found before {path}: take its folder out of LD_LIBRARY_PATH");
+    if library == Library::Driver {
+        return Err(CudaError::MissingLibrary { library, told });
+    }
+    tracing::warn!(%library, "{told}");
+    Ok(())
+}
+
+/// The file that lies at an address of this process.
+fn file_at(address: usize) -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let is_there = |line: &&str| {
+        let range = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'));
+        let number = |text: &str| usize::from_str_radix(text, 16).ok();
+        let range = range.and_then(|(begin, end)| Some(number(begin)?..number(end)?));
+        range.is_some_and(|range| range.contains(&address))
+    };
+    let line = maps.lines().find(is_there)?;
+    Some(line[line.find('/')?..].to_owned())
 }
 
 fn address(library: &libloading::Library, symbol: &str) -> Option<usize> {
@@ -211,9 +241,12 @@ mod tests {
     #[test]
     fn every_function_that_is_called_is_asked_for_first() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/cuda/device");
-        let texts = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        let averages = concat!(env!("CARGO_MANIFEST_DIR"), "/src/collective/nccl/driver.rs");
+        let files = std::fs::read_dir(folder).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        let texts = files
+            .chain([averages.into()])
+            .map(|file| std::fs::read_to_string(file).unwrap());
         let called: BTreeSet<String> = texts.flat_map(|text| called(&text)).collect();
         let lists = [DRIVER_SYMBOLS, NVRTC_SYMBOLS, CUDNN_SYMBOLS];
         let listed = lists.into_iter().flatten().map(|&name| name.to_owned());
