@@ -426,8 +426,16 @@ pub trait Kernels: Send {
     /// Updates a range of the weights from the same range of the gradients.
     fn update(&mut self, span: Span, step: Step);
 
-    /// Updates a range of the weights from gradients that are given, such as the means over ranks. What
-    /// the same range of [`Arena::Gradients`] holds then is not said.
+    /// Copies a range of [`Arena::Gradients`] to the host, for [`Kernels::update_from`]: in the back end's own
+    /// order, which may differ from that of [`Kernels::read_arena`] and is the same on all ranks of its kind.
+    /// Waits.
+    fn read_gradients(&mut self, offset: usize, values: &mut [f32]) {
+        self.read_arena(Arena::Gradients, offset, values);
+    }
+
+    /// Updates a range of the weights from gradients that are given, such as the means over ranks, in the
+    /// order of [`Kernels::read_gradients`]. What the same range of [`Arena::Gradients`] holds then is not
+    /// said.
     ///
     /// # Panics
     /// If there are not as many gradients as the range has numbers.

@@ -247,7 +247,7 @@ impl Exchange {
             numbers.resize(len, 0.0);
         }
         let gradients = &mut numbers[..len];
-        kernels.read_arena(Arena::Gradients, bucket.range.start, gradients);
+        kernels.read_gradients(bucket.range.start, gradients);
         scale(gradients, self.scale);
         // Counts do not survive being rounded.
         let wire = if is_last { Wire::F32 } else { self.part.wire };

@@ -427,6 +427,20 @@ impl Kernels for CudaKernels {
         self.update_range(span, step);
     }
 
+    // A range may cut a filter, whose order on the device is another: a piece of the one is no piece of
+    // the other.
+    fn read_gradients(&mut self, offset: usize, values: &mut [f32]) {
+        let from = self.arenas().pointer(Arena::Gradients, offset);
+        self.read_numbers(from, values);
+    }
+
+    fn update_from(&mut self, span: Span, gradients: &[f32], step: Step) {
+        assert_eq!(gradients.len(), span.len, "a gradient for every weight");
+        let to = self.arenas().pointer(Arena::Gradients, span.offset);
+        self.write_numbers(to, gradients);
+        self.update(span, step);
+    }
+
     fn device_arenas(&self) -> Option<DeviceArenas> {
         self.addresses()
     }
