@@ -21,7 +21,7 @@ mod words;
 
 use crate::collective::{Collective, CollectiveError, Pending, Wire};
 use crate::engine::Network;
-use crate::kernel::{Arena, DeviceArenas, Kernels, Report, Span};
+use crate::kernel::{DeviceArenas, Kernels, Report, Span};
 pub use buckets::{measured, measured_between_devices};
 use std::collections::VecDeque;
 use std::ops::Range;
