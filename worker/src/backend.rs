@@ -36,7 +36,7 @@ pub enum BackEndError {
     /// A library is in none of the places.
     #[error(transparent)]
     Library(#[from] NotFound),
-    /// A library is there and cannot be used.
+    /// A GPU cannot be opened.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] crate::kernel::cuda::device::CudaError),
