@@ -54,6 +54,13 @@ pub(super) struct Watch {
     pub(super) is_late: bool,
 }
 
+impl Watch {
+    /// Whether there is a fault, as far as is known.
+    pub(super) fn has_found(&self) -> bool {
+        self.found.is_some()
+    }
+}
+
 impl Counters {
     pub(super) fn new(device: &Device) -> Result<Self, CudaError> {
         let fault = device.allocate(256)?;

@@ -299,6 +299,10 @@ impl Kernels for CudaKernels {
         self.repeat_recorded(what, step, body);
     }
 
+    fn in_between(&mut self, call: &mut dyn FnMut(&mut dyn Kernels)) {
+        self.between_parts(call);
+    }
+
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]) {
         let elements = values.len();
         self.rooms.becomes_f32(buffer);
@@ -427,6 +431,11 @@ impl Kernels for CudaKernels {
         self.update_range(span, step);
     }
 
+    /// 4 MiB of weights: some 5 µs, of which a launch is a part.
+    fn update_grain(&self) -> usize {
+        1 << 20
+    }
+
     // A range may cut a filter, whose order on the device is another: a piece of the one is no piece of
     // the other.
     fn read_gradients(&mut self, offset: usize, values: &mut [f32]) {
@@ -443,6 +452,11 @@ impl Kernels for CudaKernels {
 
     fn device_arenas(&self) -> Option<DeviceArenas> {
         self.addresses()
+    }
+
+    fn device_slot(&self, buffer: Buffer, t: usize) -> Option<u64> {
+        let slot = self.rooms.slot(buffer, self.rooms.elements(buffer), t);
+        (slot.kind == Type::F32).then_some(slot.at.0)
     }
 
     fn round_to_wire(&mut self, span: Span, factor: f32) {

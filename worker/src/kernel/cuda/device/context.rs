@@ -21,6 +21,10 @@ pub(super) struct Context {
     /// What cannot be captured: the work is not done then, but the device goes on.
     refusal: Mutex<Option<CudaError>>,
     pub(super) capturing: AtomicBool,
+    /// How much work has been captured since the capture began.
+    pub(super) captured: AtomicU64,
+    /// Whether work for the compute stream is left out.
+    pub(super) muted: AtomicBool,
     allocated: AtomicU64,
     peak: AtomicU64,
     // Last: what lives in it is dropped first.
@@ -38,6 +42,8 @@ impl Context {
             has_fault: AtomicBool::new(false),
             refusal: Mutex::default(),
             capturing: AtomicBool::new(false),
+            captured: AtomicU64::new(0),
+            muted: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             primary,
@@ -91,6 +97,15 @@ impl Context {
         }
     }
 
+    /// As [`Context::run`], of work for the compute stream: what a graph can consist of.
+    pub(super) fn work(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) {
+        if self.muted.load(Ordering::Acquire) {
+            return;
+        }
+        self.captured.fetch_add(1, Ordering::Relaxed);
+        self.run(action);
+    }
+
     /// Does something that can fail by itself: not after a fault, and a fault found by it is kept.
     pub(super) fn attempt<T>(
         &self,
@@ -106,9 +121,9 @@ impl Context {
         result
     }
 
-    /// An error while a graph is captured.
+    /// An error while a graph is captured, or its work left out because a graph does it.
     pub(super) fn not_capturing(&self, call: &'static str) -> Result<(), CudaError> {
-        if self.capturing.load(Ordering::Acquire) {
+        if self.capturing.load(Ordering::Acquire) || self.muted.load(Ordering::Acquire) {
             return Err(CudaError::WhileCapturing { call });
         }
         Ok(())

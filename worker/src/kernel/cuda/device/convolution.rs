@@ -153,7 +153,7 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, zero) = (1.0_f32, 0.0_f32);
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
             // SAFETY: the descriptors live; the memory is as long as they say by the caller's arithmetic,
             // and lives because its drop waits for the stream.
@@ -189,7 +189,7 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, kept) = (1.0_f32, f32::from(u8::from(accumulate)));
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
             // SAFETY: as in `forward`.
             let status = unsafe {
@@ -225,7 +225,7 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, kept) = (1.0_f32, f32::from(u8::from(accumulate)));
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
             // SAFETY: as in `forward`.
             let status = unsafe {
