@@ -281,11 +281,15 @@ fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
         may_record: true,
         is_training: true,
         t: 0,
+        ends_batch: false,
     };
+    let mut in_between = 0;
     for round in 0_u8..4 {
         let value = f32::from(round);
         kernels.repeat(what, None, &mut |kernels| {
-            // Writing is what a recorded time step must not do.
+            // Writing is what a recorded time step must not do, in neither of two parts.
+            kernels.write(buffer, 0, &[0.0; 4]);
+            kernels.in_between(&mut |_| in_between += 1);
             kernels.write(buffer, 0, &[value; 4]);
         });
         let mut values = [f32::NAN; 4];
@@ -293,6 +297,7 @@ fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
         assert_eq!(values.map(f32::to_bits), [value.to_bits(); 4]);
         assert_eq!(kernels.failure(), None);
         assert_eq!(kernels.num_graphs(), 0);
+        assert_eq!(in_between, round + 1);
     }
 }
 
@@ -338,6 +343,7 @@ impl InParts {
             may_record: true,
             is_training: true,
             t: 0,
+            ends_batch: false,
         };
         let (from, to, found) = (self.from, self.to, &mut self.found);
         self.kernels.repeat(what, None, &mut |kernels| {
@@ -519,6 +525,7 @@ fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
         may_record: true,
         is_training: true,
         t: 0,
+        ends_batch: false,
     };
     for round in 0_u8..4 {
         // Other tables each time: those of a recording that was refused never arrived.

@@ -25,7 +25,7 @@ pub enum Shared {
     },
 }
 
-/// Does so.
+/// Averages what is [`Shared`] over ranks.
 pub type Pool<'a> = &'a mut dyn FnMut(&mut dyn Kernels, Shared);
 
 impl Shared {

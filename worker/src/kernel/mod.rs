@@ -166,6 +166,8 @@ pub struct Repeat {
     pub is_training: bool,
     /// The time step.
     pub t: usize,
+    /// Whether it is the last one of its batch.
+    pub ends_batch: bool,
 }
 
 /// The newest `len` time steps, `newest` among them: `newest - len + 1 ..= newest`.
@@ -442,8 +444,8 @@ pub trait Kernels: Send {
     /// Updates a range of the weights from the same range of the gradients.
     fn update(&mut self, span: Span, step: Step);
 
-    /// Weights that are best updated at once, at least: where a call costs as much as what it does, small ranges wait for
-    /// the next ones. With 1 each range is updated while it is in a cache.
+    /// Weights that are best updated at once, at least: where a call costs as much as what it does,
+    /// small ranges wait for the next ones. With 1 each range is updated while it is in a cache.
     fn update_grain(&self) -> usize {
         1
     }

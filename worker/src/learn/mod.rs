@@ -18,9 +18,9 @@ pub mod stol;
 
 use crate::collective::CollectiveError;
 use crate::engine::Network;
-use crate::kernel::{Kernels, Loss, Phase, Pictures, Repeat, Span, Step, Window};
+use crate::kernel::{Kernels, Loss, Phase, Pictures, Repeat, Step, Window};
 use exchange::{Exchange, Mean};
-use optimiser::Optimiser;
+use optimiser::{Joined, Optimiser};
 use std::cell::RefCell;
 
 /// The pictures or frames of a batch.
@@ -187,7 +187,7 @@ impl Learner {
     pub(crate) fn time_step(
         &mut self,
         kernels: &mut dyn Kernels,
-        t: usize,
+        (t, ends_batch): (usize, bool),
         observer: &mut dyn Observer,
         body: TimeStep<'_>,
     ) -> Result<(), LearnError> {
@@ -200,6 +200,7 @@ impl Learner {
                 may_record: self.goes_on() && !self.network.profile.is_on(),
                 is_training: true,
                 t,
+                ends_batch,
             };
             kernels.repeat(what, Some(step), &mut |kernels| {
                 result = body(self, kernels, observer, step);
@@ -220,7 +221,8 @@ impl Learner {
 
     /// Algorithm 1, lines 12 to 21: the errors of `seeded` go down through the window; each range of
     /// the weights is updated as soon as its gradient, or its mean over ranks, is final, or with the next
-    /// ones ([`Kernels::update_grain`]): no later line reads them. `ends_batch` says that no update of this batch follows.
+    /// ones ([`Kernels::update_grain`]): no later line reads them. `ends_batch` says that no update of
+    /// this batch follows.
     ///
     /// # Errors
     /// If the other ranks are lost; the network must not be used further then.
@@ -232,16 +234,13 @@ impl Learner {
     ) -> Result<(), CollectiveError> {
         let network = &mut self.network;
         let Some(exchange) = &mut self.exchange else {
-            let grain = kernels.update_grain();
-            let mut waiting: Option<Span> = None;
+            let mut joined = Joined::of(kernels.update_grain());
             network.backward(kernels, window, seeded, &mut |kernels, profile, span| {
-                let span = waiting.map_or(span, |first| first.up_to(span));
-                waiting = (span.len < grain).then_some(span);
-                if waiting.is_none() {
+                if let Some(span) = joined.add(span) {
                     Network::update(kernels, profile, span, step);
                 }
             });
-            if let Some(rest) = waiting {
+            if let Some(rest) = joined.rest() {
                 Network::update(kernels, &mut network.profile, rest, step);
             }
             return Ok(());
@@ -316,6 +315,7 @@ impl Learner {
                 may_record: !self.network.profile.is_on(),
                 is_training: false,
                 t,
+                ends_batch: t + 1 == batch.num_time_steps,
             };
             kernels.repeat(what, None, &mut |kernels| {
                 self.network.forward(kernels, t, Phase::Evaluate);

@@ -34,6 +34,7 @@ struct Plan {
     overlaps: bool,
     bptt: bool,
     norms: Norms,
+    precision: Precision,
 }
 
 /// What came of it.
@@ -53,8 +54,17 @@ pub(super) fn compare(seat: &Seat) {
         overlaps: true,
         bptt: false,
         norms: Norms::Pooled,
+        precision: Precision::F32,
     };
     both(seat, &equal, 0.0);
+    both(
+        seat,
+        &Plan {
+            precision: Precision::Bf16,
+            ..equal.clone()
+        },
+        0.0,
+    );
     both(
         seat,
         &Plan {
@@ -75,6 +85,7 @@ pub(super) fn compare(seat: &Seat) {
         seat,
         &Plan {
             bptt: true,
+            norms: Norms::Synchronised,
             ..equal.clone()
         },
         0.0,
@@ -85,6 +96,7 @@ pub(super) fn compare(seat: &Seat) {
             seat,
             &Plan {
                 wire: Wire::Bf16,
+                norms: Norms::Synchronised,
                 ..equal.clone()
             },
             2e-3,
@@ -98,13 +110,21 @@ pub(super) fn compare(seat: &Seat) {
         ..equal
     };
     both(seat, &unequal, 2e-5);
+    both(
+        seat,
+        &Plan {
+            norms: Norms::Synchronised,
+            ..unequal
+        },
+        2e-5,
+    );
     println!("training passed");
 }
 
-fn kernels(gpu: u32, records: bool) -> CudaKernels {
+fn kernels(gpu: u32, precision: Precision, records: bool) -> CudaKernels {
     let options = Options {
         ordinal: gpu,
-        precision: Precision::F32,
+        precision,
     };
     let mut kernels = CudaKernels::open(&options).unwrap();
     kernels.set_graphs(records);
@@ -116,11 +136,15 @@ fn both(seat: &Seat, plan: &Plan, tolerance: f32) {
     let exact = tolerance == 0.0 && seat.world.is_power_of_two();
     let tolerance = if exact { 0.0 } else { tolerance.max(2e-5) };
     let gpu = u32::try_from(seat.rank).unwrap();
-    let host = train(kernels(gpu, true), Box::new(seat.tcp()), plan);
+    let host = train(
+        kernels(gpu, plan.precision, true),
+        Box::new(seat.tcp()),
+        plan,
+    );
     let [written, device] = [false, true].map(|records| {
         let mut group: Box<dyn Collective> = Box::new(seat.tcp());
         Nccl::join(&mut group, gpu, super::LONG).unwrap();
-        train(kernels(gpu, records), group, plan)
+        train(kernels(gpu, plan.precision, records), group, plan)
     });
     near(&written.weights, &device.weights, 0.0);
     near(&written.statistics, &device.statistics, 0.0);
@@ -154,6 +178,51 @@ fn near(a: &[f32], b: &[f32], tolerance: f32) {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
     assert!(distance <= tolerance, "{distance} and {tolerance}");
+}
+
+/// Rank 1 is gone when the others replay: learning ends with its name, and the GPU can be asked further.
+pub(super) fn lose(seat: &Seat) {
+    let gpu = u32::try_from(seat.rank).unwrap();
+    let plan = Plan {
+        batch: 2 * seat.world,
+        places: 2 * seat.rank..2 * seat.rank + 2,
+        wire: Wire::F32,
+        overlaps: true,
+        bptt: false,
+        norms: Norms::Pooled,
+        precision: Precision::F32,
+    };
+    let mut group: Box<dyn Collective> = Box::new(seat.tcp());
+    Nccl::join(&mut group, gpu, super::LONG).unwrap();
+    let mut kernels = kernels(gpu, plan.precision, true);
+    let mut learner = learner(&mut kernels, &plan, 2);
+    let exchange = exchange(&mut kernels, group, &plan, &learner, &Arc::default());
+    learner.exchange = Some(exchange);
+    for index in 0..BATCHES {
+        if index + 1 == BATCHES && seat.rank == 1 {
+            super::signal("KILL");
+        }
+        let (x, labels) = data(index, &plan);
+        let batch = Batch {
+            index: index as u64,
+            input: Input::Static(&x),
+            labels: &labels,
+            num_time_steps: TIME_STEPS,
+            masks: Masks::Keyed,
+        };
+        let mut stol = Stol { window: 2 };
+        let learnt = stol.learn(&mut learner, &mut kernels, &batch, &mut Unobserved);
+        if let Err(error) = learnt {
+            assert_eq!(index + 1, BATCHES);
+            println!("over: {error}");
+        }
+    }
+    assert!(kernels.num_graphs() >= 4 * TIME_STEPS);
+    assert_eq!(kernels.failure(), None);
+    let mut weights = vec![0.0; learner.network.plan().layout.len()];
+    kernels.read_arena(Arena::Weights, 0, &mut weights);
+    assert!(weights.iter().any(|weight| *weight != 0.0));
+    println!("passed");
 }
 
 fn train(mut kernels: CudaKernels, collective: Box<dyn Collective>, plan: &Plan) -> Trained {

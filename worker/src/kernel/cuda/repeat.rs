@@ -131,8 +131,10 @@ impl CudaKernels {
     fn record(&mut self, body: Body<'_>) -> Known {
         match self.capture(body) {
             Ok(parts) => Known::Recorded(self.replay(parts, body)),
-            // It asked for memory: it has that when it has run once more.
-            Err(CudaError::WhileCapturing { call: "allocate" }) => {
+            // It asked for what there is once it has run once more.
+            Err(CudaError::WhileCapturing {
+                call: "allocate" | "a new convolution",
+            }) => {
                 body(self);
                 Known::Ran
             }
@@ -152,13 +154,15 @@ impl CudaKernels {
         self.device.begin_capture();
         body(self);
         self.end_part();
-        self.device.mute(false);
-        // Memory that it asked for is there when it runs as it is written.
-        self.failure = None;
+        self.device.give_up(false);
         let Stage::Recording(parts) = std::mem::take(&mut self.graphs.stage) else {
             unreachable!("nothing else has begun since");
         };
-        parts
+        // Memory or a plan that it asked for: from there on nothing was launched.
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => parts,
+        }
     }
 
     /// Ends the part that is being captured. Whether another one may begin.
@@ -177,7 +181,7 @@ impl CudaKernels {
             Err(error) => {
                 *recording = Err(error);
                 // The rest of the body does nothing.
-                self.device.mute(true);
+                self.device.give_up(true);
                 false
             }
         }

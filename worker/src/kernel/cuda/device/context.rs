@@ -23,8 +23,10 @@ pub(super) struct Context {
     pub(super) capturing: AtomicBool,
     /// How much work has been captured since the capture began.
     pub(super) captured: AtomicU64,
-    /// Whether work for the compute stream is left out.
+    /// Whether work for the compute stream is left out, because a graph does it.
     pub(super) muted: AtomicBool,
+    /// Whether nothing is done, because a capture has failed.
+    pub(super) in_vain: AtomicBool,
     allocated: AtomicU64,
     peak: AtomicU64,
     // Last: what lives in it is dropped first.
@@ -44,6 +46,7 @@ impl Context {
             capturing: AtomicBool::new(false),
             captured: AtomicU64::new(0),
             muted: AtomicBool::new(false),
+            in_vain: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             primary,
@@ -85,7 +88,10 @@ impl Context {
     pub(super) fn run(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) -> bool {
         let is_capturing = self.capturing.load(Ordering::Acquire);
         let is_refused = is_capturing && lock(&self.refusal).is_some();
-        if is_refused || self.has_fault.load(Ordering::Acquire) {
+        if is_refused
+            || self.in_vain.load(Ordering::Acquire)
+            || self.has_fault.load(Ordering::Acquire)
+        {
             return false;
         }
         match self.primary.bind().and_then(|()| action(self)) {
@@ -121,9 +127,10 @@ impl Context {
         result
     }
 
-    /// An error while a graph is captured, or its work left out because a graph does it.
+    /// An error while a graph is captured, or work is left out.
     pub(super) fn not_capturing(&self, call: &'static str) -> Result<(), CudaError> {
-        if self.capturing.load(Ordering::Acquire) || self.muted.load(Ordering::Acquire) {
+        let flags = [&self.capturing, &self.muted, &self.in_vain];
+        if flags.iter().any(|flag| flag.load(Ordering::Acquire)) {
             return Err(CudaError::WhileCapturing { call });
         }
         Ok(())

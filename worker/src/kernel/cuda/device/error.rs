@@ -163,8 +163,9 @@ pub enum CudaError {
         /// Bytes of the C++ struct.
         device: usize,
     },
-    /// A call that waits, allocates or moves bytes of the host was made while a graph is captured.
-    #[error("{call} cannot be part of a CUDA graph: make it before the capture")]
+    /// A call that waits, allocates or moves bytes of the host was made while a graph is captured, or where
+    /// one does its work.
+    #[error("{call} cannot be part of a CUDA graph: make it before, or in between")]
     WhileCapturing {
         /// The function.
         call: &'static str,

@@ -86,6 +86,12 @@ impl Device {
         self.context.muted.store(on, Ordering::Release);
     }
 
+    /// From now on nothing at all is done, or no longer: for who has to come to the end of calls of which
+    /// one could not be captured.
+    pub fn give_up(&self, on: bool) {
+        self.context.in_vain.store(on, Ordering::Release);
+    }
+
     /// Does the work of a graph on the compute stream, once more. Of an empty one nothing.
     pub fn replay(&self, graph: &Graph) {
         self.context.run(|context| {
