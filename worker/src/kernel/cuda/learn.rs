@@ -124,7 +124,8 @@ impl CudaKernels {
                     .outgrown
                     .extend(counters.labels.replace(memory)),
                 Err(error) => {
-                    self.failure.get_or_insert(error);
+                    self.fail(error);
+                    self.lacks(bytes);
                     return;
                 }
             }
@@ -186,7 +187,7 @@ impl CudaKernels {
         logits: Buffer,
         error: Option<Buffer>,
     ) {
-        if self.has_failed() {
+        if self.is_in_vain() {
             return;
         }
         let elements = loss.samples * loss.classes;
