@@ -542,6 +542,40 @@ fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
     }
 }
 
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_what_is_asked_for_where_memory_is_out_is_counted_and_nothing_is_done() {
+    let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
+        Ok(kernels) => kernels,
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(kernels.shortage(), None);
+    let before = kernels.device().allocated();
+    let kept = BufferSpec::plain(1, Shape::new(1, 1, 64), 1);
+    kernels.allocate(&kept);
+    // 4 TiB, and what there would be room for.
+    let huge = BufferSpec::plain(1024, Shape::new(1024, 1024, 1024), 1);
+    let buffers = [huge, kept].map(|spec| kernels.allocate(&spec));
+    let sizes = ArenaSizes {
+        parameters: 1000,
+        statistics: 10,
+        moments: 0,
+        states: 1,
+    };
+    kernels.allocate_arenas(sizes);
+    kernels.write_arena(Arena::Weights, 0, &[1.0; 1000]);
+    kernels.write(buffers[1], 0, &[1.0; 64]);
+    kernels.wait();
+    let failure = kernels.failure().expect("memory is out");
+    assert!(failure.contains("out of memory"), "{failure}");
+    assert_eq!(kernels.device().fault(), None);
+    let shortage = kernels.shortage().expect("memory is out");
+    assert_eq!(shortage.fixed, sizes.bytes());
+    let held = before + 2 * kernels.bytes(&kept);
+    assert_eq!(shortage.needed, held + kernels.bytes(&huge) + sizes.bytes());
+    assert!(shortage.available < shortage.needed);
+}
+
 /// The argument of a kernel that is not there.
 #[derive(Clone, Copy)]
 #[repr(C)]

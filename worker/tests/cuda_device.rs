@@ -13,6 +13,8 @@
 mod convolutions;
 #[path = "cuda_device/errors.rs"]
 mod errors;
+#[path = "cuda_device/memory.rs"]
+mod memory;
 #[path = "cuda_device/support.rs"]
 mod support;
 

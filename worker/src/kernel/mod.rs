@@ -238,6 +238,17 @@ pub struct DeviceMemory {
     pub peak: u64,
 }
 
+/// Memory that a device did not have, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// What there is for this back end, whoever took the rest.
+    pub available: u64,
+    /// What it needs, as far as it was asked for: what was held, and all that was wanted in vain.
+    pub needed: u64,
+    /// Of what is needed, what does not grow with the batch.
+    pub fixed: u64,
+}
+
 /// Sums since the last report, read from the device at once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -538,6 +549,12 @@ pub trait Kernels: Send {
     /// Why the back end can compute no more, if so: a device that is lost, memory that is not there.
     /// Whatever was called since did nothing.
     fn failure(&mut self) -> Option<String> {
+        None
+    }
+
+    /// What memory was not there for, if [`Kernels::failure`] is that: of a whole batch, once all its calls
+    /// were made.
+    fn shortage(&self) -> Option<Shortage> {
         None
     }
 }

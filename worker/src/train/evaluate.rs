@@ -74,7 +74,7 @@ pub fn evaluate(
         });
         let report = node.kernels.take_report();
         // What a device that has failed gives is no number of the network.
-        if let Some(what) = node.kernels.failure() {
+        if let Some(what) = node.failure() {
             return Err(EvaluateError::Device(what));
         }
         result?;

@@ -1,6 +1,7 @@
 //! Convolutions and their gradients, against plain loops.
 
-use crate::support::{Draws, floats_of, open};
+use crate::support::{Draws, floats_of, in_a_process, open};
+use std::ffi::OsStr;
 use synfire::kernel::cuda::device::{
     Convolution, ConvolutionShape, CudaError, Device, Memory, Operands, Pointer,
 };
@@ -241,6 +242,39 @@ fn needs_cuda_convolutions_are_captured_and_give_the_same_bits_again() {
         assert!((y.read(&device), dw.read(&device)) == eager);
     }
     assert_eq!(device.fault(), None);
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_an_algorithm_with_a_huge_workspace_is_passed_over() {
+    let test =
+        "convolutions::needs_cuda_stand_in_an_algorithm_with_a_huge_workspace_is_passed_over";
+    let chosen = |mib: &str| {
+        let environment = [("SYNFIRE_STAND_IN_WORKSPACE_MIB", OsStr::new(mib))];
+        in_a_process(test, &environment, || {
+            let device = open();
+            let operands = [Operands::F32, Operands::Tf32, Operands::Bf16];
+            let told = operands.map(|operands| {
+                let shape = shape(2, [8, 8, 16], 32, (3, 1, 1), operands);
+                let convolution = Convolution::new(&device, &shape).unwrap();
+                if convolution.workspace() < 1 << 20 {
+                    // What was asked after it has not changed its descriptor.
+                    check_convolution(&device, &shape);
+                }
+                convolution.algorithms()
+            });
+            told.join("; ")
+        })
+    };
+    let counts = |told: &str| {
+        let names = ["IMPLICIT_GEMM", "WINOGRAD", "PRECOMP_GEMM", "ALGO_1"];
+        names.map(|name| told.matches(&format!("{name} (")).count())
+    };
+    // The first that are deterministic: of an exact convolution's gradients there is but one.
+    let within = chosen("1000");
+    assert_eq!(counts(&within), [3, 4, 0, 2], "{within}");
+    let beyond = chosen("1100");
+    assert_eq!(counts(&beyond), [0, 0, 3, 6], "{beyond}");
 }
 
 #[test]

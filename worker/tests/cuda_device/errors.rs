@@ -1,6 +1,6 @@
 //! Every error of a GPU, and of what it needs.
 
-use crate::support::open;
+use crate::support::{in_a_process, open};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
@@ -8,34 +8,9 @@ use std::process::Command;
 use std::time::SystemTime;
 use synfire::kernel::cuda::device::{Arguments, CudaError, Device};
 
-/// In the process that a test has started: does the work and says what came of it.
-///
-/// In the test: starts a process that runs the same test with this environment, and gives what it said.
-fn in_a_process(
-    test: &str,
-    environment: &[(&str, &OsStr)],
-    work: impl FnOnce() -> String,
-) -> String {
-    const CHILD: &str = "SYNFIRE_TEST_CHILD";
-    const BEGIN: &str = "\ntold: ";
-    if std::env::var_os(CHILD).is_some() {
-        println!("{BEGIN}{}", work());
-        std::process::exit(0);
-    }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--ignored", "--exact", "--nocapture"])
-        .arg(format!("errors::{test}"))
-        .env(CHILD, "1");
-    for (name, value) in environment {
-        command.env(name, value);
-    }
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{test}: {text}{errors}");
-    let (_, told) = text.split_once(BEGIN).expect("the process says something");
-    told.trim().to_owned()
+/// [`in_a_process`] of a test of this file.
+fn in_process(test: &str, environment: &[(&str, &OsStr)], work: impl FnOnce() -> String) -> String {
+    in_a_process(&format!("errors::{test}"), environment, work)
 }
 
 fn opening() -> String {
@@ -63,7 +38,7 @@ fn needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number() {
         ("SYNFIRE_STAND_IN_DEVICES", OsStr::new("0")),
     ];
     let test = "needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number";
-    let told = in_a_process(test, &none, opening);
+    let told = in_process(test, &none, opening);
     assert!(
         told.starts_with("NoDevice { ordinal: 0, count: 0 }"),
         "{told}"
@@ -90,7 +65,7 @@ fn needs_cuda_a_fault_of_a_kernel_is_kept() {
         const KERNEL: &'static str = "fault";
     }
     // A process of its own: after a fault CUDA is lost to the whole of it.
-    let told = in_a_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
+    let told = in_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
         let device = open();
         let memory = device.allocate(64).unwrap();
         // No thread has this number: nothing happens.
@@ -162,7 +137,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
         };
         paths.into_iter().map(read).collect()
     };
-    let run = || in_a_process(test, &environment, opening);
+    let run = || in_process(test, &environment, opening);
     assert!(run().starts_with("opened"));
     let first = entries();
     assert!(!first.is_empty());
@@ -179,7 +154,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
     }
     // No folder can be made under a file.
     let nowhere = first[0].0.join("folder");
-    let told = in_a_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
+    let told = in_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
     assert!(told.starts_with("opened"), "{told}");
     fs::remove_dir_all(folder).unwrap();
 }
@@ -189,7 +164,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
 fn needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version() {
     let test = "needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version";
     let old = [("SYNFIRE_STAND_IN_DRIVER_VERSION", OsStr::new("12080"))];
-    let told = in_a_process(test, &old, opening);
+    let told = in_process(test, &old, opening);
     assert!(told.starts_with("OldDriver { found: \"12.8\""), "{told}");
     assert!(told.contains("CUDA 13.0 is wanted"), "{told}");
 }
@@ -209,7 +184,7 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
             ("HOME", OsStr::new("")),
             ("SYNFIRE_CACHE", folder.as_os_str()),
         ];
-        in_a_process(test, &environment, opening)
+        in_process(test, &environment, opening)
     };
     let link = |name: &str, library: &str| {
         std::os::unix::fs::symlink(library_file(library), folder.join(name)).unwrap();
@@ -267,7 +242,7 @@ fn needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path() {
     let before = std::env::var_os("LD_LIBRARY_PATH").unwrap();
     let path = std::env::split_paths(&before);
     let path = std::env::join_paths([folder.clone()].into_iter().chain(path)).unwrap();
-    let told = in_a_process(test, &[("LD_LIBRARY_PATH", &path)], opening);
+    let told = in_process(test, &[("LD_LIBRARY_PATH", &path)], opening);
     assert!(
         told.starts_with("MissingLibrary { library: Driver, "),
         "{told}"

@@ -69,7 +69,7 @@ impl CudaKernels {
     /// The number of the plan for so many time steps at once.
     fn plan(&mut self, conv: &Conv, steps: usize) -> Option<usize> {
         self.settle(conv);
-        if self.failure.is_some() {
+        if self.is_in_vain() {
             return None;
         }
         let samples = conv.samples * steps;
@@ -97,7 +97,7 @@ impl CudaKernels {
                 Some(index)
             }
             Err(error) => {
-                self.failure.get_or_insert(error);
+                self.fail(error);
                 None
             }
         }

@@ -131,7 +131,8 @@ impl CudaKernels {
                     .outgrown
                     .extend(counters.labels.replace(memory)),
                 Err(error) => {
-                    self.failure.get_or_insert(error);
+                    self.fail(error);
+                    self.lacks(bytes);
                     return;
                 }
             }
@@ -193,7 +194,7 @@ impl CudaKernels {
         logits: Buffer,
         error: Option<Buffer>,
     ) {
-        if self.has_failed() {
+        if self.is_in_vain() {
             return;
         }
         let elements = loss.samples * loss.classes;

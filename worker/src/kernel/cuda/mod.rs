@@ -14,6 +14,7 @@
 //! - `learn`: loss, updates, what is counted.
 //! - `pictures`: bytes of pictures to input.
 //! - `repeat`: time steps as graphs.
+//! - `shortage`: what memory was not there for.
 //! - this file: [`CudaKernels`].
 //!
 //! # Waiting
@@ -31,6 +32,7 @@ mod memory;
 mod norm_lif;
 mod pictures;
 mod repeat;
+mod shortage;
 
 use self::arenas::Arenas;
 use self::arguments::{Convert, FindNonFinite, Type, Values};
@@ -40,10 +42,11 @@ use self::learn::Counters;
 use self::memory::Rooms;
 use self::norm_lif::Waiting;
 use self::repeat::Graphs;
+use self::shortage::Missing;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
     ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat, Report,
-    Residual, Span, Step, Window,
+    Residual, Shortage, Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -85,15 +88,20 @@ pub struct CudaKernels {
     scratch: Scratch,
     /// What an allocation failed with: everything after it is in vain.
     failure: Option<CudaError>,
+    /// What is asked for since, if that was memory that is not there.
+    missing: Option<Missing>,
 }
 
 /// Memory for what lives no longer than a call, by purpose.
 #[derive(Debug, Default)]
 struct Scratch {
-    rooms: [Option<Memory>; 9],
+    rooms: [Option<Memory>; PURPOSES],
     /// Rooms that were too small. Graphs may hold their addresses.
     outgrown: Vec<Memory>,
 }
+
+/// How many purposes there are.
+const PURPOSES: usize = 9;
 
 /// What scratch is for: two purposes of one call never share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +147,7 @@ impl CudaKernels {
             tables: pictures::Tables::new(),
             scratch: Scratch::default(),
             failure: None,
+            missing: None,
             precision: options.precision,
             device,
         })
@@ -161,21 +170,22 @@ impl CudaKernels {
         {
             return memory.pointer();
         }
-        match self.device.allocate(bytes.max(256)) {
-            Ok(memory) => {
-                let pointer = memory.pointer();
-                let old = room.replace(memory);
-                // Graphs may hold its address.
-                if self.graphs.hold_addresses() {
-                    self.scratch.outgrown.extend(old);
-                }
-                pointer
+        if self.failure.is_none() {
+            // It goes first, so that not both are held, unless graphs may hold its address.
+            if !self.graphs.hold_addresses() {
+                *room = None;
             }
-            Err(error) => {
-                self.failure.get_or_insert(error);
-                Pointer(0)
+            match self.device.allocate(bytes.max(256)) {
+                Ok(memory) => {
+                    let pointer = memory.pointer();
+                    self.scratch.outgrown.extend(room.replace(memory));
+                    return pointer;
+                }
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks_scratch(purpose, bytes);
+        Pointer(0)
     }
 
     /// Whether everything is in vain.
@@ -271,24 +281,27 @@ impl Kernels for CudaKernels {
     }
 
     fn allocate(&mut self, spec: &BufferSpec) -> Buffer {
-        match self.rooms.allocate(&self.device, spec) {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                self.failure.get_or_insert(error);
-                // Nothing is launched any more, so nobody looks where it lies.
-                Buffer(0)
+        if self.failure.is_none() {
+            match self.rooms.allocate(&self.device, spec) {
+                Ok(buffer) => return buffer,
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks(self.rooms.bytes(spec));
+        // Nothing is launched any more, so nobody looks where it lies.
+        Buffer(0)
     }
 
     fn allocate_arenas(&mut self, sizes: ArenaSizes) {
         assert!(self.arenas.is_none(), "arenas are allocated once");
-        match Arenas::new(&self.device, sizes, self.rooms.operands()) {
-            Ok(arenas) => self.arenas = Some(arenas),
-            Err(error) => {
-                self.failure.get_or_insert(error);
+        let operands = self.rooms.operands();
+        if self.failure.is_none() {
+            match Arenas::new(&self.device, sizes, operands) {
+                Ok(arenas) => return self.arenas = Some(arenas),
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks_arenas(Arenas::bytes_of(sizes, operands));
     }
 
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
@@ -513,5 +526,9 @@ impl Kernels for CudaKernels {
         let words = failure.to_string();
         self.failure = Some(failure);
         Some(words)
+    }
+
+    fn shortage(&self) -> Option<Shortage> {
+        self.what_is_short()
     }
 }

@@ -228,7 +228,8 @@ impl CudaKernels {
         let places = match room {
             Ok(places) => places,
             Err(error) => {
-                self.failure.get_or_insert(error);
+                self.fail(error);
+                self.lacks(neurons as u64);
                 return [Pointer(0); 2];
             }
         };
@@ -331,7 +332,7 @@ impl CudaKernels {
             (false, Some(y)) => y.steps.len,
             (false, None) => 0,
         };
-        if steps == 0 || self.failure.is_some() {
+        if steps == 0 || self.is_in_vain() {
             return Vec::new();
         }
         // What a convolution below is to read is in its type; what is summed up is f32.

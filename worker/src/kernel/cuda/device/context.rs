@@ -18,6 +18,8 @@ pub(super) struct Context {
     pool: Mutex<Vec<Pinned>>,
     fault: Mutex<Option<CudaError>>,
     has_fault: AtomicBool,
+    /// Whether nothing is done any more, without a fault.
+    halted: AtomicBool,
     /// What cannot be captured: the work is not done then, but the device goes on.
     refusal: Mutex<Option<CudaError>>,
     pub(super) capturing: AtomicBool,
@@ -42,6 +44,7 @@ impl Context {
             pool: Mutex::default(),
             fault: Mutex::default(),
             has_fault: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
             refusal: Mutex::default(),
             capturing: AtomicBool::new(false),
             captured: AtomicU64::new(0),
@@ -60,6 +63,11 @@ impl Context {
         } else {
             None
         }
+    }
+
+    /// From now on `run` does nothing.
+    pub(super) fn halt(&self) {
+        self.halted.store(true, Ordering::Release);
     }
 
     /// Why the capture that has just ended is worth nothing, if so.
@@ -83,15 +91,13 @@ impl Context {
         }
     }
 
-    /// Does something that returns nothing: an error of it becomes the fault, and after a fault nothing
-    /// is done any more. Returns whether it was done.
+    /// Does something that returns nothing: an error of it becomes the fault, and after a fault, or once
+    /// halted, nothing is done any more. Returns whether it was done.
     pub(super) fn run(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) -> bool {
         let is_capturing = self.capturing.load(Ordering::Acquire);
         let is_refused = is_capturing && lock(&self.refusal).is_some();
-        if is_refused
-            || self.in_vain.load(Ordering::Acquire)
-            || self.has_fault.load(Ordering::Acquire)
-        {
+        let is_over = self.has_fault.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire);
+        if is_refused || is_over || self.in_vain.load(Ordering::Acquire) {
             return false;
         }
         match self.primary.bind().and_then(|()| action(self)) {

@@ -65,8 +65,7 @@ pub enum CudaError {
     },
     /// The GPU has not enough memory.
     #[error(
-        "the GPU is out of memory: {} MiB wanted, {} of {} are free; a smaller data.batch needs less, and \
-         `nvidia-smi` shows who else has some",
+        "the GPU is out of memory: {} MiB wanted, {} of {} are free (`nvidia-smi` shows who else has some)",
         wanted.div_ceil(1 << 20), free >> 20, total >> 20
     )]
     OutOfMemory {

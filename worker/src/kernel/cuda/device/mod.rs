@@ -37,6 +37,7 @@ mod sources;
 mod stream;
 mod transfer;
 
+pub(super) use algorithm::MOST_WORKSPACE;
 pub use convolution::{Convolution, ConvolutionShape, Operands};
 pub use error::CudaError;
 pub use graph::Graph;
@@ -164,6 +165,12 @@ impl Device {
             context.copy.synchronize()?;
             context.compute.synchronize()
         });
+    }
+
+    /// From now on calls that return nothing do nothing, as after a fault, while those that return a `Result`
+    /// work: for who goes on only to see what would be asked for.
+    pub fn halt(&self) {
+        self.context.halt();
     }
 
     /// The first error of a call that returns nothing, or of the device itself. It stays.
