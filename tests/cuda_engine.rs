@@ -490,6 +490,39 @@ impl Twins {
     }
 }
 
+/// What is asked for first where a time step is recorded: a plan of cuDNN's, and scratch.
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_recording_that_asks_for_memory_is_made_when_that_is_there() {
+    let shape = Shape::new(5, 5, 2);
+    let mut twins = Twins::new(Precision::Bf16, 2, shape, (1, 1));
+    let values: Vec<f32> = (0..2 * shape.elements()).map(|i| i as f32 / 16.0).collect();
+    twins.kernels.write(twins.inputs[0], 0, &values);
+    let what = Repeat {
+        may_record: true,
+        is_training: true,
+        t: 0,
+        ends_batch: false,
+    };
+    let (input, output, conv) = (twins.inputs[0], twins.output, twins.conv);
+    let len = conv.samples * conv.output.elements();
+    let mut results = Vec::new();
+    for round in 0..4 {
+        twins.kernels.repeat(what, None, &mut |kernels| {
+            kernels.zero(output, conv.samples, conv.output, 0);
+            if round > 0 {
+                kernels.conv_forward(&conv, 0, input, output);
+            }
+        });
+        assert_eq!(twins.kernels.failure(), None);
+        assert_eq!(twins.kernels.num_graphs(), usize::from(round > 1));
+        results.push(twins.bits(output, 0, len));
+    }
+    assert!(results[0].iter().all(|bits| *bits == 0));
+    assert!(results[1].iter().any(|bits| *bits != 0));
+    assert_eq!(results[1..], vec![results[1].clone(); 3][..]);
+}
+
 #[test]
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
 fn needs_cuda_pictures_as_bytes_give_the_bits_of_those_made_on_the_host() {
