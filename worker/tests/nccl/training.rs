@@ -93,6 +93,7 @@ fn kernels(gpu: u32) -> Box<dyn Kernels> {
     let options = Options {
         ordinal: gpu,
         precision: Precision::F32,
+        ..Options::default()
     };
     Box::new(CudaKernels::open(&options).unwrap())
 }
