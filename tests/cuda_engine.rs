@@ -84,11 +84,11 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(model: &ModelOptions, precision: Precision) -> Self {
-        Self::with(model, &options(precision))
+        Self::with(model, options(precision))
     }
 
-    fn with(model: &ModelOptions, options: &Options) -> Self {
-        let mut kernels = match CudaKernels::open(options) {
+    fn with(model: &ModelOptions, options: Options) -> Self {
+        let mut kernels = match CudaKernels::open(&options) {
             Ok(kernels) => kernels,
             Err(error) => panic!("{error}"),
         };
@@ -177,7 +177,7 @@ fn by_graph_api(model: &ModelOptions, precision: Precision, is_recorded: bool) -
         interface: Interface::Graph,
         ..options(precision)
     };
-    let mut one = OnGpu::with(model, &options);
+    let mut one = OnGpu::with(model, options);
     one.kernels.set_graphs(is_recorded);
     one
 }

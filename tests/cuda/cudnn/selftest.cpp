@@ -291,7 +291,14 @@ void executions_are_checked(void *handle, void *stream) {
   EXPECT(cudnnBackendExecute(other, made.plan, packed), 2000);
   OK(cudnnDestroy(other));
   OK(cudnnBackendExecute(handle, made.plan, packed));
-  // What a plan is made of lives as long.
+  // What a plan is made of lives as long, the graph too.
+  {
+    Made other_made(handle, FORWARD, 0.0f);
+    OK(cudnnBackendDestroyDescriptor(other_made.graph));
+    EXPECT(cudnnBackendExecute(handle, other_made.plan, packed), 2000);
+    other_made.graph = ::made(PACK);
+    other_made.destroy();
+  }
   OK(cudnnBackendDestroyDescriptor(made.parts.back()));
   EXPECT(cudnnBackendExecute(handle, made.plan, packed), 2000);
   made.parts.pop_back();

@@ -237,7 +237,7 @@ fn engines(
     heuristics.parts(shape, (results, kind), count)
 }
 
-/// The number of a configuration's engine, and what it does to numbers.
+/// The number of a configuration's engine, for people, and what it does to numbers.
 fn engine_of(
     shape: &ConvolutionShape,
     config: &Descriptor,
@@ -248,9 +248,10 @@ fn engine_of(
     let Some(engine) = engines.first() else {
         return Ok(None);
     };
-    let index = engine.values::<i64, 1>(shape, Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?;
     let notes = engine.values::<Note, MOST_NOTES>(shape, Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE)?;
-    Ok(index.first().map(|&index| (index, notes)))
+    let index = engine.values::<i64, 1>(shape, Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+    let index = index.ok().and_then(|index| index.first().copied());
+    Ok(Some((index.unwrap_or(-1), notes)))
 }
 
 fn plan_of(
