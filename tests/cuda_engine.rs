@@ -11,7 +11,7 @@ use synfire::engine::Network;
 use synfire::graph::init;
 use synfire::graph::models::{self, ModelName, ModelOptions};
 use synfire::kernel::cuda::device::Arguments;
-use synfire::kernel::cuda::{CudaKernels, Options, Precision};
+use synfire::kernel::cuda::{CudaKernels, Interface, Options, Precision};
 use synfire::kernel::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Kernels, Loss, Repeat, Report, Span,
 };
@@ -31,6 +31,7 @@ fn options(precision: Precision) -> Options {
     Options {
         ordinal: 0,
         precision,
+        ..Options::default()
     }
 }
 
@@ -83,7 +84,11 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(model: &ModelOptions, precision: Precision) -> Self {
-        let mut kernels = match CudaKernels::open(&options(precision)) {
+        Self::with(model, options(precision))
+    }
+
+    fn with(model: &ModelOptions, options: Options) -> Self {
+        let mut kernels = match CudaKernels::open(&options) {
             Ok(kernels) => kernels,
             Err(error) => panic!("{error}"),
         };
@@ -162,6 +167,49 @@ fn needs_cuda_recorded_time_steps_give_the_bits_of_those_run_as_written() {
             // A graph for each time step of a batch.
             assert_eq!(recorded.kernels.num_graphs(), NUM_TIME_STEPS, "{what}");
             assert_eq!(written.kernels.num_graphs(), 0, "{what}");
+        }
+    }
+}
+
+/// Trains with cuDNN's graph API, recorded or as it is written.
+fn by_graph_api(model: &ModelOptions, precision: Precision, is_recorded: bool) -> OnGpu {
+    let options = Options {
+        interface: Interface::Graph,
+        ..options(precision)
+    };
+    let mut one = OnGpu::with(model, options);
+    one.kernels.set_graphs(is_recorded);
+    one
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_time_steps_by_the_graph_api_are_recorded_and_give_the_same_bits() {
+    let model = &all_models()[1];
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut ones = [false, true].map(|recorded| by_graph_api(model, precision, recorded));
+        let [written, recorded] = ones.each_mut().map(|one| {
+            let report = one.learn(model, 0..4);
+            (report, one.bits())
+        });
+        assert!(written == recorded, "{precision:?}");
+        assert_eq!(ones[1].kernels.num_graphs(), NUM_TIME_STEPS);
+    }
+}
+
+/// On a GPU the interfaces of cuDNN may take kernels that sum in another order.
+#[test]
+#[ignore = "needs the stand-in of tests/cuda"]
+fn needs_cuda_stand_in_training_by_the_graph_api_gives_the_bits_of_the_legacy_calls() {
+    for model in all_models() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut legacy = OnGpu::new(&model, precision);
+            let mut graph = by_graph_api(&model, precision, true);
+            let reports = [&mut legacy, &mut graph].map(|one| one.learn(&model, 0..4));
+            let what = format!("{} in {precision:?}", model.name);
+            assert_eq!(reports[0], reports[1], "{what}");
+            assert!(legacy.bits() == graph.bits(), "{what}");
+            assert_eq!(graph.kernels.num_graphs(), NUM_TIME_STEPS, "{what}");
         }
     }
 }

@@ -3,10 +3,12 @@
 use crate::support::{in_a_process, open};
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
-use synfire::kernel::cuda::device::{Arguments, CudaError, Device};
+use synfire::kernel::cuda::device::{
+    Arguments, Convolution, ConvolutionShape, CudaError, Device, Operands, Pass,
+};
 
 /// [`in_a_process`] of a test of this file.
 fn in_process(test: &str, environment: &[(&str, &OsStr)], work: impl FnOnce() -> String) -> String {
@@ -216,7 +218,13 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     let told = run();
     let begin = "MissingSymbol { library: Cudnn, ";
     assert!(told.starts_with(begin), "{told}");
-    assert!(told.contains("cudnnConvolutionBackwardData"), "{told}");
+    assert!(told.contains("cudnnBackendCreateDescriptor"), "{told}");
+    // One that is older than a function of the graph API.
+    library_without("cudnnBackendExecute", &folder.join("libcudnn.so.9"));
+    let told = run();
+    assert!(told.starts_with(begin), "{told}");
+    assert!(told.contains("no function cudnnBackendExecute"), "{told}");
+    assert!(told.contains("pip install nvidia-cudnn-cu13"), "{told}");
     // A file that is none.
     fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
     fs::write(folder.join("libcudnn.so.9"), "no library").unwrap();
@@ -226,6 +234,61 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     let told = run();
     assert!(told.starts_with("opened"), "{told}");
     fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_engines_that_are_no_good_are_counted_in_the_error() {
+    let test = "needs_cuda_stand_in_engines_that_are_no_good_are_counted_in_the_error";
+    let side = |channels| [8, 8, channels];
+    let shape = ConvolutionShape {
+        samples: 2,
+        input: side(4),
+        output: side(6),
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+        operands: Operands::F32,
+    };
+    let preparing = || {
+        let device = open();
+        let mut convolution = Convolution::by_graphs(&device, &shape).unwrap();
+        let made = convolution.prepare(&device, Pass::Data { accumulate: true });
+        assert_eq!(device.fault(), None);
+        match made {
+            Ok(_) => convolution.algorithms(),
+            Err(error) => format!("{error:?} {error}"),
+        }
+    };
+    for (engines, expected) in [
+        (
+            "",
+            "of 0 engines 0 are not deterministic, 0 round f32, 0 need more than 1024 MiB",
+        ),
+        (
+            "0,4,7,9",
+            "of 4 engines 1 are not deterministic, 1 round f32, 1 need more than 1024 MiB",
+        ),
+        ("0,4,7,9", "1 are refused"),
+        (
+            "0,4,7,9",
+            "the data gradient of a 3x3 convolution of 2 x 8x8x4",
+        ),
+        (
+            "0,4,7,9",
+            "leave run.convolutions, or --convolutions, \"legacy\"",
+        ),
+    ] {
+        let environment = [("SYNFIRE_STAND_IN_ENGINES", OsStr::new(engines))];
+        let told = in_process(test, &environment, preparing);
+        assert!(told.starts_with("NoPlan {"), "{told}");
+        assert!(told.contains(expected), "{told}");
+    }
+    let told = in_process(test, &[], preparing);
+    assert!(
+        told.ends_with("data gradient: engine 1 (3180 bytes)"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -252,6 +315,29 @@ fn needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path() {
     let remedy = "libcuda.so.1: take its folder out of LD_LIBRARY_PATH";
     assert!(told.contains(remedy), "{told}");
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// A file with all functions of cuDNN's stand-in but one, which do nothing.
+fn library_without(function: &str, file: &Path) {
+    let names = Command::new("nm")
+        .args(["--dynamic", "--defined-only", "--format=just-symbols"])
+        .arg(library_file("libcudnn.so.9"))
+        .output()
+        .unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    let names = names.lines().filter(|name| name.starts_with("cudnn"));
+    let (left_out, others): (Vec<_>, Vec<_>) = names.partition(|name| *name == function);
+    assert_eq!(left_out, [function]);
+    let source = file.with_extension("c");
+    let functions = others
+        .iter()
+        .map(|name| format!("void {name}(void) {{}}\n"));
+    fs::write(&source, functions.collect::<String>()).unwrap();
+    let status = Command::new("gcc")
+        .args(["-shared", "-fPIC", "-Wl,-soname,libcudnn.so.9", "-o"])
+        .args([file, source.as_path()])
+        .status();
+    assert!(status.unwrap().success());
 }
 
 /// A file of a library that this process could load.

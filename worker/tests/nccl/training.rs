@@ -125,6 +125,7 @@ fn kernels(gpu: u32, precision: Precision, records: bool) -> CudaKernels {
     let options = Options {
         ordinal: gpu,
         precision,
+        ..Options::default()
     };
     let mut kernels = CudaKernels::open(&options).unwrap();
     kernels.set_graphs(records);

@@ -62,6 +62,16 @@ pub enum Precision {
     Bf16,
 }
 
+/// Which of cuDNN's interfaces computes convolutions. They may take other kernels, which sum in another order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// A call per direction, with an algorithm that the heuristics name.
+    #[default]
+    Legacy,
+    /// The graph API: an execution plan per direction, of the engines that the heuristics name.
+    Graph,
+}
+
 /// Which GPU, and how it computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -69,12 +79,13 @@ pub struct Options {
     pub ordinal: u32,
     /// In what convolutions compute.
     pub precision: Precision,
+    /// By which interface of cuDNN they are computed.
+    pub interface: Interface,
 }
 
 /// The back end for NVIDIA GPUs.
 #[derive(Debug)]
 pub struct CudaKernels {
-    device: Device,
     precision: Precision,
     rooms: Rooms,
     arenas: Option<Arenas>,
@@ -90,6 +101,8 @@ pub struct CudaKernels {
     failure: Option<CudaError>,
     /// What is asked for since, if that was memory that is not there.
     missing: Option<Missing>,
+    // Last: cuDNN's plans are dropped before its handle.
+    device: Device,
 }
 
 /// Memory for what lives no longer than a call, by purpose.
@@ -141,7 +154,7 @@ impl CudaKernels {
             counters: Counters::new(&device)?,
             rooms: Rooms::new(operands),
             arenas: None,
-            convolutions: Convolutions::new(options.precision),
+            convolutions: Convolutions::new(*options),
             waiting: None,
             graphs: Graphs::default(),
             tables: pictures::Tables::new(),
@@ -272,8 +285,12 @@ impl Kernels for CudaKernels {
             Precision::Tf32 => "tf32",
             Precision::Bf16 => "bf16",
         };
+        let interface = match self.convolutions.interface {
+            Interface::Legacy => "",
+            Interface::Graph => ", graph API",
+        };
         let (ordinal, name) = (self.device.ordinal(), self.device.name());
-        format!("cuda:{ordinal} ({name}, {precision})")
+        format!("cuda:{ordinal} ({name}, {precision}{interface})")
     }
 
     fn bytes(&self, spec: &BufferSpec) -> u64 {

@@ -136,6 +136,19 @@ pub enum CudaError {
         /// The convolution.
         shape: String,
     },
+    /// cuDNN's graph API has no good plan for a convolution.
+    #[error(
+        "cuDNN's graph API has no plan for the {direction} of {shape} ({offers}): leave run.convolutions, or \
+         --convolutions, \"legacy\""
+    )]
+    NoPlan {
+        /// "forward", "data gradient" or "weight gradient".
+        direction: &'static str,
+        /// The convolution.
+        shape: String,
+        /// How many engines there are, and what is wrong with them.
+        offers: String,
+    },
     /// A convolution that is none.
     #[error("{shape} is no convolution: its output would be {height} x {width}")]
     BadConvolution {

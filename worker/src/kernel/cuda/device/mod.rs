@@ -11,7 +11,9 @@
 //! - `transfer`: bytes between host and device.
 //! - `sources`, `nvrtc`, `cache`, `program`: kernels, from text to machine code.
 //! - `launch`: launches of kernels, found by name.
-//! - `cudnn`, `algorithm`, `convolution`: convolutions by cuDNN.
+//! - `cudnn`, `algorithm`: cuDNN's legacy calls, and which algorithm they use.
+//! - `descriptor`, `operation`, `plan`: cuDNN's graph API, and which engine it uses.
+//! - `convolution`: convolutions by either.
 //! - `graph`: work that is captured once and done again by one call.
 //!
 //! # Order and faults
@@ -25,6 +27,7 @@ mod cache;
 mod context;
 mod convolution;
 mod cudnn;
+mod descriptor;
 mod driver;
 mod error;
 mod graph;
@@ -32,6 +35,8 @@ mod launch;
 mod libraries;
 mod memory;
 mod nvrtc;
+mod operation;
+mod plan;
 mod program;
 mod sources;
 mod stream;
@@ -43,6 +48,7 @@ pub use error::CudaError;
 pub use graph::Graph;
 pub use launch::Arguments;
 pub use memory::{Memory, Pointer};
+pub use operation::Pass;
 pub use program::{Compiled, compile};
 pub use transfer::{Later, Mark, Plain};
 
