@@ -125,7 +125,7 @@ impl Tile {
             channels: narrow(channels),
             log_quads: quads.next_power_of_two().min(32).trailing_zeros(),
             blocks: blocks as u32,
-            rows_of_block: narrow(rows.div_ceil(blocks) as usize),
+            rows_of_block: narrow_count(rows.div_ceil(blocks)),
         }
     }
 
@@ -150,7 +150,8 @@ impl Tile {
         };
         let lanes = u64::from((TILE_THREADS * groups) >> self.log_quads);
         let most = (Self::MOST_BLOCKS / u64::from(columns)).max(1);
-        [self.rows.div_ceil(lanes).min(most) as u32, columns, 1]
+        let blocks = self.rows.div_ceil(lanes).min(most);
+        [narrow_count(blocks), columns, 1]
     }
 
     /// Numbers of so many partial sums per channel.
@@ -164,6 +165,10 @@ impl Tile {
 /// # Panics
 /// If it is 2^32 or more, which no dimension of a network is.
 pub(super) fn narrow(size: usize) -> u32 {
+    narrow_count(size as u64)
+}
+
+fn narrow_count(size: u64) -> u32 {
     u32::try_from(size).expect("dimensions are below 2^32")
 }
 
