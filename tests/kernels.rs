@@ -177,6 +177,15 @@ fn needs_cuda_convolutions_by_the_graph_api() {
     }
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_blocks_that_take_several_turns() {
+    let make: Make = || cuda(Precision::F32);
+    hold_to_reference_within(&rows::large(), make, 0.0);
+    hold_to_reference_within(&pool::large(), make, 0.0);
+}
+
 #[test]
 fn bits_on_the_cpu_do_not_depend_on_the_number_of_threads() {
     let (one, three): (Make, Make) = (|| cpu(1, None), || cpu(3, None));
