@@ -103,8 +103,9 @@ pub(super) struct Tile {
 
 /// Threads of a block where sums are taken (`TILE_THREADS`, `MERGE_THREADS`).
 pub(super) const TILE_THREADS: u32 = 256;
-/// Channels of a thread: of norm and neurons forward (`FORWARD_WIDTH`), and of everything else.
+/// Channels of a thread of norm and neurons forward (`FORWARD_WIDTH`).
 pub(super) const FORWARD_WIDTH: u32 = 8;
+/// Channels of a thread of everything else.
 pub(super) const QUAD: u32 = 4;
 /// Channels of a block that adds up partial sums.
 pub(super) const MERGE_CHANNELS: u32 = 32;

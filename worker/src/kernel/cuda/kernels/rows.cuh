@@ -15,10 +15,10 @@ enum : u32 { TILE_THREADS = 256 };
 
 // How rows and channels are cut; made by `Tile::of` in arguments.rs.
 struct Tile {
-  u64 rows;     // pixels of all samples
+  u64 rows;      // pixels of all samples
   u32 channels;
   u32 log_quads; // 2^this quads of channels are a block's
-  u32 blocks;   // along the rows, where sums are taken
+  u32 blocks;    // along the rows, where sums are taken
   u32 rows_of_block;
 };
 
