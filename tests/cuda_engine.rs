@@ -11,7 +11,7 @@ use synfire::engine::Network;
 use synfire::graph::init;
 use synfire::graph::models::{self, ModelName, ModelOptions};
 use synfire::kernel::cuda::device::Arguments;
-use synfire::kernel::cuda::{CudaKernels, Options, Precision};
+use synfire::kernel::cuda::{CudaKernels, Interface, Options, Precision};
 use synfire::kernel::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, Kernels, Loss, Repeat, Report, Span,
 };
@@ -31,6 +31,7 @@ fn options(precision: Precision) -> Options {
     Options {
         ordinal: 0,
         precision,
+        ..Options::default()
     }
 }
 
@@ -83,7 +84,11 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(model: &ModelOptions, precision: Precision) -> Self {
-        let mut kernels = match CudaKernels::open(&options(precision)) {
+        Self::with(model, options(precision))
+    }
+
+    fn with(model: &ModelOptions, options: Options) -> Self {
+        let mut kernels = match CudaKernels::open(&options) {
             Ok(kernels) => kernels,
             Err(error) => panic!("{error}"),
         };
@@ -162,6 +167,49 @@ fn needs_cuda_recorded_time_steps_give_the_bits_of_those_run_as_written() {
             // A graph for each time step of a batch.
             assert_eq!(recorded.kernels.num_graphs(), NUM_TIME_STEPS, "{what}");
             assert_eq!(written.kernels.num_graphs(), 0, "{what}");
+        }
+    }
+}
+
+/// Trains with cuDNN's graph API, recorded or as it is written.
+fn by_graph_api(model: &ModelOptions, precision: Precision, is_recorded: bool) -> OnGpu {
+    let options = Options {
+        interface: Interface::Graph,
+        ..options(precision)
+    };
+    let mut one = OnGpu::with(model, options);
+    one.kernels.set_graphs(is_recorded);
+    one
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_time_steps_by_the_graph_api_are_recorded_and_give_the_same_bits() {
+    let model = &all_models()[1];
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut ones = [false, true].map(|recorded| by_graph_api(model, precision, recorded));
+        let [written, recorded] = ones.each_mut().map(|one| {
+            let report = one.learn(model, 0..4);
+            (report, one.bits())
+        });
+        assert!(written == recorded, "{precision:?}");
+        assert_eq!(ones[1].kernels.num_graphs(), NUM_TIME_STEPS);
+    }
+}
+
+/// On a GPU the interfaces of cuDNN may take kernels that sum in another order.
+#[test]
+#[ignore = "needs the stand-in of tests/cuda"]
+fn needs_cuda_stand_in_training_by_the_graph_api_gives_the_bits_of_the_legacy_calls() {
+    for model in all_models() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut legacy = OnGpu::new(&model, precision);
+            let mut graph = by_graph_api(&model, precision, true);
+            let reports = [&mut legacy, &mut graph].map(|one| one.learn(&model, 0..4));
+            let what = format!("{} in {precision:?}", model.name);
+            assert_eq!(reports[0], reports[1], "{what}");
+            assert!(legacy.bits() == graph.bits(), "{what}");
+            assert_eq!(graph.kernels.num_graphs(), NUM_TIME_STEPS, "{what}");
         }
     }
 }
@@ -281,11 +329,15 @@ fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
         may_record: true,
         is_training: true,
         t: 0,
+        ends_batch: false,
     };
+    let mut in_between = 0;
     for round in 0_u8..4 {
         let value = f32::from(round);
         kernels.repeat(what, None, &mut |kernels| {
-            // Writing is what a recorded time step must not do.
+            // Writing is what a recorded time step must not do, in neither of two parts.
+            kernels.write(buffer, 0, &[0.0; 4]);
+            kernels.in_between(&mut |_| in_between += 1);
             kernels.write(buffer, 0, &[value; 4]);
         });
         let mut values = [f32::NAN; 4];
@@ -293,7 +345,117 @@ fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
         assert_eq!(values.map(f32::to_bits), [value.to_bits(); 4]);
         assert_eq!(kernels.failure(), None);
         assert_eq!(kernels.num_graphs(), 0);
+        assert_eq!(in_between, round + 1);
     }
+}
+
+/// A body with two places in between: zeros a buffer, lets the host put `value` there, copies it to another,
+/// lets the host look there, and zeros that.
+struct InParts {
+    kernels: CudaKernels,
+    from: Buffer,
+    to: Buffer,
+    /// The bits that the host found in the two places.
+    found: Vec<[u32; 4]>,
+}
+
+impl InParts {
+    const SHAPE: Shape = Shape {
+        height: 1,
+        width: 1,
+        channels: 4,
+    };
+
+    /// A buffer full of this.
+    fn full(value: f32) -> [u32; 4] {
+        [value.to_bits(); 4]
+    }
+
+    fn new() -> Self {
+        let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
+            Ok(kernels) => kernels,
+            Err(error) => panic!("{error}"),
+        };
+        let spec = BufferSpec::plain(1, Self::SHAPE, 1);
+        Self {
+            from: kernels.allocate(&spec),
+            to: kernels.allocate(&spec),
+            kernels,
+            found: Vec::new(),
+        }
+    }
+
+    /// Ends in the first place if `is_cut`.
+    fn repeat(&mut self, value: f32, is_cut: bool) {
+        let what = Repeat {
+            may_record: true,
+            is_training: true,
+            t: 0,
+            ends_batch: false,
+        };
+        let (from, to, found) = (self.from, self.to, &mut self.found);
+        self.kernels.repeat(what, None, &mut |kernels| {
+            let mut look = |kernels: &mut dyn Kernels, buffer| {
+                let mut values = [f32::NAN; 4];
+                kernels.read(buffer, 0, &mut values);
+                found.push(values.map(f32::to_bits));
+            };
+            kernels.zero(from, 1, Self::SHAPE, 0);
+            let mut has_failed = false;
+            kernels.in_between(&mut |kernels| {
+                look(kernels, from);
+                kernels.write(from, 0, &[value; 4]);
+                has_failed = is_cut;
+            });
+            if has_failed {
+                return;
+            }
+            kernels.flatten_forward(1, Self::SHAPE, 0, from, to);
+            kernels.in_between(&mut |kernels| look(kernels, to));
+            kernels.zero(to, 1, Self::SHAPE, 0);
+        });
+    }
+
+    /// What lies in the second buffer.
+    fn rest(&mut self) -> [u32; 4] {
+        let mut values = [f32::NAN; 4];
+        self.kernels.read(self.to, 0, &mut values);
+        values.map(f32::to_bits)
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_what_stands_in_between_is_done_every_time_in_its_place() {
+    let mut one = InParts::new();
+    for round in 1_u8..6 {
+        let value = f32::from(round);
+        one.repeat(value, false);
+        let expected = [0.0, value].map(InParts::full);
+        assert_eq!(one.found, expected, "round {round}");
+        assert_eq!(one.rest(), InParts::full(0.0));
+        one.found.clear();
+        assert_eq!(one.kernels.failure(), None);
+        // Three parts, once it was recorded.
+        let graphs = if round == 1 { 0 } else { 3 };
+        assert_eq!(one.kernels.num_graphs(), graphs, "round {round}");
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_repetition_that_ends_early_does_nothing_further() {
+    let mut one = InParts::new();
+    (1_u8..4).for_each(|round| one.repeat(f32::from(round), false));
+    one.kernels.write(one.to, 0, &[9.0; 4]);
+    one.repeat(7.0, true);
+    assert_eq!(one.rest(), InParts::full(9.0), "neither copied nor zeroed");
+    // What comes after is done as ever.
+    one.found.clear();
+    one.repeat(8.0, false);
+    assert_eq!(one.found, [0.0, 8.0].map(InParts::full));
+    assert_eq!(one.rest(), InParts::full(0.0));
+    assert_eq!(one.kernels.failure(), None);
 }
 
 /// Two inputs of the same kind in one back end, and what a convolution makes of them: one is given
@@ -376,6 +538,39 @@ impl Twins {
     }
 }
 
+/// What is asked for first where a time step is recorded: a plan of cuDNN's, and scratch.
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_a_recording_that_asks_for_memory_is_made_when_that_is_there() {
+    let shape = Shape::new(5, 5, 2);
+    let mut twins = Twins::new(Precision::Bf16, 2, shape, (1, 1));
+    let values: Vec<f32> = (0..2 * shape.elements()).map(|i| i as f32 / 16.0).collect();
+    twins.kernels.write(twins.inputs[0], 0, &values);
+    let what = Repeat {
+        may_record: true,
+        is_training: true,
+        t: 0,
+        ends_batch: false,
+    };
+    let (input, output, conv) = (twins.inputs[0], twins.output, twins.conv);
+    let len = conv.samples * conv.output.elements();
+    let mut results = Vec::new();
+    for round in 0..4 {
+        twins.kernels.repeat(what, None, &mut |kernels| {
+            kernels.zero(output, conv.samples, conv.output, 0);
+            if round > 0 {
+                kernels.conv_forward(&conv, 0, input, output);
+            }
+        });
+        assert_eq!(twins.kernels.failure(), None);
+        assert_eq!(twins.kernels.num_graphs(), usize::from(round > 1));
+        results.push(twins.bits(output, 0, len));
+    }
+    assert!(results[0].iter().all(|bits| *bits == 0));
+    assert!(results[1].iter().any(|bits| *bits != 0));
+    assert_eq!(results[1..], vec![results[1].clone(); 3][..]);
+}
+
 #[test]
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
 fn needs_cuda_pictures_as_bytes_give_the_bits_of_those_made_on_the_host() {
@@ -411,6 +606,7 @@ fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
         may_record: true,
         is_training: true,
         t: 0,
+        ends_batch: false,
     };
     for round in 0_u8..4 {
         // Other tables each time: those of a recording that was refused never arrived.
@@ -425,6 +621,40 @@ fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
         assert_eq!(values, expected, "round {round}");
         assert_eq!(kernels.failure(), None);
     }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_what_is_asked_for_where_memory_is_out_is_counted_and_nothing_is_done() {
+    let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
+        Ok(kernels) => kernels,
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(kernels.shortage(), None);
+    let before = kernels.device().allocated();
+    let kept = BufferSpec::plain(1, Shape::new(1, 1, 64), 1);
+    kernels.allocate(&kept);
+    // 4 TiB, and what there would be room for.
+    let huge = BufferSpec::plain(1024, Shape::new(1024, 1024, 1024), 1);
+    let buffers = [huge, kept].map(|spec| kernels.allocate(&spec));
+    let sizes = ArenaSizes {
+        parameters: 1000,
+        statistics: 10,
+        moments: 0,
+        states: 1,
+    };
+    kernels.allocate_arenas(sizes);
+    kernels.write_arena(Arena::Weights, 0, &[1.0; 1000]);
+    kernels.write(buffers[1], 0, &[1.0; 64]);
+    kernels.wait();
+    let failure = kernels.failure().expect("memory is out");
+    assert!(failure.contains("out of memory"), "{failure}");
+    assert_eq!(kernels.device().fault(), None);
+    let shortage = kernels.shortage().expect("memory is out");
+    assert_eq!(shortage.fixed, sizes.bytes());
+    let held = before + 2 * kernels.bytes(&kept);
+    assert_eq!(shortage.needed, held + kernels.bytes(&huge) + sizes.bytes());
+    assert!(shortage.available < shortage.needed);
 }
 
 /// The argument of a kernel that is not there.

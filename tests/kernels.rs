@@ -5,13 +5,13 @@
 
 use synfire::kernel::cpu::simd::Isa;
 #[cfg(feature = "cuda")]
-use synfire::kernel::cuda::Precision;
+use synfire::kernel::cuda::{Interface, Precision};
 use synfire::kernel::{Arena, BufferSpec, Kernels, Lif, Neuron, NormLif, Phase, Reset, Span};
 use synfire::shape::{Content, Shape};
 use synfire_tests::cases::{conv, loss, norm_lif::rows, pointwise, pool, update};
-#[cfg(feature = "cuda")]
-use synfire_tests::rig::cuda;
 use synfire_tests::rig::{Case, Make, cpu, hold_to_reference_within, hold_to_same_bits, reference};
+#[cfg(feature = "cuda")]
+use synfire_tests::rig::{cuda, cuda_by};
 
 /// The suite for one back end.
 macro_rules! suite {
@@ -160,6 +160,31 @@ suite!(
     0.02,
     #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
 );
+
+/// Nothing else of a back end knows by which interface its convolutions are computed.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_convolutions_by_the_graph_api() {
+    let all: [(Make, f32); 2] = [
+        (|| cuda_by(Precision::F32, Interface::Graph), 0.0),
+        (|| cuda_by(Precision::Bf16, Interface::Graph), 0.02),
+    ];
+    for (make, rounding) in all {
+        assert!(make().name().contains("graph API"), "{}", make().name());
+        hold_to_reference_within(&conv::edges(), make, rounding);
+        hold_to_reference_within(&conv::random(60), make, rounding);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_blocks_that_take_several_turns() {
+    let make: Make = || cuda(Precision::F32);
+    hold_to_reference_within(&rows::large(), make, 0.0);
+    hold_to_reference_within(&pool::large(), make, 0.0);
+}
 
 #[test]
 fn bits_on_the_cpu_do_not_depend_on_the_number_of_threads() {

@@ -6,9 +6,11 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use synfire::engine::Network;
+use synfire::engine::{Network, Shared};
 use synfire::graph::{Graph, Op, ValueId};
-use synfire::kernel::{Arena, BufferSpec, Loss, Norm, NormLif, Norms, Phase, Span, Step, Window};
+use synfire::kernel::{
+    Arena, BufferSpec, Kernels, Loss, Norm, NormLif, Norms, Phase, Span, Step, Window,
+};
 use synfire::shape::{Join, Shape};
 use synfire_tests::random::Random;
 use synfire_tests::rig::{Make, cpu, reference};
@@ -315,7 +317,12 @@ fn train(make: Make, norms: Norms, seed: u64, exchange: &Exchange) -> Vec<Seen> 
             let own: Vec<f32> = frames.skip(first * len).take(samples * len).collect();
             network.write_input(kernels, t, &own);
             network.draw_masks(kernels, batch, t);
-            let mut pool = |values: &mut [f32]| exchange.pool(values);
+            let mut pool = |kernels: &mut dyn Kernels, what: Shared| {
+                let mut numbers = vec![0.0; what.len()];
+                what.read(kernels, &mut numbers);
+                exchange.pool(&mut numbers);
+                what.write(kernels, &numbers);
+            };
             network.forward_across(kernels, t, Phase::Train, &mut pool);
             network.loss(kernels, &loss, t, Phase::Train);
             let window = Window {
@@ -331,12 +338,7 @@ fn train(make: Make, norms: Norms, seed: u64, exchange: &Exchange) -> Vec<Seen> 
 }
 
 /// The rest of a time step: averages over ranks, the update.
-fn update(
-    kernels: &mut dyn synfire::kernel::Kernels,
-    network: &mut Network,
-    t: usize,
-    exchange: &Exchange,
-) -> Seen {
+fn update(kernels: &mut dyn Kernels, network: &mut Network, t: usize, exchange: &Exchange) -> Seen {
     let mut seen = Seen {
         logits: vec![0.0; network.plan().settings.samples * CLASSES],
         margin: network.threshold_margin(kernels, t),

@@ -240,7 +240,7 @@ impl Checker<'_> {
         faults
     }
 
-    /// Roundings that what computes does not know.
+    /// Ways to round and to compute that what computes does not know.
     fn roundings(&self) -> Vec<(&'static Key, String)> {
         let text = |name: &str| match self.known(name) {
             Some(Scalar::Text(text)) => Some(text),
@@ -255,9 +255,11 @@ impl Checker<'_> {
         };
         let is_bf16 = text("run.precision").is_some_and(|precision| precision == "bf16");
         let is_tf32 = self.known("run.tf32") == Some(Scalar::Bool(true));
+        let is_graph = text("run.convolutions").is_some_and(|calls| calls == "graph");
         let all = [
             ("run.precision", is_bf16, "\"bf16\"", "\"f32\""),
             ("run.tf32", is_tf32, "true", "false"),
+            ("run.convolutions", is_graph, "\"graph\"", "\"legacy\""),
         ];
         let faulty = all.into_iter().filter(|(_, is_set, ..)| *is_set);
         faulty
@@ -383,6 +385,15 @@ lr = 0.02
              leave it false"),
         (&["run.tf32=1"],
             "\"run.tf32\" must be true or false, but is 1"),
+        (&["run.convolutions=graph"],
+            "\"run.convolutions\" is \"graph\", which goes with a GPU alone: set \"run.device\" to \
+             \"cuda\", or leave it \"legacy\""),
+        (&["run.device=cuda", "run.engine=burn", "run.convolutions=graph"],
+            "\"run.convolutions\" is \"graph\", which does not go with \"run.engine\" \"burn\": use \
+             \"fast\", or leave it \"legacy\""),
+        (&["run.convolutions=graphs"],
+            "\"run.convolutions\" is \"graphs\": did you mean \"graph\"? It must be \"legacy\" or \
+             \"graph\""),
         (&["run.evaluate_every=true"],
             "\"run.evaluate_every\" must be a whole number from 1 to 1000000, but is true"),
         (&["run.folder=\"\""],
@@ -719,6 +730,7 @@ lambda = 0.5
             &["run.epochs=1"],
             &["run.engine=cpu"],
             &["run.device=cuda:1", "run.precision=bf16", "run.tf32=true"],
+            &["run.device=cuda", "run.convolutions=graph"],
             &["run.device=cuda", "run.engine=burn"],
             &["optimiser.lr=0"],
             &["optimiser.lr=1_0"],

@@ -9,7 +9,9 @@ use crate::device::Device;
 use crate::faults::listed;
 use crate::learn::{AlgorithmName, History, LossKind, OptimiserName};
 use crate::model::{ModelName, Norm, Reset, Residual, Stem};
-use crate::run::{Augment, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire};
+use crate::run::{
+    Augment, Convolutions, Engine, OnBadSample, Precision, Shuffle, SourceName, Transport, Wire,
+};
 use crate::schedule::ScheduleName;
 
 /// What a key may hold.
@@ -199,6 +201,9 @@ pub(crate) const KEYS: &[Key] = &[
          weights and potentials stay f32"),
     Key::new("run.tf32", Kind::Bool, Fallback::Bool(false),
         "Let a GPU round the operands of f32 convolutions to 11 significant bits, which is faster"),
+    Key::new("run.convolutions", choice(Convolutions::NAMES), Fallback::Text("legacy"),
+        "By which interface of cuDNN a GPU computes convolutions: its \"legacy\" calls or its \"graph\" \
+         API. Each rounds in its own way"),
     Key::new("run.evaluate_every", Kind::Integer(1, MANY), Fallback::Integer(1),
         "Epochs from one pass over the test set to the next"),
     Key::new("run.folder", Kind::Text, Fallback::Absent,

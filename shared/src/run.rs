@@ -38,6 +38,8 @@ pub struct Run {
     pub precision: Precision,
     /// Whether a GPU may round the operands of f32 products to TF32.
     pub tf32: bool,
+    /// By which interface of cuDNN a GPU computes convolutions.
+    pub convolutions: Convolutions,
     /// Epochs from one pass over the test set to the next, at least 1.
     pub evaluate_every: u32,
     /// Where results are kept, as it was written; absent: nothing is kept.
@@ -109,6 +111,7 @@ impl Run {
             device: Device::parse(&values.text("run.device")).expect("checked to be a device"),
             precision: Precision::from_name(&values.text("run.precision")),
             tf32: values.bool("run.tf32"),
+            convolutions: Convolutions::from_name(&values.text("run.convolutions")),
             evaluate_every: values.small("run.evaluate_every"),
             folder: values.optional_text("run.folder"),
             data: Data::from_values(values),
@@ -145,6 +148,17 @@ named! {
         F32 = "f32",
         /// What convolutions and the readout read and write rounded to 8 significant bits, on a GPU.
         Bf16 = "bf16",
+    }
+}
+
+named! {
+    /// By which interface of cuDNN a GPU computes convolutions. They may take other kernels, which sum in another
+    /// order: the choice decides bits.
+    pub enum Convolutions {
+        /// A call per direction, with an algorithm that cuDNN's heuristics name.
+        Legacy = "legacy",
+        /// The graph API: an execution plan per direction, of the engines that its heuristics name.
+        Graph = "graph",
     }
 }
 

@@ -357,7 +357,8 @@ mod tests {
             (
                 "[run.deep.er]\na = 1",
                 "1: unknown key \"run.deep.er\": the keys of [run] are seed, epochs, max_batches, \
-                 threads, engine, device, precision, tf32, evaluate_every, folder",
+                 threads, engine, device, precision, tf32, convolutions, evaluate_every, \
+                 folder",
             ),
             (
                 "[modle]",

@@ -63,6 +63,7 @@ const NEWER: &[(&str, &str)] = &[
     ("batch_norm.sync", "false"),
     ("run.precision", "\"f32\""),
     ("run.tf32", "false"),
+    ("run.convolutions", "\"legacy\""),
 ];
 
 pub(crate) fn settings(run: &Run) -> BTreeMap<String, String> {
@@ -157,6 +158,7 @@ fn run_and_data(run: &Run, entries: &mut Entries) {
     entries.insert("run.device", text(&run.device.to_string()));
     entries.insert("run.precision", text(run.precision.name()));
     entries.insert("run.tf32", Scalar::Bool(run.tf32));
+    entries.insert("run.convolutions", text(run.convolutions.name()));
     entries.insert("run.evaluate_every", integer(run.evaluate_every));
     if let Some(folder) = &run.folder {
         entries.insert("run.folder", text(folder));
@@ -391,6 +393,7 @@ mod tests {
                         "init.skip_readout",
                         "run.precision",
                         "run.tf32",
+                        "run.convolutions",
                     ];
                     for fault in errors.faults() {
                         prop_assert!(free.contains(&fault.key.as_str()), "{}", fault);
@@ -438,8 +441,12 @@ mod tests {
             };
             assert_eq!(settings, plain, "{other}");
         }
-        // What a GPU rounds.
-        for other in ["run.precision=bf16", "run.tf32=true"] {
+        // What a GPU rounds, and how it sums.
+        for other in [
+            "run.precision=bf16",
+            "run.tf32=true",
+            "run.convolutions=graph",
+        ] {
             let settings = run(&["run.device=cuda", other]).settings();
             assert_eq!(settings.len(), plain.len() + 1, "{other}");
         }

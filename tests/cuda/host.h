@@ -16,6 +16,7 @@ typedef unsigned long long u64;
 typedef float f32;
 
 #define INLINE static inline
+#define MEMBER inline
 
 struct Index3 {
   unsigned x, y, z;
@@ -80,6 +81,7 @@ void run_with_barriers(const void *given, Index3 grid, unsigned threads) {
   static void name([[maybe_unused]] const Arguments &a)
 #define KERNEL(name, Arguments) STAND_IN_KERNEL(name, Arguments, run_plain)
 #define BLOCK_KERNEL(name, Arguments) STAND_IN_KERNEL(name, Arguments, run_with_barriers)
+#define WIDE_KERNEL(name, Arguments, blocks) BLOCK_KERNEL(name, Arguments)
 
 #define __shared__ static thread_local
 #define __syncthreads() stand_in::barrier()

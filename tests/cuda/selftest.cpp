@@ -1,5 +1,5 @@
-// Exercises the stand-in of the driver by itself, so that sanitizers can watch it: streams, events, graphs,
-// barriers, and what it has to refuse. Exits with 0 if all is as CUDA has it.
+// Exercises the stand-ins by themselves, so that sanitizers can watch them: streams, events, graphs, barriers, and
+// what the driver has to refuse; cudnn/selftest.cpp, cuDNN's graph API. Exits with 0 if all is as CUDA has it.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -51,6 +51,9 @@ int cuModuleGetFunction(void **, void *, const char *);
 int cuModuleUnload(void *);
 int cuFuncGetParamInfo(void *, size_t, size_t *, size_t *);
 }
+
+// What is wrong with cuDNN's stand-in.
+int cudnn_graph_failures();
 
 namespace {
 
@@ -357,6 +360,7 @@ int main() {
   captures_are_strict();
   ranges_are_checked();
   times_are_measured();
+  failures += cudnn_graph_failures();
   OK(cuDevicePrimaryCtxRelease_v2(0));
   if (failures > 0) return 1;
   printf("selftest: all is as CUDA has it\n");

@@ -34,10 +34,23 @@ pub fn cpu(threads: usize, isa: Option<Isa>) -> Box<dyn Kernels> {
 /// If there is none.
 #[cfg(feature = "cuda")]
 pub fn cuda(precision: synfire::kernel::cuda::Precision) -> Box<dyn Kernels> {
+    cuda_by(precision, synfire::kernel::cuda::Interface::Legacy)
+}
+
+/// A GPU, or the stand-in for one, with convolutions by an interface of cuDNN.
+///
+/// # Panics
+/// If there is none.
+#[cfg(feature = "cuda")]
+pub fn cuda_by(
+    precision: synfire::kernel::cuda::Precision,
+    interface: synfire::kernel::cuda::Interface,
+) -> Box<dyn Kernels> {
     use synfire::kernel::cuda::{CudaKernels, Options};
     let options = Options {
         ordinal: 0,
         precision,
+        interface,
     };
     match CudaKernels::open(&options) {
         Ok(kernels) => Box::new(kernels),

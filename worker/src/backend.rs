@@ -4,7 +4,7 @@ use crate::kernel::Kernels;
 use crate::kernel::cpu::{CpuError, CpuKernels};
 use crate::kernel::reference::ReferenceKernels;
 use crate::libraries::NotFound;
-use synfire_shared::run::{Device, Engine, Precision, Run};
+use synfire_shared::run::{Convolutions, Device, Engine, Precision, Run};
 
 /// Why a back end cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,8 @@ pub struct BackEnd {
     pub precision: Precision,
     /// Whether a GPU may round f32 operands to TF32.
     pub tf32: bool,
+    /// By which interface of cuDNN a GPU computes convolutions.
+    pub convolutions: Convolutions,
     /// Threads on processors; 0: one per core.
     pub threads: usize,
 }
@@ -69,6 +71,7 @@ impl BackEnd {
             device: run.device,
             precision: run.precision,
             tf32: run.tf32,
+            convolutions: run.convolutions,
             threads: run.threads,
         }
     }
@@ -108,7 +111,15 @@ impl BackEnd {
             (Precision::F32, true) => cuda::Precision::Tf32,
             (Precision::F32, false) => cuda::Precision::F32,
         };
-        let options = Options { ordinal, precision };
+        let interface = match self.convolutions {
+            Convolutions::Legacy => cuda::Interface::Legacy,
+            Convolutions::Graph => cuda::Interface::Graph,
+        };
+        let options = Options {
+            ordinal,
+            precision,
+            interface,
+        };
         Ok(Box::new(CudaKernels::open(&options)?))
     }
 

@@ -5,7 +5,7 @@ use crate::engine::Network;
 use crate::engine::plan::{Plan, Settings};
 use crate::graph::models::{self, ModelError, ModelName, ModelOptions, Stem};
 use crate::graph::{Graph, init};
-use crate::kernel::{Kernels, Loss, Neuron, Norms, Reset};
+use crate::kernel::{Kernels, Loss, Neuron, Norms, Reset, Shortage};
 use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
 use crate::learn::stol::Stol;
@@ -27,7 +27,7 @@ pub enum NodeError {
     BackEnd(#[from] BackEndError),
     /// The device cannot hold the network, or computes no more.
     #[error("the device failed: {0}")]
-    Device(String),
+    Device(Failed),
     /// The network does not fit into memory.
     #[error(
         "{} with a window of {window} needs {needed_mib} MiB and {available_mib} MiB are free: {}",
@@ -75,6 +75,16 @@ pub struct Node {
     pub algorithm: Box<dyn Algorithm>,
     /// The network as it was described.
     pub graph: Graph,
+    /// Samples of all ranks in a batch.
+    pub batch: usize,
+}
+
+impl Node {
+    /// As [`failure`], of this node's back end and batch.
+    pub fn failure(&mut self) -> Option<Failed> {
+        let samples = self.learner.network.plan().settings.samples;
+        failure(&mut *self.kernels, samples, self.batch)
+    }
 }
 
 impl std::fmt::Debug for Node {
@@ -152,7 +162,7 @@ pub fn build_share(
         let set = network.set(&mut *kernels, &name, &values);
         set.expect("initial values are drawn for the graph's own parameters");
     }
-    if let Some(what) = kernels.failure() {
+    if let Some(what) = failure(&mut *kernels, settings.samples, run.data.batch) {
         return Err(NodeError::Device(what));
     }
     let loss = loss(run.loss, share.places.len(), classes);
@@ -162,7 +172,51 @@ pub fn build_share(
         learner,
         algorithm,
         graph,
+        batch: run.data.batch,
     })
+}
+
+/// Why a back end computes no more, if so. Where memory is not there, that names the largest `batch` of all
+/// ranks that would fit; `samples` of the one that does not are this rank's.
+pub fn failure(kernels: &mut dyn Kernels, samples: usize, batch: usize) -> Option<Failed> {
+    let what = kernels.failure()?;
+    Some(match kernels.shortage() {
+        Some(shortage) => Failed {
+            what: format!("{what}; {}", remedy(fits(&shortage, samples, batch))),
+            may_pass: false,
+        },
+        None => Failed {
+            what,
+            may_pass: true,
+        },
+    })
+}
+
+/// Why a device computes no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// What the device says, with a remedy where there is one.
+    pub what: String,
+    /// Whether another start may find it well: memory for the same batch would be short again.
+    pub may_pass: bool,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+/// The largest batch of all ranks that fits, where this rank's `samples` of a `batch` do not: what is not
+/// fixed grows with it.
+fn fits(shortage: &Shortage, samples: usize, batch: usize) -> u64 {
+    let left = shortage.available.saturating_sub(shortage.fixed);
+    let growing = shortage.needed.saturating_sub(shortage.fixed).max(1);
+    let (samples, batch) = (samples as u128, batch as u128);
+    let fits = u128::from(left) * samples / u128::from(growing);
+    // Memory in pieces may be too little where their sum is enough.
+    let fits = fits.min(samples.saturating_sub(1)) * batch / samples.max(1);
+    u64::try_from(fits).unwrap_or(u64::MAX)
 }
 
 /// Whether a network's buffers fit into the memory that is free, before anything is allocated. `batch`
@@ -178,7 +232,7 @@ pub fn check_memory(
     kernels: &dyn Kernels,
 ) -> Result<(), NodeError> {
     let available = match kernels.available_bytes() {
-        // The rest is for cuDNN's workspace and what else lives no longer than a call.
+        // The rest is for cuDNN's workspace and what else lives no longer than a call: ARCHITECTURE, "GPUs".
         Some(of_device) => of_device - of_device / 8,
         // Where the system does not say: more than any machine that trains without a GPU has.
         None => memory::available_bytes().unwrap_or(1 << 40),
@@ -192,16 +246,18 @@ pub fn check_memory(
     if needed <= available {
         return Ok(());
     }
-    let per_sample = (buffers / settings.samples as u64).max(1);
-    let fits = u128::from(available.saturating_sub(arenas) / per_sample);
-    let fits = fits * batch as u128 / settings.samples as u128;
+    let shortage = Shortage {
+        available,
+        needed,
+        fixed: arenas,
+    };
     Err(NodeError::Memory {
         batch: settings.samples,
         of: batch,
         window: settings.window,
         needed_mib: needed >> 20,
         available_mib: available >> 20,
-        fits: u64::try_from(fits).unwrap_or(u64::MAX),
+        fits: fits(&shortage, settings.samples, batch),
     })
 }
 
@@ -309,6 +365,24 @@ pub fn model_options(model: &run::Model, input: Shape, classes: usize) -> ModelO
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_batch_that_fits_grows_with_what_is_left_beside_what_is_fixed() {
+        // 100 bytes, and 10 for each of 64 samples.
+        let of = |available| Shortage {
+            available,
+            needed: 740,
+            fixed: 100,
+        };
+        assert_eq!(fits(&of(500), 64, 64), 40);
+        assert_eq!(fits(&of(509), 64, 64), 40);
+        // One of two ranks.
+        assert_eq!(fits(&of(500), 64, 128), 80);
+        // In pieces that are too small.
+        assert_eq!(fits(&of(800), 64, 64), 63);
+        assert_eq!(fits(&of(800), 1, 2), 0);
+        assert_eq!(fits(&of(90), 64, 64), 0);
+    }
 
     #[cfg(target_os = "linux")]
     #[test]

@@ -72,9 +72,11 @@ fn the_device_of_the_command_line_is_that_of_the_run() {
             "{verb}"
         );
     }
-    let precise = ["bench", "--model", "small", "--precision", "bf16"];
-    let told = text(&synfire(&precise).stderr);
-    assert!(told.contains("go with --device cuda"), "{told}");
+    for on_gpus in [["--precision", "bf16"], ["--convolutions", "graph"]] {
+        let bench = [&["bench", "--model", "small"][..], &on_gpus].concat();
+        let told = text(&synfire(&bench).stderr);
+        assert!(told.contains("go with --device cuda"), "{told}");
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -357,7 +359,7 @@ fn pictures_that_stay_are_those_that_were_copied() {
         let seconds = copied["seconds_by_work"][work].as_f64();
         assert!(seconds.unwrap() > 0.0, "{work}");
     }
-    assert!(copied["device_memory"].is_null());
+    assert!(copied["device_memory"].is_null() && copied["convolutions"].is_null());
 }
 
 #[cfg(feature = "cuda")]
@@ -392,7 +394,50 @@ fn needs_cuda_bench_times_a_gpu_its_memory_and_its_layers() {
         assert!(seconds(layer) > 0.0, "{layer}");
     }
 
+    assert_eq!(figures["convolutions"], "legacy");
+    let graph = tiny_figures(&[&gpu[..], &["--convolutions", "graph"]].concat());
+    assert_eq!(graph["convolutions"], "graph");
+    let name = graph["device_name"].as_str().unwrap();
+    assert!(name.ends_with("bf16, graph API)"), "{name}");
+
     let soon = tiny_bench(&[&gpu[..], &["--warmup", "1"]].concat());
     assert_eq!(soon.status.code(), Some(1));
     assert!(text(&soon.stderr).contains("--warmup must be at least 2"));
+}
+
+/// Without an engine cuDNN's graph API can do nothing: who asks for it is told so, who does not needs none.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the stand-in of tests/cuda"]
+fn needs_cuda_stand_in_convolutions_are_computed_by_the_interface_that_is_named() {
+    let folder = folder("interfaces");
+    let weights = folder.join("weights.safetensors");
+    let weights = weights.to_str().unwrap();
+    let output = train(&["run.max_batches=1"], &["--save-weights", weights]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
+        command.env("SYNFIRE_STAND_IN_ENGINES", "");
+        let output = command.args(arguments).args(["--device", "cuda"]).output();
+        let output = output.unwrap();
+        let told = text(&output.stderr);
+        (output.status.success(), told)
+    };
+    let bench = [
+        "bench", "--model", "small", "--input", "1x28x28", "--width", "0.25", "--batch", "4",
+    ];
+    let (is_done, told) = run(&bench);
+    assert!(is_done, "{told}");
+    let set = ["--set", "run.convolutions=graph"];
+    for (verb, graph) in [
+        (&bench[..], ["--convolutions", "graph"]),
+        (&["evaluate", "--checkpoint", weights], set),
+        (&["train"], set),
+    ] {
+        let (is_done, told) = run(&[verb, &graph].concat());
+        assert!(!is_done, "{verb:?}");
+        let words = "cuDNN's graph API has no plan for the forward of";
+        assert!(told.contains(words), "{verb:?}: {told}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -257,11 +257,13 @@ fn needs_mpi_the_same_seed_gives_the_same_bits_and_other_ranks_go_on() {
     let text = Job::of(2, &first, &[set, four]).succeeds();
     assert!(text.contains("generation 1 of 2 ranks"), "{text}");
     assert!(text.contains("2 ranks average over mpi ("), "{text}");
+    // Only the last checkpoint is sure to be there: one that is due while another is written is left out.
+    Job::of(2, &second, &[set, two]).succeeds();
+    Job::of(2, &third, &[set, two]).succeeds();
+    assert!(third.weights(2) == second.weights(2), "bits differ");
     Job::of(2, &second, &[set, four]).succeeds();
     assert!(first.weights(4) == second.weights(4), "bits differ");
 
-    Job::of(2, &third, &[set, two]).succeeds();
-    assert!(third.weights(2) == first.weights(2), "bits differ");
     let text = Job::of(3, &third, &[set, four]).succeeds();
     for words in [
         "resumed from",

@@ -130,6 +130,15 @@ fn needs_nccl_a_rank_that_is_killed_is_named() {
     }
 }
 
+#[test]
+#[ignore = "needs NVRTC and the stand-ins of tests/cuda and tests/nccl: tests/run brings them"]
+fn needs_nccl_a_rank_that_is_killed_in_training_ends_it_for_the_others() {
+    let ended = plainly(3, "lost training");
+    said(&ended, &[1], "over: rank 1 is lost");
+    said(&ended, &[1], "passed");
+    assert!(!ended[1].status.success());
+}
+
 /// A rank that is killed on the same machine often shows as an error that could be the rank's own.
 #[test]
 #[ignore = "needs NVRTC and the stand-ins of tests/cuda and tests/nccl: tests/run brings them"]
@@ -340,6 +349,7 @@ fn needs_nccl_one_rank() {
             return println!("joined");
         }
         "training" => return training::compare(&seat),
+        "lost training" => return training::lose(&seat),
         _ => {}
     }
     let mut rank = Member::new(&seat);

@@ -9,10 +9,9 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <set>
 
-#include "loops.h"
-
-#define API extern "C" __attribute__((visibility("default")))
+#include "calls.h"
 
 extern "C" int cuLaunchHostFunc(void *stream, void (*function)(void *), void *data);
 extern "C" int cuStreamIsCapturing(void *stream, int *status);
@@ -23,24 +22,7 @@ using namespace cudnn_stand_in;
 
 namespace {
 
-// Numbers of cudnnStatus_t (cuDNN 9).
-enum : int {
-  SUCCESS = 0,
-  NOT_INITIALIZED = 1001,
-  BAD_PARAM = 2000,
-  BAD_PARAM_NULL = 2002,
-  BAD_PARAM_MISALIGNED = 2003,
-  BAD_PARAM_SIZE = 2006,
-  BAD_PARAM_SHAPE = 2008,
-  NOT_SUPPORTED = 3000,
-  EXECUTION_FAILED_DRIVER = 5001,
-};
-
 enum : int { NHWC = 1 };
-
-struct Handle {
-  void *stream = nullptr;
-};
 
 // cudnnConvolution*AlgoPerf_t: all three are laid out alike.
 struct Performance {
@@ -55,12 +37,14 @@ struct Performance {
 
 thread_local char last_error[256] = "";
 
-int fail(int status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(last_error, sizeof last_error, format, arguments);
-  va_end(arguments);
-  return status;
+struct Handles {
+  std::mutex lock;
+  std::set<const Handle *> all;
+};
+
+Handles &handles() {
+  static Handles *handles = new Handles();
+  return *handles;
 }
 
 void run(void *data) {
@@ -81,24 +65,8 @@ void run(void *data) {
   if (!call->captured) delete call;
 }
 
-size_t workspace_bytes(Pass pass, const Tensor &x, int algorithm) {
-  const size_t odd = pass == Pass::Forward ? 1000 : pass == Pass::Data ? 3000 : 2000;
-  return odd + (size_t)algorithm * 100 + (size_t)x.c * 4;
-}
-
 // Winograd (4) is offered as if it had a form without tensor cores, and has none.
 bool supported(int algorithm, const Convolution &at) { return algorithm != 4 || at.math != FMA_MATH; }
-
-int check_shapes(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &at) {
-  if (!at.set || x.type < 0 || w.type < 0 || y.type < 0) return fail(BAD_PARAM, "a descriptor is not set");
-  if (x.type != w.type || x.type != y.type) return fail(NOT_SUPPORTED, "types differ");
-  if (x.n != y.n || x.c != w.c || y.c != w.n) return fail(BAD_PARAM_SHAPE, "samples or channels differ");
-  const int h = (x.h + 2 * at.padding_h - w.h) / at.stride_h + 1;
-  const int width = (x.w + 2 * at.padding_w - w.w) / at.stride_w + 1;
-  if (h != y.h || width != y.w)
-    return fail(BAD_PARAM_SHAPE, "the output is %d x %d and not %d x %d", h, width, y.h, y.w);
-  return SUCCESS;
-}
 
 // The algorithms of a pass that are offered, the best first: one that is not deterministic, one that does not
 // work, one of another math type, and one for everybody.
@@ -135,7 +103,59 @@ Captured &captured() {
   return *captured;
 }
 
-int check_data(const char *name, const void *data, const Tensor &tensor) {
+int launch(Handle *handle, Call given, int algorithm) {
+  if (handle == nullptr) return fail(NOT_INITIALIZED, "no handle");
+  if (const int error = check_shapes(given.x, given.w, given.y, given.convolution)) return error;
+  // FFT tiling (5) is offered with a status that says that it does not work.
+  if (algorithm == 5 || !supported(algorithm, given.convolution)) return fail(NOT_SUPPORTED, "algorithm");
+  const size_t wanted = workspace_bytes(given.pass, given.x, algorithm);
+  if (given.workspace_bytes < wanted)
+    return fail(BAD_PARAM_SIZE, "the workspace has %zu bytes and %zu are wanted", given.workspace_bytes, wanted);
+  return start(handle, given, wanted);
+}
+
+}  // namespace
+
+namespace cudnn_stand_in {
+
+int fail(int status, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(last_error, sizeof last_error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+bool is_handle(const Handle *handle) {
+  std::lock_guard<std::mutex> held(handles().lock);
+  return handles().all.count(handle) != 0;
+}
+
+// What all algorithms but the last that is offered want more.
+static size_t more_workspace_bytes() {
+  static const char *const mib = getenv("SYNFIRE_STAND_IN_WORKSPACE_MIB");
+  static const size_t bytes = mib == nullptr ? 0 : (size_t)strtoull(mib, nullptr, 10) << 20;
+  return bytes;
+}
+
+size_t workspace_bytes(Pass pass, const Tensor &x, int algorithm) {
+  const size_t odd = pass == Pass::Forward ? 1000 : pass == Pass::Data ? 3000 : 2000;
+  const size_t more = algorithm == 1 ? 0 : more_workspace_bytes();
+  return odd + (size_t)algorithm * 100 + (size_t)x.c * 4 + more;
+}
+
+int check_shapes(const Tensor &x, const Tensor &w, const Tensor &y, const Convolution &at) {
+  if (!at.set || x.type < 0 || w.type < 0 || y.type < 0) return fail(BAD_PARAM, "a descriptor is not set");
+  if (x.type != w.type || x.type != y.type) return fail(NOT_SUPPORTED, "types differ");
+  if (x.n != y.n || x.c != w.c || y.c != w.n) return fail(BAD_PARAM_SHAPE, "samples or channels differ");
+  const int h = (x.h + 2 * at.padding_h - w.h) / at.stride_h + 1;
+  const int width = (x.w + 2 * at.padding_w - w.w) / at.stride_w + 1;
+  if (h != y.h || width != y.w)
+    return fail(BAD_PARAM_SHAPE, "the output is %d x %d and not %d x %d", h, width, y.h, y.w);
+  return SUCCESS;
+}
+
+static int check_data(const char *name, const void *data, const Tensor &tensor) {
   if (data == nullptr) return fail(BAD_PARAM_NULL, "%s is null", name);
   if ((uintptr_t)data % 16 != 0) return fail(BAD_PARAM_MISALIGNED, "%s is not aligned to 16 bytes", name);
   if (!stand_in_is_device_range((uint64_t)data, tensor.bytes()))
@@ -143,17 +163,10 @@ int check_data(const char *name, const void *data, const Tensor &tensor) {
   return SUCCESS;
 }
 
-int launch(Handle *handle, Call given, int algorithm) {
-  if (handle == nullptr) return fail(NOT_INITIALIZED, "no handle");
-  if (const int error = check_shapes(given.x, given.w, given.y, given.convolution)) return error;
-  // FFT tiling (5) is offered with a status that says that it does not work.
-  if (algorithm == 5 || !supported(algorithm, given.convolution)) return fail(NOT_SUPPORTED, "algorithm");
+int start(Handle *handle, Call given, size_t wanted) {
   if (const int error = check_data("x", given.x_data, given.x)) return error;
   if (const int error = check_data("w", given.w_data, given.w)) return error;
   if (const int error = check_data("y", given.y_data, given.y)) return error;
-  const size_t wanted = workspace_bytes(given.pass, given.x, algorithm);
-  if (given.workspace_bytes < wanted)
-    return fail(BAD_PARAM_SIZE, "the workspace has %zu bytes and %zu are wanted", given.workspace_bytes, wanted);
   if (!stand_in_is_device_range((uint64_t)given.workspace, given.workspace_bytes))
     return fail(BAD_PARAM, "the workspace is not inside one allocation");
   given.workspace_bytes = wanted;
@@ -173,7 +186,7 @@ int launch(Handle *handle, Call given, int algorithm) {
   return SUCCESS;
 }
 
-}  // namespace
+}  // namespace cudnn_stand_in
 
 API size_t cudnnGetVersion() { return 92100; }
 API size_t cudnnGetCudartVersion() { return 13000; }
@@ -195,10 +208,14 @@ API int cudnnCreate(Handle **handle) {
   void *context = nullptr;
   if (cuCtxGetCurrent(&context) != 0 || context == nullptr) return fail(NOT_INITIALIZED, "no context is current");
   *handle = new Handle();
+  std::lock_guard<std::mutex> held(handles().lock);
+  handles().all.insert(*handle);
   return SUCCESS;
 }
 
 API int cudnnDestroy(Handle *handle) {
+  std::lock_guard<std::mutex> held(handles().lock);
+  if (handles().all.erase(handle) == 0) return fail(BAD_PARAM, "no such handle");
   delete handle;
   return SUCCESS;
 }

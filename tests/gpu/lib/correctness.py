@@ -13,6 +13,9 @@ TESTED = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed", re.M)
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.M)
 # An option that a version of compute-sanitizer does not know, or wants in another form.
 UNKNOWN = re.compile(r"(unrecogni[sz]ed|unknown) (command[- ]line )?(option|argument)|option '?--kernel-name", re.I)
+# How what is computed by cuDNN's graph API is called, and the argument that asks for it.
+GRAPH_API = "graph API"
+BY_GRAPH_API = ["--convolutions", "graph"]
 # Bytes that a driver may take for itself over 2,000 time steps.
 MAX_DRIFT = 64 << 20
 
@@ -24,12 +27,16 @@ def items(place, sizes):
         Item("libraries found by itself", "correctness", 60, 5, lambda s, t: by_itself(s, t, place)),
         Item("traces in f32", "correctness", 150, 20, lambda s, t: traces(s, t, place, sizes)),
     ]
+    found.append(Item(f"traces in f32, {GRAPH_API}", "correctness", 90, 15,
+                      lambda s, t: graph_traces(s, t, place, sizes)))
     # What is asked of it comes before the suites: one that is cut off keeps nothing.
     found.append(Item("memory flat over T", "correctness", 90, 20, lambda s, t: flat(s, t, place, sizes)))
     found.append(Item("leak soak", "correctness", 90, 20, lambda s, t: soak(s, t, place, sizes)))
     for precision in ("f32", "bf16"):
         found.append(Item(f"deterministic twice, {precision}", "correctness", 60, 15,
                           lambda s, t, precision=precision: twice(s, t, place, sizes, precision)))
+    found.append(Item(f"deterministic twice, bf16, {GRAPH_API}", "correctness", 60, 15,
+                      lambda s, t: twice(s, t, place, sizes, "bf16", ["run.convolutions=graph"])))
     for name, filters in sizes.tests.items():
         found.append(suite(place, name, ["--ignored", *filters], {}))
     for name in sizes.suites:
@@ -64,15 +71,25 @@ def shown(place, command):
 
 def traces(attempt, limit, place, sizes):
     """Every trace whose algorithm is built, in f32."""
+    return verify(attempt, limit, place, ("golden", "traces"), sizes.traces, [])
+
+
+def graph_traces(attempt, limit, place, sizes):
+    """Those of tests/golden again: they are the short ones."""
+    return verify(attempt, limit, place, ("golden",), sizes.graph_traces, BY_GRAPH_API)
+
+
+def verify(attempt, limit, place, folders, patterns, more):
     wanted = []
-    for folder in ("golden", "traces"):
+    for folder in folders:
         for path in sorted(place.path(folder).glob("*.safetensors")):
             net, kind = path.name.split(".")[0], path.name.split(".")[1]
             if kind == "common" or net == "ops":
                 continue
-            if any(fnmatch(path.name, pattern) for pattern in sizes.traces):
+            if any(fnmatch(path.name, pattern) for pattern in patterns):
                 wanted.append(path)
-    command = [place.synfire, "verify", "--device", "cuda", *wanted, "--ops", place.path("golden", "ops.safetensors")]
+    ops = place.path("golden", "ops.safetensors")
+    command = [place.synfire, "verify", "--device", "cuda", *more, *wanted, "--ops", ops]
     said = attempt.run(command, limit, place.environment)
     if said.timed_out:
         return cut(said, why=f"{len(wanted)} traces take longer than {limit:.0f} s")
@@ -82,7 +99,8 @@ def traces(attempt, limit, place, sizes):
     good, of, beyond, not_built = (int(number) for number in match.groups())
     why = "" if beyond == 0 else said.out[-4000:]
     return passed(said.code in (0, 2) and beyond == 0 and good > 0, good=good, of=of, beyond=beyond,
-                  not_built=not_built, command=shown(place, command[:4]) + " ... --ops ops.safetensors", why=why)
+                  not_built=not_built, command=shown(place, command[:4 + len(more)]) + " ... --ops ops.safetensors",
+                  why=why)
 
 
 def suite(place, name, arguments, variables):
@@ -106,21 +124,21 @@ def suite(place, name, arguments, variables):
     return Item(f"tests: {name}", "correctness", 120, 15, do)
 
 
-def train_command(place, sizes, precision, batches, weights):
+def train_command(place, sizes, precision, batches, weights, more=()):
     command = [place.synfire, "train", place.path("configs", "ms_resnet18-cifar10.toml"), "--device", sizes.device]
     settings = ["data.path=" + str(place.path("data")), f"run.precision={precision}", f"run.max_batches={batches}",
-                *sizes.training, "run.epochs=1000"]
+                *sizes.training, *more, "run.epochs=1000"]
     for setting in settings:
         command += ["--set", setting]
     return [*command, "--save-weights", weights]
 
 
-def twice(attempt, limit, place, sizes, precision):
+def twice(attempt, limit, place, sizes, precision, more=()):
     """The same training twice, and the bits of all weights."""
     sums = []
     for number in (1, 2):
         weights = place.work / f"twice-{number}.safetensors"
-        command = train_command(place, sizes, precision, sizes.twice, weights)
+        command = train_command(place, sizes, precision, sizes.twice, weights, more)
         said = attempt.run(command, limit / 2, place.environment)
         if said.timed_out:
             return cut(said)

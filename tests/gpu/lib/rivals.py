@@ -2,10 +2,11 @@
 
 import json
 
-from .correctness import bench, shown
+from .correctness import BY_GRAPH_API, GRAPH_API, bench, shown
 from .progress import Item, cut
 
 COMPILED = "saved_compiled"
+PROFILE = "by layer and phase"
 # Every engine that is ever timed; which are, and in which order, `sizes` says.
 ENGINES = ("authors", COMPILED, "saved", "bptt")
 # Seconds at most and at least of an engine, else DEFAULT. Compiling takes minutes, once per size and machine.
@@ -42,8 +43,7 @@ def items(place, sizes):
     what compiles after what does not: it may take all of the time."""
     found = [Item("ceilings", "rivals", 60, 15, lambda s, t: ceilings(s, t, place, sizes))]
     for model, batch, warmup, timed in sizes.rivals[:2]:
-        found.append(Item(f"{model} {batch}: by layer and phase", "rivals", 60, 15,
-                          lambda s, t, c=(model, batch, warmup, timed): profile(s, t, place, sizes, c)))
+        found += interfaces(place, sizes, (model, batch, warmup, timed))
     for number in range(1, sizes.rounds + 1):
         one_by_one = [(engine,) for engine in sizes.first]
         for engines in (*one_by_one, sizes.then) if number == 1 else ((*sizes.first, *sizes.then),):
@@ -54,6 +54,19 @@ def items(place, sizes):
         found.append(Item(f"{model} {batch}: synfire, pictures copied with every batch", "rivals", 60, 15,
                           lambda s, t, c=(model, batch, warmup, timed): ours(s, t, place, sizes, c, [])))
     return found
+
+
+def interfaces(place, sizes, size):
+    """A network by both interfaces of cuDNN, one right after the other, by layer and phase; and by its graph API as a
+    whole: by its legacy calls that is timed before every rival."""
+    name = f"{size[0]} {size[1]}"
+    return [
+        Item(f"{name}: {PROFILE}", "rivals", 60, 15, lambda s, t: profile(s, t, place, sizes, size, [])),
+        Item(f"{name}: {PROFILE}, {GRAPH_API}", "rivals", 60, 15,
+             lambda s, t: profile(s, t, place, sizes, size, BY_GRAPH_API)),
+        Item(f"{name}: synfire, {GRAPH_API}", "rivals", 60, 12,
+             lambda s, t: ours(s, t, place, sizes, size, ["--keep-input", *BY_GRAPH_API])),
+    ]
 
 
 def pair(place, sizes, size, engine, number):
@@ -107,7 +120,7 @@ def figures_of(command, said, figures):
     result = {"status": "measured", "command": command, "median_of": figures["iterations"]}
     for key in ("images_per_second", "seconds_per_batch", "peak_memory_mib", "dtype", "device_name", "loss",
                 "loss_is_finite", "torch", "channels_last", "warmup_seconds", "firing_rate", "input", "profile",
-                "seconds_by_work", "profiled_seconds_per_batch"):
+                "seconds_by_work", "profiled_seconds_per_batch", "convolutions"):
         if figures.get(key) is not None:
             result[key] = figures[key]
     if "not replayed as graphs" in said.err:
@@ -122,10 +135,10 @@ def ours(attempt, limit, place, sizes, size, more):
     return figures_of(*bench(attempt, limit, place, sizes, model, batch, [*times(sizes, warmup, timed), *more]))
 
 
-def profile(attempt, limit, place, sizes, size):
+def profile(attempt, limit, place, sizes, size, more):
     """Graphs off, and waited for after each layer: for shares, not for sums."""
     model, batch, warmup, timed = size
-    more = [*times(sizes, warmup, min(timed, 5)), "--keep-input", "--profile"]
+    more = [*times(sizes, warmup, min(timed, 5)), "--keep-input", "--profile", *more]
     return figures_of(*bench(attempt, limit, place, sizes, model, batch, more))
 
 

@@ -42,6 +42,7 @@ class Network:
         self.forward = num_time_steps
         self.backward = sum(min(t + 1, window) for t in range(num_time_steps))
         self.rows = []
+        self.shapes = {}  # of convolutions, by layer
         self.parameters = 0
         self.macs = 0
 
@@ -57,6 +58,7 @@ class Network:
         macs = weights * s_out**2
         f, b = self.forward, self.backward
         self.macs += macs
+        self.shapes[name] = f"{kernel}x{kernel}, {c_in}@{s_in} to {c_out}@{s_out}"
         self.trained(name, weights + (c_out if bias else 0))
         self.add(name, "forward", "convolutions, forward", 2.0 * macs * f, 2 * f * (e_in + e_out), 2 * f * weights)
         if dx is not None:

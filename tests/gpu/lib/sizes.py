@@ -22,10 +22,11 @@ class Sizes:
     rival_device: str = "cuda"
     rival_precision: str = "bf16"
     traces: tuple = ("*",)     # which of them
+    graph_traces: tuple = ("*",)  # of tests/golden, by cuDNN's graph API
     tests: dict = field(default_factory=lambda: {
         "nccl": ["needs_nccl_a_rank_alone"],
         "cuda_device": ["needs_cuda_", "needs_nvrtc_", "--skip", "needs_cuda_stand_in"],
-        "kernels": ["needs_cuda_"], "cuda_engine": ["needs_cuda_"]})
+        "kernels": ["needs_cuda_"], "cuda_engine": ["needs_cuda_", "--skip", "needs_cuda_stand_in"]})
     suites: tuple = ("faults", "graphs", "paper", "traces")
     # MS-ResNet18 where memory is looked at: batch, and batches until 2,000 time steps are over.
     memory_batch: int = 64
@@ -53,6 +54,7 @@ def of(stand_in):
         rival_device="cpu",
         rival_precision="f32",
         traces=("mlp.*", "ms.stol_k2*", "sew.bptt.*"),
+        graph_traces=("ms.stol_k2*",),
         tests={"nccl": ["needs_nccl_a_rank_alone"],
                "cuda_device": ["needs_cuda_bytes", "needs_nvrtc_"],
                "kernels": ["needs_cuda_bf16", "--skip", "convolution"],

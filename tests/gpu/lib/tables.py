@@ -3,14 +3,21 @@
 import statistics
 
 from . import roofline
+from .correctness import GRAPH_API
 from .progress import in_short
+from .rivals import PROFILE
 from .training import ALL, NAME
+
+
+# Phases of a convolution.
+CONVOLUTIONS = ("forward", "data_gradient", "weight_gradient")
 
 
 def text(results, sizes):
     """The tables that come last."""
     parts = [status(results), rivals(results, sizes), ceilings(results)]
-    parts += [phases(results, model, batch) for model, batch, *_ in sizes.rivals[:2]]
+    for model, batch, *_ in sizes.rivals[:2]:
+        parts += [phases(results, model, batch), interfaces(results, model, batch)]
     parts.append(training(results))
     return "\n".join(part for part in parts if part)
 
@@ -113,7 +120,7 @@ def ceilings(results):
 
 def phases(results, model, batch):
     """The profile beside the roofline."""
-    item = results["items"].get(f"{model} {batch}: by layer and phase", {})
+    item = results["items"].get(f"{model} {batch}: {PROFILE}", {})
     if "profile" not in item or model not in roofline.NETWORKS:
         return ""
     ceiling, _ = rates(results)
@@ -137,6 +144,52 @@ def phases(results, model, batch):
     lines.append("  the largest distances from it:")
     for _, took, bound, name in sorted(gaps, reverse=True)[:8]:
         lines.append(f"  {name:54}{1e3 * took:9.3f}{1e3 * bound:9.3f}")
+    return "\n".join(lines)
+
+
+def by_shape(results, model, batch):
+    """Seconds of a batch that the convolutions of a shape take in each direction, all layers of that shape together,
+    by both interfaces of cuDNN."""
+    profiles = [results["items"].get(f"{model} {batch}: {PROFILE}{more}", {}).get("profile")
+                for more in ("", f", {GRAPH_API}")]
+    if None in profiles or model not in roofline.NETWORKS:
+        return []
+    shapes = roofline.NETWORKS[model]().shapes
+    found = {}
+    for interface, layers in zip(("legacy", "graph"), profiles):
+        for layer in layers:
+            # At most one convolution is in a layer; a pool has no shape.
+            shape = shapes.get(layer["layer"])
+            for phase in CONVOLUTIONS if shape else ():
+                if phase in layer["seconds"]:
+                    row = found.setdefault((shape, phase), {"legacy": 0.0, "graph": 0.0, "layers": set()})
+                    row[interface] += layer["seconds"][phase]
+                    row["layers"].add(layer["layer"])
+    return [{"model": model, "batch": batch, "shape": shape, "direction": phase, "layers": len(row["layers"]),
+             "legacy_seconds": row["legacy"], "graph_seconds": row["graph"]}
+            for (shape, phase), row in found.items()]
+
+
+def interfaces(results, model, batch):
+    """cuDNN's graph API beside its legacy calls, shape by shape."""
+    rows = by_shape(results, model, batch)
+    if not rows:
+        return ""
+    lines = ["", f"{model} {batch}, convolutions by cuDNN's interfaces, ms per batch, run layer by layer",
+             f"{'':30}{'layers':>7}  {'':18}{'legacy':>10}{'graph':>10}{'graph takes':>13}"]
+    for row in rows:
+        legacy, graph = row["legacy_seconds"], row["graph_seconds"]
+        share = f"{graph / legacy:.2f}x" if legacy > 0 else ""
+        lines.append(f"{row['shape']:30}{row['layers']:7}  {row['direction']:18}{1e3 * legacy:10.3f}{1e3 * graph:10.3f}"
+                     f"{share:>13}")
+    totals = [sum(row[f"{name}_seconds"] for row in rows) for name in ("legacy", "graph")]
+    best = sum(min(row["legacy_seconds"], row["graph_seconds"]) for row in rows)
+    lines.append(f"{'all':57}{1e3 * totals[0]:10.3f}{1e3 * totals[1]:10.3f}{totals[1] / max(totals[0], 1e-12):12.2f}x")
+    lines.append(f"{'all, the faster of both for each':57}{'':10}{1e3 * best:10.3f}"
+                 f"{best / max(totals[0], 1e-12):12.2f}x")
+    for name, start in (("legacy calls", "synfire before"), (GRAPH_API, f"synfire, {GRAPH_API}")):
+        if (whole := of_engine(results, model, batch, start)) is not None:
+            lines.append(f"  images/s as a whole, {name}: {whole['images_per_second']:.1f}")
     return "\n".join(lines)
 
 

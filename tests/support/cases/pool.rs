@@ -264,3 +264,17 @@ pub fn all() -> Vec<PoolCase> {
     }
     cases
 }
+
+/// So many pixels that the blocks of a GPU's kernels take several turns.
+pub fn large() -> Vec<PoolCase> {
+    vec![PoolCase {
+        kind: Kind::Max(2, 1, 0),
+        samples: 1,
+        input: Shape::new(365, 364, 8),
+        content: Content::Real,
+        num_steps: 1,
+        window: 1,
+        arrived: 1,
+        accumulate: false,
+    }]
+}

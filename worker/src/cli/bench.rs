@@ -198,7 +198,7 @@ impl Bench {
                 network.set(&mut *kernels, &name, &values)?;
             }
         }
-        if let Some(what) = kernels.failure() {
+        if let Some(what) = node::failure(&mut *kernels, samples, samples) {
             return Err(NodeError::Device(what).into());
         }
         let learner = Learner::new(
@@ -229,9 +229,9 @@ impl Bench {
     /// If the device computes no more.
     fn check_device(&mut self) -> Result<(), NodeError> {
         self.kernels.wait();
-        self.kernels
-            .failure()
-            .map_or(Ok(()), |what| Err(NodeError::Device(what)))
+        let samples = self.learner.network.plan().settings.samples;
+        let failure = node::failure(&mut *self.kernels, samples, samples);
+        failure.map_or(Ok(()), |what| Err(NodeError::Device(what)))
     }
 
     fn taken(&self) -> Option<Taken> {

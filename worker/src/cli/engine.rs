@@ -4,7 +4,7 @@ use crate::backend::BackEnd;
 use crate::kernel::Kernels;
 use anyhow::ensure;
 use clap::ValueEnum;
-use synfire_shared::run::{Device, Engine, Precision};
+use synfire_shared::run::{Convolutions, Device, Engine, Precision};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum EngineArgument {
@@ -17,6 +17,12 @@ enum EngineArgument {
 enum PrecisionArgument {
     F32,
     Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ConvolutionsArgument {
+    Legacy,
+    Graph,
 }
 
 /// What computes, and on what.
@@ -34,6 +40,9 @@ pub(super) struct EngineArguments {
     /// Let a GPU round the operands of f32 convolutions to TF32
     #[arg(long)]
     tf32: bool,
+    /// By which interface of cuDNN a GPU computes convolutions: its legacy calls or its graph API
+    #[arg(long, value_enum, default_value = "legacy")]
+    convolutions: ConvolutionsArgument,
     /// Threads of the fast engine on processors; 0 is one per core
     #[arg(long, default_value_t = 0, value_parser = super::threads)]
     threads: u16,
@@ -47,11 +56,13 @@ pub(super) fn device(text: &str) -> Result<Device, String> {
 impl EngineArguments {
     /// Starts what they name.
     pub(super) fn open(&self) -> anyhow::Result<Box<dyn Kernels>> {
-        let is_rounded = self.tf32 || self.precision == PrecisionArgument::Bf16;
+        let is_special = self.tf32
+            || self.precision == PrecisionArgument::Bf16
+            || self.convolutions == ConvolutionsArgument::Graph;
         let is_plain = !self.device.is_cuda() || self.engine == EngineArgument::Burn;
         ensure!(
-            !(is_rounded && is_plain),
-            "--precision bf16 and --tf32 go with --device cuda and --engine fast"
+            !(is_special && is_plain),
+            "--precision bf16, --tf32 and --convolutions graph go with --device cuda and --engine fast"
         );
         let back_end = BackEnd {
             engine: match self.engine {
@@ -61,6 +72,7 @@ impl EngineArguments {
             device: self.device,
             precision: self.precision(),
             tf32: self.tf32,
+            convolutions: self.convolutions(),
             threads: usize::from(self.threads),
         };
         Ok(back_end.open()?)
@@ -79,6 +91,13 @@ impl EngineArguments {
         match self.precision {
             PrecisionArgument::F32 => Precision::F32,
             PrecisionArgument::Bf16 => Precision::Bf16,
+        }
+    }
+
+    pub(super) fn convolutions(&self) -> Convolutions {
+        match self.convolutions {
+            ConvolutionsArgument::Legacy => Convolutions::Legacy,
+            ConvolutionsArgument::Graph => Convolutions::Graph,
         }
     }
 

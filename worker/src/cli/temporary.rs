@@ -48,8 +48,7 @@ fn training(error: &TrainError) -> bool {
         // The next start takes an older one.
         TrainError::DamagedStart { has_older, .. } => *has_older,
         TrainError::Ranks(error) => collective(error),
-        // Another start may find it well.
-        TrainError::Device { .. } => true,
+        TrainError::Device { what, .. } => what.may_pass,
         TrainError::Node(_)
         | TrainError::Weights(_)
         | TrainError::Disagree { .. }
@@ -115,6 +114,7 @@ fn control(error: &ControlError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::Failed;
     use std::io;
     use synfire_shared::ids::Rank;
 
@@ -138,7 +138,16 @@ mod tests {
             path: "a".into(),
             source: io::Error::from(kind),
         };
-        let passing: [anyhow::Error; 7] = [
+        let device = |may_pass| TrainError::Device {
+            epoch: 0,
+            batch: 0,
+            what: Failed {
+                what: "it is lost".into(),
+                may_pass,
+            },
+        };
+        let passing: [anyhow::Error; 8] = [
+            device(true).into(),
             TrainError::from(store(io::ErrorKind::StorageFull)).into(),
             anyhow::Error::from(TrainError::from(lost)).context("rank 0"),
             read(io::ErrorKind::TimedOut).into(),
@@ -158,7 +167,8 @@ mod tests {
         for error in passing {
             assert!(error.chain().any(may_pass), "{error:?}");
         }
-        let staying: [anyhow::Error; 8] = [
+        let staying: [anyhow::Error; 9] = [
+            device(false).into(),
             TrainError::from(not_written(false)).into(),
             TrainError::from(store(io::ErrorKind::PermissionDenied)).into(),
             TrainError::from(CheckpointError::TakenOver { folder }).into(),

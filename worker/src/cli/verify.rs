@@ -6,7 +6,7 @@ use crate::kernel::Kernels;
 use crate::kernel::cpu::CpuKernels;
 use crate::kernel::cpu::simd::Isa;
 use crate::kernel::reference::ReferenceKernels;
-use crate::node;
+use crate::node::{self, NodeError};
 use crate::trace::algorithm::AlgorithmTrace;
 use crate::trace::common::CommonTrace;
 use crate::trace::compare::Comparison;
@@ -133,7 +133,13 @@ fn verify(arguments: &Arguments, path: &Path) -> anyhow::Result<Outcome> {
     let settings = settings(&common, &trace);
     node::check_memory(&common.graph, &settings, settings.samples, 1, &*kernels)
         .with_context(|| format!("cannot replay {}", path.display()))?;
-    match replay(&common, &trace, &mut *kernels) {
+    let replayed = replay(&common, &trace, &mut *kernels);
+    // What a device that has failed gives is no number of the network.
+    if let Some(what) = node::failure(&mut *kernels, settings.samples, settings.samples) {
+        let error = NodeError::Device(what);
+        return Err(error).with_context(|| format!("cannot replay {}", path.display()));
+    }
+    match replayed {
         Ok(comparison) => {
             say!("on {}", kernels.name());
             Ok(show(arguments, path, &comparison))

@@ -24,6 +24,7 @@ use crate::kernel::{
     Phase, Pictures, Span, Step, Window,
 };
 use crate::shape::Shape;
+pub use norms::{Pool, Shared};
 use plan::{Plan, PlannedBuffer, Role, Settings, Stage};
 use profile::{Profile, Work};
 
@@ -57,8 +58,6 @@ pub struct Network {
     arrived: Vec<Option<Window>>,
     dropouts: Vec<(String, Dropout)>,
     arenas: ArenaSizes,
-    /// Numbers of a norm on their way to the other ranks.
-    travelling: Vec<f32>,
 }
 
 impl Network {
@@ -111,7 +110,6 @@ impl Network {
             handles,
             plan,
             arenas,
-            travelling: Vec::new(),
         }
     }
 
@@ -270,7 +268,7 @@ impl Network {
     ///
     /// Norms take their statistics over what this rank has; see [`Network::forward_across`].
     pub fn forward(&mut self, kernels: &mut dyn Kernels, t: usize, phase: Phase) {
-        self.forward_across(kernels, t, phase, &mut |_| {});
+        self.forward_across(kernels, t, phase, &mut |_, _| {});
     }
 
     /// [`Network::forward`] of one of several ranks.
@@ -283,7 +281,7 @@ impl Network {
         kernels: &mut dyn Kernels,
         t: usize,
         phase: Phase,
-        pool: &mut dyn FnMut(&mut [f32]),
+        pool: Pool<'_>,
     ) {
         for (index, stage) in self.plan.stages.iter().enumerate() {
             let work = match stage {
@@ -298,7 +296,7 @@ impl Network {
                 self.profile.timed(kernels, index, work, |kernels| {
                     kernels.norm_moments(layer, t);
                 });
-                norms::pool_moments(layer, kernels, &mut self.travelling, pool);
+                pool(kernels, norms::moments(layer));
             }
             self.profile
                 .timed(kernels, index, work, |kernels| match stage {
@@ -351,7 +349,7 @@ impl Network {
         seeded: Window,
         ready: &mut dyn FnMut(&mut dyn Kernels, &mut Profile, Span),
     ) {
-        self.backward_across(kernels, window, seeded, &mut |_| {}, ready);
+        self.backward_across(kernels, window, seeded, &mut |_, _| {}, ready);
     }
 
     /// [`Network::backward`] of one of several ranks; `pool` as in [`Network::forward_across`]. The
@@ -361,7 +359,7 @@ impl Network {
         kernels: &mut dyn Kernels,
         window: Window,
         seeded: Window,
-        pool: &mut dyn FnMut(&mut [f32]),
+        pool: Pool<'_>,
         ready: &mut dyn FnMut(&mut dyn Kernels, &mut Profile, Span),
     ) {
         self.arrived.fill(None);
@@ -376,13 +374,9 @@ impl Network {
 
     /// The range of the arenas that a stage trains.
     fn trained(&self, stage: usize) -> Option<Span> {
-        let join = |first: Span, last: Span| Span {
-            offset: first.offset,
-            len: last.offset + last.len - first.offset,
-        };
         match &self.plan.stages[stage] {
-            Stage::Conv { conv, .. } => Some(join(conv.weight, conv.bias.unwrap_or(conv.weight))),
-            Stage::NormLif { layer, .. } => layer.norm.map(|n| join(n.gamma, n.beta)),
+            Stage::Conv { conv, .. } => Some(conv.weight.up_to(conv.bias.unwrap_or(conv.weight))),
+            Stage::NormLif { layer, .. } => layer.norm.map(|n| n.gamma.up_to(n.beta)),
             Stage::Pool { .. }
             | Stage::Flatten { .. }
             | Stage::Dropout { .. }
@@ -395,7 +389,7 @@ impl Network {
         kernels: &mut dyn Kernels,
         index: usize,
         window: Window,
-        pool: &mut dyn FnMut(&mut [f32]),
+        pool: Pool<'_>,
     ) {
         // The stage is copied out (it is a few words) so that bookkeeping may borrow `self`.
         let stage = self.plan.stages[index];

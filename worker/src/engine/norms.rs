@@ -1,12 +1,83 @@
 //! Batch norms whose statistics are those of several ranks.
 //!
-//! The engine knows no ranks: it hands out numbers, and others put in their place the mean over
-//! ranks, each weighted by its share of the samples. With one rank that is the number itself.
+//! The engine knows no ranks: it says which numbers are shared, and others put in their place the mean
+//! over ranks, each weighted by its share of the samples. With one rank that is the number itself.
 
 use super::Network;
 use super::plan::Stage;
 use super::profile::Work;
-use crate::kernel::{Arena, ErrorsOut, Kernels, Norm, NormLif, Norms, Window};
+use crate::kernel::{Arena, Buffer, ErrorsOut, Kernels, Norm, NormLif, Norms, Span, Window};
+
+/// Numbers of a synchronised norm, in whose place their means over ranks go, each weighted by its share
+/// of the samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// Two ranges of [`Arena::Moments`]: what the forward normalises with.
+    Moments([Span; 2]),
+    /// The sums of the backward, one slot per time step.
+    Sums {
+        /// [`Norm::sums`].
+        buffer: Buffer,
+        /// The time steps.
+        steps: Window,
+        /// Numbers of a slot.
+        len: usize,
+    },
+}
+
+/// Averages what is [`Shared`] over ranks.
+pub type Pool<'a> = &'a mut dyn FnMut(&mut dyn Kernels, Shared);
+
+impl Shared {
+    /// How many numbers they are.
+    #[expect(clippy::len_without_is_empty, reason = "a norm has channels")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Moments(spans) => spans.iter().map(|span| span.len).sum(),
+            Self::Sums { steps, len, .. } => steps.len * len,
+        }
+    }
+
+    /// Copies them to the host, one behind the other. Waits.
+    ///
+    /// # Panics
+    /// If there are not [`Shared::len`] places.
+    pub fn read(&self, kernels: &mut dyn Kernels, numbers: &mut [f32]) {
+        assert_eq!(numbers.len(), self.len(), "numbers of a norm");
+        match self {
+            Self::Moments([first, second]) => {
+                let (one, two) = numbers.split_at_mut(first.len);
+                kernels.read_arena(Arena::Moments, first.offset, one);
+                kernels.read_arena(Arena::Moments, second.offset, two);
+            }
+            Self::Sums { buffer, steps, len } => {
+                for (t, slot) in steps.newest_first().zip(numbers.chunks_exact_mut(*len)) {
+                    kernels.read(*buffer, t, slot);
+                }
+            }
+        }
+    }
+
+    /// The way back.
+    ///
+    /// # Panics
+    /// If there are not [`Shared::len`] numbers.
+    pub fn write(&self, kernels: &mut dyn Kernels, numbers: &[f32]) {
+        assert_eq!(numbers.len(), self.len(), "numbers of a norm");
+        match self {
+            Self::Moments([first, second]) => {
+                let (one, two) = numbers.split_at(first.len);
+                kernels.write_arena(Arena::Moments, first.offset, one);
+                kernels.write_arena(Arena::Moments, second.offset, two);
+            }
+            Self::Sums { buffer, steps, len } => {
+                for (t, slot) in steps.newest_first().zip(numbers.chunks_exact(*len)) {
+                    kernels.write(*buffer, t, slot);
+                }
+            }
+        }
+    }
+}
 
 impl Network {
     /// Numbers of a time step's moments that have to be averaged over ranks before
@@ -68,9 +139,9 @@ impl Network {
         kernels: &mut dyn Kernels,
         stage: usize,
         (layer, steps, dz): (&NormLif, Window, ErrorsOut),
-        pool: &mut dyn FnMut(&mut [f32]),
+        pool: Pool<'_>,
     ) {
-        pool_sums(layer, steps, kernels, &mut self.travelling, pool);
+        pool(kernels, sums(layer, steps));
         let work = Work::NormAndNeuronBackward;
         self.profile.timed(kernels, stage, work, |kernels| {
             kernels.norm_backward(layer, steps, dz);
@@ -95,43 +166,18 @@ pub(super) fn synchronised(stage: &Stage) -> Option<&NormLif> {
     (norm.across == Norms::Synchronised).then_some(layer)
 }
 
-/// Averages the moments of a synchronised norm over ranks.
-pub(super) fn pool_moments(
-    layer: &NormLif,
-    kernels: &mut dyn Kernels,
-    travelling: &mut Vec<f32>,
-    pool: &mut dyn FnMut(&mut [f32]),
-) {
+/// What the forward of a synchronised norm shares.
+pub(super) fn moments(layer: &NormLif) -> Shared {
     let norm = layer.norm.expect("a synchronised norm is there");
-    // One behind the other, so that one exchange takes both.
-    let (mean, var) = (norm.running_mean, norm.running_var);
-    travelling.resize(mean.len + var.len, 0.0);
-    let (d, q) = travelling.split_at_mut(mean.len);
-    kernels.read_arena(Arena::Moments, mean.offset, d);
-    kernels.read_arena(Arena::Moments, var.offset, q);
-    pool(travelling);
-    let (d, q) = travelling.split_at(mean.len);
-    kernels.write_arena(Arena::Moments, mean.offset, d);
-    kernels.write_arena(Arena::Moments, var.offset, q);
+    Shared::Moments([norm.running_mean, norm.running_var])
 }
 
-/// Averages the sums of a synchronised norm's backward over ranks: those of all time steps at once.
-fn pool_sums(
-    layer: &NormLif,
-    steps: Window,
-    kernels: &mut dyn Kernels,
-    travelling: &mut Vec<f32>,
-    pool: &mut dyn FnMut(&mut [f32]),
-) {
+/// What its backward shares: of all time steps at once.
+fn sums(layer: &NormLif, steps: Window) -> Shared {
     let norm = layer.norm.expect("a synchronised norm is there");
-    let sums = norm.sums.expect("a synchronised norm has sums");
-    let len = 2 * layer.shape.channels;
-    travelling.resize(steps.len * len, 0.0);
-    for (t, values) in steps.newest_first().zip(travelling.chunks_exact_mut(len)) {
-        kernels.read(sums, t, values);
-    }
-    pool(travelling);
-    for (t, values) in steps.newest_first().zip(travelling.chunks_exact(len)) {
-        kernels.write(sums, t, values);
+    Shared::Sums {
+        buffer: norm.sums.expect("a synchronised norm has sums"),
+        steps,
+        len: 2 * layer.shape.channels,
     }
 }

@@ -87,6 +87,15 @@ pub struct Span {
 }
 
 impl Span {
+    /// From the begin of this range to the end of one behind it.
+    #[must_use]
+    pub fn up_to(self, behind: Self) -> Self {
+        Self {
+            offset: self.offset,
+            len: behind.offset + behind.len - self.offset,
+        }
+    }
+
     /// As an index.
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
@@ -151,13 +160,14 @@ pub enum Phase {
 /// What a network does again in every batch with the same buffers, the same shapes and the same calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Repeat {
-    /// Whether it may be recorded and done again without a call: not where other ranks take part, or
-    /// the host looks at what is computed.
+    /// Whether it may be recorded and done again: not where the host looks at what is computed.
     pub may_record: bool,
     /// In training: forward, loss, backward and update of a time step; else forward and loss.
     pub is_training: bool,
     /// The time step.
     pub t: usize,
+    /// Whether it is the last one of its batch.
+    pub ends_batch: bool,
 }
 
 /// The newest `len` time steps, `newest` among them: `newest - len + 1 ..= newest`.
@@ -208,7 +218,8 @@ pub struct ErrorsOut {
 pub struct DeviceArenas {
     /// The number of the GPU, as the driver counts those that this process is shown.
     pub ordinal: u32,
-    /// The `CUstream` of all computation. It must not be captured while gradients are averaged.
+    /// The `CUstream` of all computation. Others use it in [`Kernels::in_between`] alone, or where no
+    /// [`Kernels::repeat`] is under way.
     pub stream: u64,
     /// The address of [`Arena::Gradients`], f32.
     pub gradients: u64,
@@ -225,6 +236,17 @@ pub struct DeviceMemory {
     pub held: u64,
     /// The most that was held at once.
     pub peak: u64,
+}
+
+/// Memory that a device did not have, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// What there is for this back end, whoever took the rest.
+    pub available: u64,
+    /// What it needs, as far as it was asked for: what was held, and all that was wanted in vain.
+    pub needed: u64,
+    /// Of what is needed, what does not grow with the batch.
+    pub fixed: u64,
 }
 
 /// Sums since the last report, read from the device at once.
@@ -294,10 +316,17 @@ pub trait Kernels: Send {
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send));
 
     /// Runs `body`, which makes the same calls whenever `what` is the same, but for the numbers of
-    /// `step`: the update that it makes, if it makes one. A back end may run what `body` did before
-    /// without calling it: what it shall do besides must not matter. What is written to the device is
-    /// written before.
+    /// `step`: the update that it makes, if it makes one. A back end may do again what `body` did before:
+    /// it calls it then once more, or not at all, or so that its calls do nothing but those of
+    /// [`Kernels::in_between`]; what `body` shall do besides must not matter. What is written to the device
+    /// is written before, or in between.
     fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels));
+
+    /// Runs `call` between what was called before and what is called after, each time that a
+    /// [`Kernels::repeat`] in which it stands is done: for what is not the back end's own work, such as
+    /// averages over ranks, and for what the host reads and writes. Calls for it must be made in every
+    /// repetition and in the same order, until something fails.
+    fn in_between(&mut self, call: &mut dyn FnMut(&mut dyn Kernels));
 
     /// Copies one slot from the host: `[N, H, W, C]`, in every form that is stored.
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]);
@@ -426,6 +455,12 @@ pub trait Kernels: Send {
     /// Updates a range of the weights from the same range of the gradients.
     fn update(&mut self, span: Span, step: Step);
 
+    /// Weights that are best updated at once, at least: where a call costs as much as what it does,
+    /// small ranges wait for the next ones. With 1 each range is updated while it is in a cache.
+    fn update_grain(&self) -> usize {
+        1
+    }
+
     /// Copies a range of [`Arena::Gradients`] to the host, for [`Kernels::update_from`]: in the back end's own
     /// order, which may differ from that of [`Kernels::read_arena`] and is the same on all ranks of its kind.
     /// Waits.
@@ -449,6 +484,13 @@ pub trait Kernels: Send {
     /// place, in the order of the stream, and [`Kernels::update`] takes the means from there. Nothing if
     /// it is the host's memory.
     fn device_arenas(&self) -> Option<DeviceArenas> {
+        None
+    }
+
+    /// The address of a slot of f32 numbers, as [`DeviceArenas`] has those of arenas; nothing where there are
+    /// none.
+    fn device_slot(&self, buffer: Buffer, t: usize) -> Option<u64> {
+        let _ = (buffer, t);
         None
     }
 
@@ -507,6 +549,12 @@ pub trait Kernels: Send {
     /// Why the back end can compute no more, if so: a device that is lost, memory that is not there.
     /// Whatever was called since did nothing.
     fn failure(&mut self) -> Option<String> {
+        None
+    }
+
+    /// What memory was not there for, if [`Kernels::failure`] is that: of a whole batch, once all its calls
+    /// were made.
+    fn shortage(&self) -> Option<Shortage> {
         None
     }
 }

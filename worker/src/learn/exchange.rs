@@ -13,6 +13,12 @@
 //! A rank's loss is the mean over its own `n_r` samples. Its gradients, and everything else that it
 //! gives, are scaled by `n_r` W / B before the mean over W ranks: the result is that of the whole
 //! batch of B. Where shares are equal the factor is 1 and nothing is touched.
+//!
+//! # In a repeated time step
+//!
+//! A back end may record a time step and do it again; what is started, waited for or moved by the host here
+//! stands between its parts ([`Kernels::in_between`]), and changes nothing on which the calls outside of it
+//! depend, but [`Exchange::is_whole`].
 
 mod buckets;
 mod device;
@@ -20,7 +26,7 @@ mod last;
 mod words;
 
 use crate::collective::{Collective, CollectiveError, Pending, Wire};
-use crate::engine::Network;
+use crate::engine::{Network, Shared};
 use crate::kernel::{DeviceArenas, Kernels, Report, Span};
 pub use buckets::{measured, measured_between_devices};
 use std::collections::VecDeque;
@@ -96,7 +102,11 @@ pub struct Exchange {
     /// Numbers of the gradients, and of moments behind them in the last bucket.
     lens: (usize, usize),
     words: Words,
+    /// Buckets of this update whose start has been asked for.
+    num_asked: usize,
     under_way: VecDeque<Pending>,
+    /// Numbers of a norm on their way.
+    travelling: Vec<f32>,
     /// What failed; every later call is in vain.
     failure: Option<CollectiveError>,
     waited: Duration,
@@ -154,7 +164,9 @@ impl Exchange {
         let mut buckets: Vec<Bucket> = ranges.into_iter().map(|range| bucket(range, 0)).collect();
         buckets.push(bucket(last, lens.1 + words.len()));
         Self {
+            num_asked: 0,
             under_way: VecDeque::with_capacity(buckets.len()),
+            travelling: Vec::new(),
             collective,
             scale: scale as f32,
             part,
@@ -207,23 +219,28 @@ impl Exchange {
         self.buckets.iter().map(|bucket| bucket.range.clone())
     }
 
+    /// Whether nothing has failed so far.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.failure.is_none()
+    }
+
+    /// What has failed, if anything.
+    fn whole(&self) -> Result<(), CollectiveError> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
     /// Starts every bucket whose last gradient is written: those that end at or before `end`. The
     /// last bucket waits for [`Exchange::finish`], because more rides with it.
     pub(crate) fn ready(&mut self, kernels: &mut dyn Kernels, end: usize) {
         if self.part.overlaps {
             let all_but_last = self.buckets.len() - 1;
-            while self.failure.is_none()
-                && self.num_started() < all_but_last
-                && self.buckets[self.num_started()].range.end <= end
+            while self.is_whole()
+                && self.num_asked < all_but_last
+                && self.buckets[self.num_asked].range.end <= end
             {
-                self.start(kernels);
+                self.start_next(kernels);
             }
         }
-    }
-
-    fn num_started(&self) -> usize {
-        let on_device = self.device.as_ref().map(|route| route.under_way.len());
-        on_device.unwrap_or(self.under_way.len())
     }
 
     fn arenas(&self) -> Option<DeviceArenas> {
@@ -231,15 +248,22 @@ impl Exchange {
     }
 
     /// Starts the next bucket.
-    fn start(&mut self, kernels: &mut dyn Kernels) {
+    fn start_next(&mut self, kernels: &mut dyn Kernels) {
+        let index = self.num_asked;
+        self.num_asked += 1;
+        match self.arenas() {
+            Some(arenas) => self.start_on_device(kernels, arenas, index),
+            None => kernels.in_between(&mut |kernels| self.start(kernels, index)),
+        }
+    }
+
+    /// Starts a bucket.
+    fn start(&mut self, kernels: &mut dyn Kernels, index: usize) {
         if self.failure.is_some() {
             return;
         }
-        if let Some(arenas) = self.arenas() {
-            return self.start_on_device(kernels, arenas);
-        }
-        let is_last = self.under_way.len() + 1 == self.buckets.len();
-        let bucket = &mut self.buckets[self.under_way.len()];
+        let is_last = index + 1 == self.buckets.len();
+        let bucket = &mut self.buckets[index];
         let mut numbers = bucket.numbers.take().unwrap_or_default();
         let len = bucket.range.len();
         // What rides with the last bucket was put behind its gradients before.
@@ -270,18 +294,33 @@ impl Exchange {
         ends_batch: bool,
         update: Update<'_>,
     ) -> Result<(), CollectiveError> {
+        while self.is_whole() && self.num_asked + 1 < self.buckets.len() {
+            self.start_next(kernels);
+        }
         if let Some(arenas) = self.arenas() {
-            return self.finish_on_device(kernels, network, arenas, ends_batch, update);
+            self.finish_on_device(kernels, network, arenas, ends_batch, update)?;
+        } else {
+            let mut finished = Ok(());
+            kernels.in_between(&mut |kernels| {
+                finished = self.finish_on_host(kernels, network, ends_batch, update);
+            });
+            finished?;
         }
-        while self.failure.is_none() && self.under_way.len() + 1 < self.buckets.len() {
-            self.start(kernels);
-        }
+        self.num_asked = 0;
+        Ok(())
+    }
+
+    fn finish_on_host(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        network: &Network,
+        ends_batch: bool,
+        update: Update<'_>,
+    ) -> Result<(), CollectiveError> {
         self.load_last(kernels, network, ends_batch);
-        self.start(kernels);
-        if let Some(failure) = &self.failure {
-            // What is under way ends by itself.
-            return Err(failure.clone());
-        }
+        self.start(kernels, self.buckets.len() - 1);
+        // What is under way ends by itself.
+        self.whole()?;
         (self.part.waiting)(true);
         for index in 0..self.buckets.len() {
             let pending = self.under_way.pop_front();
@@ -325,30 +364,42 @@ impl Exchange {
         }
         let mut moments = vec![0.0; self.lens.1];
         network.read_moments(kernels, &mut moments);
-        self.pool(&mut moments);
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
+        if let Some(mean) = self.mean_of(moments) {
+            network.write_moments(kernels, &mean);
         }
-        network.write_moments(kernels, &moments);
+        self.whole()?;
         network.apply_moments(kernels, self.part.batch);
         Ok(())
     }
 
-    /// Puts the mean over ranks, each weighted by its share of the samples, in the place of numbers;
-    /// leaves them where the group has failed, which the next [`Exchange::finish`] tells.
-    pub(crate) fn pool(&mut self, numbers: &mut [f32]) {
+    /// Puts the mean over ranks, each weighted by its share of the samples, in the place of a norm's
+    /// numbers; leaves them where the group has failed, which the next [`Exchange::finish`] tells.
+    pub(crate) fn pool(&mut self, kernels: &mut dyn Kernels, what: Shared) {
+        kernels.in_between(&mut |kernels| {
+            if let Some(arenas) = self.arenas() {
+                return self.pool_on_device(kernels, &arenas, what);
+            }
+            let mut numbers = std::mem::take(&mut self.travelling);
+            numbers.resize(what.len(), 0.0);
+            what.read(kernels, &mut numbers);
+            if let Some(mean) = self.mean_of(numbers) {
+                what.write(kernels, &mean);
+                self.travelling = mean;
+            }
+        });
+    }
+
+    /// The means of numbers over the group on the host; nothing where the group has failed.
+    fn mean_of(&mut self, mut numbers: Vec<f32>) -> Option<Vec<f32>> {
         if self.failure.is_some() || numbers.is_empty() {
-            return;
+            return None;
         }
-        let mut travelling = numbers.to_vec();
-        scale(&mut travelling, self.scale);
+        scale(&mut numbers, self.scale);
         let begin = Instant::now();
-        let pending = self.collective.start_mean(travelling, Wire::F32);
-        match pending.and_then(Pending::wait) {
-            Ok(mean) => numbers.copy_from_slice(&mean),
-            Err(error) => self.failure = Some(error),
-        }
+        let pending = self.collective.start_mean(numbers, Wire::F32);
+        let mean = pending.and_then(Pending::wait);
         self.waited += begin.elapsed();
+        mean.map_err(|error| self.fail(error)).ok()
     }
 
     /// The sums of the batches of all ranks since this was last asked.

@@ -20,7 +20,7 @@ use crate::collective::CollectiveError;
 use crate::engine::Network;
 use crate::kernel::{Kernels, Loss, Phase, Pictures, Repeat, Step, Window};
 use exchange::{Exchange, Mean};
-use optimiser::Optimiser;
+use optimiser::{Joined, Optimiser};
 use std::cell::RefCell;
 
 /// The pictures or frames of a batch.
@@ -170,7 +170,7 @@ impl Learner {
         match &mut self.exchange {
             None => self.network.forward(kernels, t, Phase::Train),
             Some(exchange) => {
-                let pool = &mut |numbers: &mut [f32]| exchange.pool(numbers);
+                let pool = &mut |kernels: &mut dyn Kernels, what| exchange.pool(kernels, what);
                 self.network.forward_across(kernels, t, Phase::Train, pool);
             }
         }
@@ -179,15 +179,15 @@ impl Learner {
     /// One time step of an algorithm that updates at each: `body` is forward, loss, backward and the
     /// update that it is given.
     ///
-    /// Where nobody looks on, every batch makes the same calls, and the back end need not be waited for;
-    /// where no other rank takes part either, it may repeat what it recorded ([`Kernels::repeat`]).
+    /// Where nobody looks on, every batch makes the same calls, and the back end need not be waited for:
+    /// it may repeat what it recorded ([`Kernels::repeat`]).
     ///
     /// # Errors
     /// Those of `body`; and a fault that the back end found late.
     pub(crate) fn time_step(
         &mut self,
         kernels: &mut dyn Kernels,
-        t: usize,
+        (t, ends_batch): (usize, bool),
         observer: &mut dyn Observer,
         body: TimeStep<'_>,
     ) -> Result<(), LearnError> {
@@ -197,9 +197,10 @@ impl Learner {
             result = body(self, kernels, observer, step);
         } else {
             let what = Repeat {
-                may_record: self.exchange.is_none() && !self.network.profile.is_on(),
+                may_record: self.goes_on() && !self.network.profile.is_on(),
                 is_training: true,
                 t,
+                ends_batch,
             };
             kernels.repeat(what, Some(step), &mut |kernels| {
                 result = body(self, kernels, observer, step);
@@ -213,9 +214,15 @@ impl Learner {
         result
     }
 
+    /// Whether no other rank is known to be lost.
+    fn goes_on(&self) -> bool {
+        self.exchange.as_ref().is_none_or(Exchange::is_whole)
+    }
+
     /// Algorithm 1, lines 12 to 21: the errors of `seeded` go down through the window; each range of
-    /// the weights is updated as soon as its gradient, or its mean over ranks, is final: no later line
-    /// reads them. `ends_batch` says that no update of this batch follows.
+    /// the weights is updated as soon as its gradient, or its mean over ranks, is final, or with the next
+    /// ones ([`Kernels::update_grain`]): no later line reads them. `ends_batch` says that no update of
+    /// this batch follows.
     ///
     /// # Errors
     /// If the other ranks are lost; the network must not be used further then.
@@ -227,9 +234,15 @@ impl Learner {
     ) -> Result<(), CollectiveError> {
         let network = &mut self.network;
         let Some(exchange) = &mut self.exchange else {
+            let mut joined = Joined::of(kernels.update_grain());
             network.backward(kernels, window, seeded, &mut |kernels, profile, span| {
-                Network::update(kernels, profile, span, step);
+                if let Some(span) = joined.add(span) {
+                    Network::update(kernels, profile, span, step);
+                }
             });
+            if let Some(rest) = joined.rest() {
+                Network::update(kernels, &mut network.profile, rest, step);
+            }
             return Ok(());
         };
         // Both calls may come at any layer, one after the other.
@@ -238,7 +251,7 @@ impl Learner {
             kernels,
             window,
             seeded,
-            &mut |numbers| shared.borrow_mut().pool(numbers),
+            &mut |kernels, what| shared.borrow_mut().pool(kernels, what),
             &mut |kernels, _, span| {
                 shared.borrow_mut().ready(kernels, span.offset + span.len);
             },
@@ -302,6 +315,7 @@ impl Learner {
                 may_record: !self.network.profile.is_on(),
                 is_training: false,
                 t,
+                ends_batch: t + 1 == batch.num_time_steps,
             };
             kernels.repeat(what, None, &mut |kernels| {
                 self.network.forward(kernels, t, Phase::Evaluate);

@@ -1,6 +1,6 @@
 //! The rule of an update, and its state on the host: which update comes next.
 
-use crate::kernel::Step;
+use crate::kernel::{Span, Step};
 use synfire_shared::run;
 
 /// An optimiser. Velocities and moments live in the back end's arenas.
@@ -98,5 +98,59 @@ impl Optimiser {
                 update: self.updates,
             },
         }
+    }
+}
+
+/// Ranges of weights that come one behind the other, joined until they are worth a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined {
+    grain: usize,
+    waiting: Option<Span>,
+}
+
+impl Joined {
+    /// Until they have so many numbers: [`Kernels::update_grain`](crate::kernel::Kernels::update_grain).
+    pub(super) fn of(grain: usize) -> Self {
+        Self {
+            grain,
+            waiting: None,
+        }
+    }
+
+    /// Takes the next range; gives all that has waited if it is enough now.
+    pub(super) fn add(&mut self, span: Span) -> Option<Span> {
+        let span = self.waiting.map_or(span, |first| first.up_to(span));
+        let is_enough = span.len >= self.grain;
+        self.waiting = (!is_enough).then_some(span);
+        is_enough.then_some(span)
+    }
+
+    /// What still waits.
+    pub(super) fn rest(self) -> Option<Span> {
+        self.waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of ranges with gaps between them.
+    fn joined(grain: usize) -> Vec<(usize, usize)> {
+        let mut joined = Joined::of(grain);
+        let spans = [(0, 10), (16, 16), (32, 1), (48, 100), (160, 3)];
+        let spans = spans.map(|(offset, len)| Span { offset, len });
+        let mut all: Vec<Span> = spans.iter().filter_map(|span| joined.add(*span)).collect();
+        all.extend(joined.rest());
+        all.iter().map(|span| (span.offset, span.len)).collect()
+    }
+
+    #[test]
+    fn small_ranges_wait_for_the_next_and_none_is_left_out() {
+        let each = [(0, 10), (16, 16), (32, 1), (48, 100), (160, 3)];
+        assert_eq!(joined(1), each);
+        assert_eq!(joined(32), [(0, 32), (32, 116), (160, 3)]);
+        assert_eq!(joined(33), [(0, 33), (48, 100), (160, 3)]);
+        assert_eq!(joined(1000), [(0, 163)]);
     }
 }

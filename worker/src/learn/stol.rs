@@ -38,7 +38,7 @@ impl Algorithm for Stol {
             let ends_batch = t + 1 == batch.num_time_steps;
             learner.time_step(
                 kernels,
-                t,
+                (t, ends_batch),
                 observer,
                 &mut |learner, kernels, observer, step| {
                     learner.forward(kernels, t); // lines 1-9

@@ -160,6 +160,10 @@ struct Comparer<'a> {
 
 impl Observer for Comparer<'_> {
     fn after_forward(&mut self, network: &Network, kernels: &mut dyn Kernels, t: usize) {
+        // A device that has failed has nothing to compare.
+        if kernels.failure().is_some() {
+            return;
+        }
         let row = self.common.row(self.batch, t);
         let report = kernels.take_report();
         #[expect(clippy::cast_possible_truncation, reason = "the trace stores f32")]
@@ -194,6 +198,9 @@ impl Observer for Comparer<'_> {
     }
 
     fn after_update(&mut self, network: &Network, kernels: &mut dyn Kernels) {
+        if kernels.failure().is_some() {
+            return;
+        }
         let row = self.updates;
         self.updates += 1;
         for name in &self.common.param_order {

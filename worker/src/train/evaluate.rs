@@ -5,7 +5,7 @@ use super::pictures::{self, Changes};
 use crate::data::batches::NO_LABEL;
 use crate::data::{BadSample, DataError, Next, Source};
 use crate::learn::{Batch, Fault, Masks};
-use crate::node::Node;
+use crate::node::{Failed, Node};
 
 /// Why a network cannot be judged.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum EvaluateError {
     Fault(#[from] Fault),
     /// The device computes no more.
     #[error("the device failed: {0}")]
-    Device(String),
+    Device(Failed),
 }
 
 /// What happens while the test set is gone through.
@@ -74,7 +74,7 @@ pub fn evaluate(
         });
         let report = node.kernels.take_report();
         // What a device that has failed gives is no number of the network.
-        if let Some(what) = node.kernels.failure() {
+        if let Some(what) = node.failure() {
             return Err(EvaluateError::Device(what));
         }
         result?;

@@ -91,7 +91,7 @@ impl<'a> Training<'a> {
     /// Whether the batches so far may count: a device tells late of numbers that are not finite, and of
     /// its own end.
     fn vouch(node: &mut Node, (epoch, batch): (u32, usize)) -> Result<(), TrainError> {
-        if let Some(what) = node.kernels.failure() {
+        if let Some(what) = node.failure() {
             return Err(TrainError::Device { epoch, batch, what });
         }
         let mut fault = node.learner.check(&mut *node.kernels).err();
@@ -254,7 +254,7 @@ impl<'a> Training<'a> {
         let next = self.next_place(epoch, batch);
         self.saving.end_of_epoch(node, &record, next, ends);
         // What could not be read of it any more was not saved either.
-        match node.kernels.failure() {
+        match node.failure() {
             Some(what) => Err(TrainError::Device { epoch, batch, what }),
             None => Ok(Some(record)),
         }
@@ -460,9 +460,13 @@ impl<'a> Training<'a> {
         };
         self.beat(node, (epoch, batch), timing);
         match result {
-            Ok(()) => Ok(Some(timing)),
+            Ok(()) => match node.failure() {
+                // Of what it would still do nothing is done.
+                Some(what) => Err(TrainError::Device { epoch, batch, what }),
+                None => Ok(Some(timing)),
+            },
             Err(LearnError::Ranks(error)) => Err(error.into()),
-            Err(LearnError::Fault(fault)) => match node.kernels.failure() {
+            Err(LearnError::Fault(fault)) => match node.failure() {
                 // What a device that has failed gives is no number of the network.
                 Some(what) => Err(TrainError::Device { epoch, batch, what }),
                 None => Err(TrainError::Fault {

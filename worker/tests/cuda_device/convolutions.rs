@@ -1,8 +1,9 @@
 //! Convolutions and their gradients, against plain loops.
 
-use crate::support::{Draws, floats_of, open};
+use crate::support::{Draws, floats_of, in_a_process, open};
+use std::ffi::OsStr;
 use synfire::kernel::cuda::device::{
-    Convolution, ConvolutionShape, CudaError, Device, Memory, Operands, Pointer,
+    Convolution, ConvolutionShape, CudaError, Device, Memory, Operands, Pass, Pointer,
 };
 
 /// A convolution, slowly, in f64: y, dx for dy = `errors`, dw.
@@ -125,70 +126,151 @@ fn shape(
     }
 }
 
-/// All directions of a convolution, twice: set, and added to what was there.
-fn check_convolution(device: &Device, shape: &ConvolutionShape) {
-    let operands = shape.operands;
-    let bf16 = operands == Operands::Bf16;
-    let ([h, w, c], [oh, ow, k]) = (shape.input, shape.output);
-    let mut draws = Draws(7);
-    let mut draw = |count: usize| {
-        let values = draws.floats(count);
-        if bf16 { rounded(&values) } else { values }
-    };
-    let (xs, ws) = (
-        draw(shape.samples * h * w * c),
-        draw(k * shape.kernel.pow(2) * c),
-    );
-    let errors = draw(shape.samples * oh * ow * k);
-    let [y, dx, dw] = naive(shape, &xs, &ws, &errors);
+/// A convolution by one of cuDNN's interfaces.
+type Make = fn(&Device, &ConvolutionShape) -> Result<Convolution, CudaError>;
 
-    let convolution = Convolution::new(device, shape).unwrap();
-    let algorithms = convolution.algorithms();
-    // Those that cuDNN's documentation calls not deterministic.
-    for other in ["BWD_DATA_ALGO_0", "BWD_FILTER_ALGO_0", "BWD_FILTER_ALGO_3"] {
-        assert!(!algorithms.contains(other), "{algorithms}");
+const INTERFACES: [Make; 2] = [Convolution::new, Convolution::by_graphs];
+
+const PASSES: [Pass; 5] = [
+    Pass::Forward,
+    Pass::Data { accumulate: false },
+    Pass::Data { accumulate: true },
+    Pass::Weight { accumulate: false },
+    Pass::Weight { accumulate: true },
+];
+
+/// Ready for all passes.
+fn prepared(make: Make, device: &Device, shape: &ConvolutionShape) -> Convolution {
+    let mut convolution = make(device, shape).unwrap();
+    for pass in PASSES {
+        let bytes = convolution.prepare(device, pass).unwrap();
+        assert!(bytes <= convolution.workspace());
     }
+    convolution
+}
+
+/// Numbers for x, w and dy, as the operands have them.
+struct Numbers {
+    x: Vec<f32>,
+    w: Vec<f32>,
+    errors: Vec<f32>,
+}
+
+impl Numbers {
+    fn draw(shape: &ConvolutionShape) -> Self {
+        let ([h, w, c], [oh, ow, k]) = (shape.input, shape.output);
+        let mut draws = Draws(7);
+        let mut draw = |count: usize| {
+            let values = draws.floats(count);
+            match shape.operands {
+                Operands::Bf16 => rounded(&values),
+                Operands::F32 | Operands::Tf32 => values,
+            }
+        };
+        Self {
+            x: draw(shape.samples * h * w * c),
+            w: draw(k * shape.kernel.pow(2) * c),
+            errors: draw(shape.samples * oh * ow * k),
+        }
+    }
+}
+
+/// What each pass gives, by its place in `PASSES`; dx is added to 2, dw to -3.
+fn compute(
+    device: &Device,
+    shape: &ConvolutionShape,
+    convolution: &Convolution,
+    numbers: &Numbers,
+) -> Vec<Values> {
     let scratch = device.allocate(convolution.workspace().max(1)).unwrap();
     let workspace = (scratch.pointer(), scratch.bytes());
-    let (x, weights) = (
-        Values::new(device, &xs, operands),
-        Values::new(device, &ws, operands),
-    );
-    let dy = Values::new(device, &errors, operands);
-    // What is set must not read what was there.
-    let [out, x_out, w_out] =
-        [&errors, &xs, &ws].map(|like| Values::new(device, &vec![f32::NAN; like.len()], operands));
+    let of = |values: &[f32]| Values::new(device, values, shape.operands);
+    let (x, w, dy) = (of(&numbers.x), of(&numbers.w), of(&numbers.errors));
+    let pass = |pass: Pass| {
+        // What is set must not read what was there.
+        let filled = |like: &[f32], added: Option<f32>| {
+            Values::new(
+                device,
+                &vec![added.unwrap_or(f32::NAN); like.len()],
+                shape.operands,
+            )
+        };
+        match pass {
+            Pass::Forward => {
+                let y = filled(&numbers.errors, None);
+                convolution.forward(device, x.at(), w.at(), y.at(), workspace);
+                y
+            }
+            Pass::Data { accumulate } => {
+                let dx = filled(&numbers.x, accumulate.then_some(2.0));
+                let (dy, w) = (dy.at(), w.at());
+                convolution.data_gradient(device, dy, w, dx.at(), accumulate, workspace);
+                dx
+            }
+            Pass::Weight { accumulate } => {
+                let dw = filled(&numbers.w, accumulate.then_some(-3.0));
+                let (x, dy) = (x.at(), dy.at());
+                convolution.weight_gradient(device, x, dy, dw.at(), accumulate, workspace);
+                dw
+            }
+        }
+    };
+    let all = PASSES.map(pass).into();
+    assert_eq!(device.fault(), None, "{shape}");
+    all
+}
+
+/// All directions of a convolution by both interfaces, twice: set, and added to what was there.
+fn check_convolution(device: &Device, shape: &ConvolutionShape) {
+    for make in INTERFACES {
+        check_interface(make, device, shape);
+    }
+}
+
+fn check_interface(make: Make, device: &Device, shape: &ConvolutionShape) {
+    let numbers = Numbers::draw(shape);
+    let [y, dx, dw] = naive(shape, &numbers.x, &numbers.w, &numbers.errors);
+    let convolution = prepared(make, device, shape);
+    let algorithms = convolution.algorithms();
+    // Those that cuDNN's documentation calls not deterministic, and engines that say so.
+    for other in [
+        "BWD_DATA_ALGO_0",
+        "BWD_FILTER_ALGO_0",
+        "BWD_FILTER_ALGO_3",
+        "NONDETERMINISTIC",
+    ] {
+        assert!(!algorithms.contains(other), "{algorithms}");
+    }
+    let found = compute(device, shape, &convolution, &numbers);
+    let ([_, _, c], [oh, ow, k]) = (shape.input, shape.output);
     let taps = shape.kernel.pow(2);
-    let name = shape.to_string();
-    convolution.forward(device, x.at(), weights.at(), out.at(), workspace);
-    out.check(device, &y, 0.0, taps * c, &format!("{name}: y"));
-    let data = |accumulate| {
-        convolution.data_gradient(
-            device,
-            dy.at(),
-            weights.at(),
-            x_out.at(),
-            accumulate,
-            workspace,
-        );
-    };
-    let weight = |accumulate| {
-        convolution.weight_gradient(device, x.at(), dy.at(), w_out.at(), accumulate, workspace);
-    };
-    data(false);
-    x_out.check(device, &dx, 0.0, taps * k, &format!("{name}: dx"));
-    weight(false);
     let terms = shape.samples * oh * ow;
-    w_out.check(device, &dw, 0.0, terms, &format!("{name}: dw"));
-    let before = Values::new(device, &vec![2.0; xs.len()], operands);
-    device.copy(before.at(), x_out.at(), x_out.memory.bytes());
-    data(true);
-    x_out.check(device, &dx, 2.0, taps * k, &format!("{name}: dx added"));
-    let before = Values::new(device, &vec![-3.0; ws.len()], operands);
-    device.copy(before.at(), w_out.at(), w_out.memory.bytes());
-    weight(true);
-    w_out.check(device, &dw, -3.0, terms, &format!("{name}: dw added"));
-    assert_eq!(device.fault(), None, "{name}");
+    let check = |index: usize, expected: &[f64], before: f32, terms: usize| {
+        let what = format!("{shape}: {:?}", PASSES[index]);
+        found[index].check(device, expected, before, terms, &what);
+    };
+    check(0, &y, 0.0, taps * c);
+    check(1, &dx, 0.0, taps * k);
+    check(2, &dx, 2.0, taps * k);
+    check(3, &dw, 0.0, terms);
+    check(4, &dw, -3.0, terms);
+}
+
+/// Ordinary and odd shapes.
+fn shapes(operands: Operands) -> Vec<ConvolutionShape> {
+    let all = [
+        (2, [8, 8, 16], 32, (3, 1, 1)),
+        (3, [9, 7, 8], 16, (3, 2, 1)),
+        (2, [8, 8, 16], 8, (1, 1, 0)),
+        (2, [8, 6, 8], 24, (1, 2, 0)),
+        (1, [17, 17, 3], 8, (7, 2, 3)),
+        (2, [5, 5, 4], 4, (3, 1, 0)),
+        (4, [1, 1, 40], 10, (1, 1, 0)),
+        (3, [5, 3, 7], 13, (3, 1, 1)),
+    ];
+    let shape =
+        |(samples, input, outputs, geometry)| shape(samples, input, outputs, geometry, operands);
+    all.map(shape).into()
 }
 
 #[test]
@@ -196,40 +278,63 @@ fn check_convolution(device: &Device, shape: &ConvolutionShape) {
 fn needs_cuda_convolutions_and_their_gradients_are_those_of_plain_loops() {
     let device = open();
     for operands in [Operands::F32, Operands::Tf32, Operands::Bf16] {
-        for (samples, input, outputs, geometry) in [
-            (2, [8, 8, 16], 32, (3, 1, 1)),
-            (3, [9, 7, 8], 16, (3, 2, 1)),
-            (2, [8, 8, 16], 8, (1, 1, 0)),
-            (2, [8, 6, 8], 24, (1, 2, 0)),
-            (1, [17, 17, 3], 8, (7, 2, 3)),
-            (2, [5, 5, 4], 4, (3, 1, 0)),
-            (4, [1, 1, 40], 10, (1, 1, 0)),
-        ] {
-            check_convolution(&device, &shape(samples, input, outputs, geometry, operands));
+        for shape in shapes(operands) {
+            check_convolution(&device, &shape);
         }
     }
     assert_eq!(device.allocated(), 0);
+}
+
+/// On a GPU the interfaces may take kernels that sum in another order.
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_both_interfaces_give_the_same_bits() {
+    let device = open();
+    for operands in [Operands::F32, Operands::Bf16] {
+        for shape in shapes(operands) {
+            let numbers = Numbers::draw(&shape);
+            let [legacy, graph] = INTERFACES.map(|make| {
+                let convolution = prepared(make, &device, &shape);
+                let values = compute(&device, &shape, &convolution, &numbers);
+                let bits = |values: &Values| {
+                    let values = values.read(&device).into_iter();
+                    values.map(f32::to_bits).collect::<Vec<u32>>()
+                };
+                values.iter().map(bits).collect::<Vec<_>>()
+            });
+            for (pass, (legacy, graph)) in PASSES.iter().zip(legacy.iter().zip(&graph)) {
+                assert!(legacy == graph, "{shape}: {pass:?}");
+            }
+        }
+    }
 }
 
 #[test]
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
 fn needs_cuda_convolutions_are_captured_and_give_the_same_bits_again() {
     let device = open();
-    let shape = shape(2, [16, 16, 32], 64, (3, 1, 1), Operands::F32);
-    let mut draws = Draws(11);
-    let x = Values::new(&device, &draws.floats(2 * 16 * 16 * 32), Operands::F32);
-    let w = Values::new(&device, &draws.floats(64 * 9 * 32), Operands::F32);
-    let y = Values::new(&device, &vec![0.0; 2 * 16 * 16 * 64], Operands::F32);
-    let dw = Values::new(&device, &vec![0.0; 64 * 9 * 32], Operands::F32);
-    let convolution = Convolution::new(&device, &shape).unwrap();
+    for make in INTERFACES {
+        for operands in [Operands::F32, Operands::Bf16] {
+            let shape = shape(2, [16, 16, 32], 64, (3, 1, 1), operands);
+            check_captured(make, &device, &shape);
+        }
+    }
+}
+
+fn check_captured(make: Make, device: &Device, shape: &ConvolutionShape) {
+    let numbers = Numbers::draw(shape);
+    let of = |values: &[f32]| Values::new(device, values, shape.operands);
+    let (x, w) = (of(&numbers.x), of(&numbers.w));
+    let (y, dw) = (of(&numbers.errors), of(&numbers.w));
+    let convolution = prepared(make, device, shape);
     let scratch = device.allocate(convolution.workspace().max(1)).unwrap();
     let workspace = (scratch.pointer(), scratch.bytes());
     let work = || {
-        convolution.forward(&device, x.at(), w.at(), y.at(), workspace);
-        convolution.weight_gradient(&device, x.at(), y.at(), dw.at(), false, workspace);
+        convolution.forward(device, x.at(), w.at(), y.at(), workspace);
+        convolution.weight_gradient(device, x.at(), y.at(), dw.at(), false, workspace);
     };
     work();
-    let eager = (y.read(&device), dw.read(&device));
+    let eager = (y.read(device), dw.read(device));
     device.begin_capture();
     work();
     let graph = device.end_capture().unwrap();
@@ -238,35 +343,105 @@ fn needs_cuda_convolutions_are_captured_and_give_the_same_bits_again() {
             device.zero(values.at(), values.memory.bytes());
         }
         device.replay(&graph);
-        assert!((y.read(&device), dw.read(&device)) == eager);
+        assert!((y.read(device), dw.read(device)) == eager, "{shape}");
     }
+    assert_eq!(device.fault(), None);
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_an_algorithm_with_a_huge_workspace_is_passed_over() {
+    let test =
+        "convolutions::needs_cuda_stand_in_an_algorithm_with_a_huge_workspace_is_passed_over";
+    let chosen = |mib: &str| {
+        let environment = [("SYNFIRE_STAND_IN_WORKSPACE_MIB", OsStr::new(mib))];
+        in_a_process(test, &environment, || {
+            let device = open();
+            let operands = [Operands::F32, Operands::Tf32, Operands::Bf16];
+            let told = operands.map(|operands| {
+                let shape = shape(2, [8, 8, 16], 32, (3, 1, 1), operands);
+                let convolution = Convolution::new(&device, &shape).unwrap();
+                if convolution.workspace() < 1 << 20 {
+                    // What was asked after it has not changed its descriptor.
+                    check_convolution(&device, &shape);
+                }
+                convolution.algorithms()
+            });
+            told.join("; ")
+        })
+    };
+    let counts = |told: &str| {
+        let names = ["IMPLICIT_GEMM", "WINOGRAD", "PRECOMP_GEMM", "ALGO_1"];
+        names.map(|name| told.matches(&format!("{name} (")).count())
+    };
+    // The first that are deterministic: of an exact convolution's gradients there is but one.
+    let within = chosen("1000");
+    assert_eq!(counts(&within), [3, 4, 0, 2], "{within}");
+    let beyond = chosen("1100");
+    assert_eq!(counts(&beyond), [0, 0, 3, 6], "{beyond}");
+}
+
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_a_plan_is_made_before_a_capture_and_once() {
+    let device = open();
+    let shape = shape(2, [8, 8, 4], 4, (3, 1, 1), Operands::F32);
+    let mut convolution = Convolution::by_graphs(&device, &shape).unwrap();
+    assert_eq!(convolution.workspace(), 0);
+    device.begin_capture();
+    let error = convolution.prepare(&device, Pass::Forward).unwrap_err();
+    let refusal = CudaError::WhileCapturing {
+        call: "a new convolution",
+    };
+    assert_eq!(error, refusal);
+    device.abandon_capture();
+    let bytes = convolution.prepare(&device, Pass::Forward).unwrap();
+    let words = convolution.algorithms();
+    device.begin_capture();
+    assert_eq!(convolution.prepare(&device, Pass::Forward), Ok(bytes));
+    device.abandon_capture();
+    assert_eq!(convolution.algorithms(), words);
+    assert_eq!(words.matches("engine").count(), 1, "{words}");
     assert_eq!(device.fault(), None);
 }
 
 #[test]
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda: tests/run builds that"]
 fn needs_cuda_a_convolution_that_is_none_is_refused() {
+    for make in INTERFACES {
+        check_refusals(make);
+    }
+}
+
+fn check_refusals(make: Make) {
     let device = open();
     let good = shape(2, [8, 8, 4], 4, (3, 1, 1), Operands::F32);
     let mut bad = good.clone();
     bad.output = [8, 9, 4];
-    let error = Convolution::new(&device, &bad).unwrap_err();
+    let error = make(&device, &bad).unwrap_err();
     assert!(
         matches!(error, CudaError::BadConvolution { width: 8, .. }),
         "{error}"
     );
     let mut bad = good.clone();
     bad.samples = 0;
-    let error = Convolution::new(&device, &bad).unwrap_err();
+    let made = make(&device, &bad);
+    let error = made.and_then(|mut made| made.prepare(&device, Pass::Forward));
+    let error = error.unwrap_err();
     assert!(matches!(error, CudaError::Cudnn { .. }), "{error}");
     assert!(error.to_string().contains("0 x 8x8x4"), "{error}");
     assert_eq!(device.fault(), None);
     // Too small a workspace is a fault that names call and shape.
-    let convolution = Convolution::new(&device, &good).unwrap();
-    let x = device.allocate(2 * 8 * 8 * 4 * 4).unwrap();
+    let convolution = prepared(make, &device, &good);
+    let [x, y, scratch] = [(); 3].map(|()| device.allocate(1 << 16).unwrap());
     let w = device.allocate(4 * 9 * 4 * 4).unwrap();
-    let nowhere = Pointer(0);
-    convolution.forward(&device, x.pointer(), w.pointer(), nowhere, (nowhere, 0));
+    let few = (scratch.pointer(), 16);
+    convolution.forward(&device, x.pointer(), w.pointer(), y.pointer(), few);
     let fault = device.fault().unwrap();
     assert!(matches!(fault, CudaError::Cudnn { .. }), "{fault}");
+    let told = fault.to_string();
+    assert!(
+        told.contains("16 bytes") && told.contains("2 x 8x8x4"),
+        "{told}"
+    );
 }

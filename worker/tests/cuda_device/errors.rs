@@ -1,41 +1,18 @@
 //! Every error of a GPU, and of what it needs.
 
-use crate::support::open;
+use crate::support::{in_a_process, open};
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
-use synfire::kernel::cuda::device::{Arguments, CudaError, Device};
+use synfire::kernel::cuda::device::{
+    Arguments, Convolution, ConvolutionShape, CudaError, Device, Operands, Pass,
+};
 
-/// In the process that a test has started: does the work and says what came of it.
-///
-/// In the test: starts a process that runs the same test with this environment, and gives what it said.
-fn in_a_process(
-    test: &str,
-    environment: &[(&str, &OsStr)],
-    work: impl FnOnce() -> String,
-) -> String {
-    const CHILD: &str = "SYNFIRE_TEST_CHILD";
-    const BEGIN: &str = "\ntold: ";
-    if std::env::var_os(CHILD).is_some() {
-        println!("{BEGIN}{}", work());
-        std::process::exit(0);
-    }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--ignored", "--exact", "--nocapture"])
-        .arg(format!("errors::{test}"))
-        .env(CHILD, "1");
-    for (name, value) in environment {
-        command.env(name, value);
-    }
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{test}: {text}{errors}");
-    let (_, told) = text.split_once(BEGIN).expect("the process says something");
-    told.trim().to_owned()
+/// [`in_a_process`] of a test of this file.
+fn in_process(test: &str, environment: &[(&str, &OsStr)], work: impl FnOnce() -> String) -> String {
+    in_a_process(&format!("errors::{test}"), environment, work)
 }
 
 fn opening() -> String {
@@ -63,7 +40,7 @@ fn needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number() {
         ("SYNFIRE_STAND_IN_DEVICES", OsStr::new("0")),
     ];
     let test = "needs_cuda_a_gpu_that_is_not_there_is_an_error_with_their_number";
-    let told = in_a_process(test, &none, opening);
+    let told = in_process(test, &none, opening);
     assert!(
         told.starts_with("NoDevice { ordinal: 0, count: 0 }"),
         "{told}"
@@ -90,7 +67,7 @@ fn needs_cuda_a_fault_of_a_kernel_is_kept() {
         const KERNEL: &'static str = "fault";
     }
     // A process of its own: after a fault CUDA is lost to the whole of it.
-    let told = in_a_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
+    let told = in_process("needs_cuda_a_fault_of_a_kernel_is_kept", &[], || {
         let device = open();
         let memory = device.allocate(64).unwrap();
         // No thread has this number: nothing happens.
@@ -162,7 +139,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
         };
         paths.into_iter().map(read).collect()
     };
-    let run = || in_a_process(test, &environment, opening);
+    let run = || in_process(test, &environment, opening);
     assert!(run().starts_with("opened"));
     let first = entries();
     assert!(!first.is_empty());
@@ -179,7 +156,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
     }
     // No folder can be made under a file.
     let nowhere = first[0].0.join("folder");
-    let told = in_a_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
+    let told = in_process(test, &[("SYNFIRE_CACHE", nowhere.as_os_str())], opening);
     assert!(told.starts_with("opened"), "{told}");
     fs::remove_dir_all(folder).unwrap();
 }
@@ -189,7 +166,7 @@ fn needs_cuda_kernels_are_cached_and_damaged_ones_compiled_again() {
 fn needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version() {
     let test = "needs_cuda_stand_in_an_old_driver_is_an_error_with_its_version";
     let old = [("SYNFIRE_STAND_IN_DRIVER_VERSION", OsStr::new("12080"))];
-    let told = in_a_process(test, &old, opening);
+    let told = in_process(test, &old, opening);
     assert!(told.starts_with("OldDriver { found: \"12.8\""), "{told}");
     assert!(told.contains("CUDA 13.0 is wanted"), "{told}");
 }
@@ -209,7 +186,7 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
             ("HOME", OsStr::new("")),
             ("SYNFIRE_CACHE", folder.as_os_str()),
         ];
-        in_a_process(test, &environment, opening)
+        in_process(test, &environment, opening)
     };
     let link = |name: &str, library: &str| {
         std::os::unix::fs::symlink(library_file(library), folder.join(name)).unwrap();
@@ -241,7 +218,13 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     let told = run();
     let begin = "MissingSymbol { library: Cudnn, ";
     assert!(told.starts_with(begin), "{told}");
-    assert!(told.contains("cudnnConvolutionBackwardData"), "{told}");
+    assert!(told.contains("cudnnBackendCreateDescriptor"), "{told}");
+    // One that is older than a function of the graph API.
+    library_without("cudnnBackendExecute", &folder.join("libcudnn.so.9"));
+    let told = run();
+    assert!(told.starts_with(begin), "{told}");
+    assert!(told.contains("no function cudnnBackendExecute"), "{told}");
+    assert!(told.contains("pip install nvidia-cudnn-cu13"), "{told}");
     // A file that is none.
     fs::remove_file(folder.join("libcudnn.so.9")).unwrap();
     fs::write(folder.join("libcudnn.so.9"), "no library").unwrap();
@@ -251,6 +234,61 @@ fn needs_cuda_stand_in_what_is_missing_is_named_with_its_remedy() {
     let told = run();
     assert!(told.starts_with("opened"), "{told}");
     fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
+fn needs_cuda_stand_in_engines_that_are_no_good_are_counted_in_the_error() {
+    let test = "needs_cuda_stand_in_engines_that_are_no_good_are_counted_in_the_error";
+    let side = |channels| [8, 8, channels];
+    let shape = ConvolutionShape {
+        samples: 2,
+        input: side(4),
+        output: side(6),
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+        operands: Operands::F32,
+    };
+    let preparing = || {
+        let device = open();
+        let mut convolution = Convolution::by_graphs(&device, &shape).unwrap();
+        let made = convolution.prepare(&device, Pass::Data { accumulate: true });
+        assert_eq!(device.fault(), None);
+        match made {
+            Ok(_) => convolution.algorithms(),
+            Err(error) => format!("{error:?} {error}"),
+        }
+    };
+    for (engines, expected) in [
+        (
+            "",
+            "of 0 engines 0 are not deterministic, 0 round f32, 0 need more than 1024 MiB",
+        ),
+        (
+            "0,4,7,9",
+            "of 4 engines 1 are not deterministic, 1 round f32, 1 need more than 1024 MiB",
+        ),
+        ("0,4,7,9", "1 are refused"),
+        (
+            "0,4,7,9",
+            "the data gradient of a 3x3 convolution of 2 x 8x8x4",
+        ),
+        (
+            "0,4,7,9",
+            "leave run.convolutions, or --convolutions, \"legacy\"",
+        ),
+    ] {
+        let environment = [("SYNFIRE_STAND_IN_ENGINES", OsStr::new(engines))];
+        let told = in_process(test, &environment, preparing);
+        assert!(told.starts_with("NoPlan {"), "{told}");
+        assert!(told.contains(expected), "{told}");
+    }
+    let told = in_process(test, &[], preparing);
+    assert!(
+        told.ends_with("data gradient: engine 1 (3180 bytes)"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -267,7 +305,7 @@ fn needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path() {
     let before = std::env::var_os("LD_LIBRARY_PATH").unwrap();
     let path = std::env::split_paths(&before);
     let path = std::env::join_paths([folder.clone()].into_iter().chain(path)).unwrap();
-    let told = in_a_process(test, &[("LD_LIBRARY_PATH", &path)], opening);
+    let told = in_process(test, &[("LD_LIBRARY_PATH", &path)], opening);
     assert!(
         told.starts_with("MissingLibrary { library: Driver, "),
         "{told}"
@@ -277,6 +315,29 @@ fn needs_cuda_stand_in_a_stub_before_the_driver_is_an_error_with_its_path() {
     let remedy = "libcuda.so.1: take its folder out of LD_LIBRARY_PATH";
     assert!(told.contains(remedy), "{told}");
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// A file with all functions of cuDNN's stand-in but one, which do nothing.
+fn library_without(function: &str, file: &Path) {
+    let names = Command::new("nm")
+        .args(["--dynamic", "--defined-only", "--format=just-symbols"])
+        .arg(library_file("libcudnn.so.9"))
+        .output()
+        .unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    let names = names.lines().filter(|name| name.starts_with("cudnn"));
+    let (left_out, others): (Vec<_>, Vec<_>) = names.partition(|name| *name == function);
+    assert_eq!(left_out, [function]);
+    let source = file.with_extension("c");
+    let functions = others
+        .iter()
+        .map(|name| format!("void {name}(void) {{}}\n"));
+    fs::write(&source, functions.collect::<String>()).unwrap();
+    let status = Command::new("gcc")
+        .args(["-shared", "-fPIC", "-Wl,-soname,libcudnn.so.9", "-o"])
+        .args([file, source.as_path()])
+        .status();
+    assert!(status.unwrap().success());
 }
 
 /// A file of a library that this process could load.

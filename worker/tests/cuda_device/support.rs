@@ -1,5 +1,7 @@
-//! Kernels of fill.cu, and numbers that look random.
+//! Kernels of fill.cu, numbers that look random, and processes with an environment of their own.
 
+use std::ffi::OsStr;
+use std::process::Command;
 use synfire::kernel::cuda::device::{Arguments, Device, Memory, Pointer};
 
 /// As in fill.cu.
@@ -111,4 +113,35 @@ pub(crate) fn increase(device: &Device, from: &Memory, to: &Memory, factor: f32,
             summand,
         },
     );
+}
+
+/// In the process that a test has started: does the work and says what came of it.
+///
+/// In the test, whose path is `test`: starts a process that runs the same test with this environment, and gives
+/// what it said.
+pub(crate) fn in_a_process(
+    test: &str,
+    environment: &[(&str, &OsStr)],
+    work: impl FnOnce() -> String,
+) -> String {
+    const CHILD: &str = "SYNFIRE_TEST_CHILD";
+    const BEGIN: &str = "\ntold: ";
+    if std::env::var_os(CHILD).is_some() {
+        println!("{BEGIN}{}", work());
+        std::process::exit(0);
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--exact", "--nocapture"])
+        .arg(test)
+        .env(CHILD, "1");
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test}: {text}{errors}");
+    let (_, told) = text.split_once(BEGIN).expect("the process says something");
+    told.trim().to_owned()
 }

@@ -204,7 +204,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return BTreeSet::new();
     };
-    // What is renamed meanwhile is not there.
+    // What is renamed meanwhile is not there; what is still being written (`name#1`) is not there yet.
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.collect()
+    names.filter(|name| !name.contains('#')).collect()
 }

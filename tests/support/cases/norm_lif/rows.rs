@@ -176,6 +176,17 @@ pub fn parts() -> Vec<NormLifCase> {
     cases
 }
 
+/// So many rows that the blocks of a GPU's kernels take several turns.
+pub fn large() -> Vec<NormLifCase> {
+    vec![NormLifCase {
+        shape: Shape::new(364, 363, 8),
+        norm: false,
+        out_arrived: Some(2),
+        quarters: true,
+        ..norm_and_neurons(2, 2)
+    }]
+}
+
 /// Training of several ranks, as one of them sees it: alone, or with what the others have.
 pub fn across(others: bool) -> Vec<NormLifCase> {
     let cases = parts().into_iter().chain(norms()).chain(sizes());

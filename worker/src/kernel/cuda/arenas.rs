@@ -76,6 +76,22 @@ impl Arenas {
         })
     }
 
+    /// Bytes of arenas of these sizes, but for what travels between GPUs.
+    pub(super) fn bytes_of(sizes: ArenaSizes, operands: Type) -> u64 {
+        let as_operands = match operands {
+            Type::F32 => 0,
+            Type::Bf16 => operands.bytes() * sizes.parameters as u64,
+        };
+        sizes.bytes() + as_operands
+    }
+
+    /// Bytes that it has.
+    pub(super) fn bytes(&self) -> u64 {
+        let wire = self.wire.get().and_then(Option::as_ref);
+        let all = self.memories.iter().chain(&self.operands).chain(wire);
+        all.map(Memory::bytes).sum()
+    }
+
     /// Numbers in an arena.
     fn len(&self, arena: Arena) -> usize {
         match arena {

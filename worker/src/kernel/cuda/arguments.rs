@@ -35,7 +35,7 @@ impl Type {
 pub(super) struct Values {
     pub(super) at: Pointer,
     pub(super) kind: Type,
-    unused: u32,
+    is_there: u32,
 }
 
 impl Values {
@@ -45,14 +45,13 @@ impl Values {
         Self {
             at,
             kind,
-            unused: 0,
+            is_there: (at.0 != 0) as u32,
         }
     }
 }
 
 /// Numbers of a ring: time step t lies in slot t mod `slots`.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
 pub(super) struct Ring {
     pub(super) at: Pointer,
     /// Numbers from one slot to the next.
@@ -75,6 +74,17 @@ impl Ring {
         let at = self.at.offset(slot * self.stride * self.kind.bytes());
         Values::new(at, self.kind)
     }
+
+    /// The slots of so many steps, newest first.
+    pub(super) fn steps(&self, newest: usize, len: usize) -> Steps<Values> {
+        std::array::from_fn(|age| {
+            if age < len {
+                self.slot(newest - age)
+            } else {
+                Values::NONE
+            }
+        })
+    }
 }
 
 /// How rows and channels are cut for sums per channel.
@@ -84,40 +94,65 @@ pub(super) struct Tile {
     /// Pixels of all samples.
     pub(super) rows: u64,
     pub(super) channels: u32,
-    /// Quads of channels of a block, a power of two.
-    pub(super) quads: u32,
-    /// Blocks along the rows.
+    /// 2^this quads of channels are a block's.
+    pub(super) log_quads: u32,
+    /// Blocks along the rows, where sums are taken.
     pub(super) blocks: u32,
-    pub(super) unused: u32,
+    pub(super) rows_of_block: u32,
 }
 
 /// Threads of a block where sums are taken (`TILE_THREADS`, `MERGE_THREADS`).
 pub(super) const TILE_THREADS: u32 = 256;
+/// Channels of a thread of norm and neurons forward (`FORWARD_WIDTH`).
+pub(super) const FORWARD_WIDTH: u32 = 8;
+/// Channels of a thread of everything else.
+pub(super) const QUAD: u32 = 4;
 /// Channels of a block that adds up partial sums.
 pub(super) const MERGE_CHANNELS: u32 = 32;
 
 impl Tile {
     /// Numbers that a block takes at least, so that few partial sums are left.
     const NUMBERS_OF_BLOCK: u64 = 16_384;
+    /// Some times what a GPU holds at once, so that it is busy to the end.
     const MOST_BLOCKS: u64 = 1024;
 
     /// By the shape alone: the same sums on any device.
     pub(super) fn of(rows: usize, channels: usize) -> Self {
         let (rows, quads) = (rows as u64, channels.div_ceil(4) as u64);
         let blocks = (rows * channels as u64).div_ceil(Self::NUMBERS_OF_BLOCK);
+        let blocks = blocks.clamp(1, Self::MOST_BLOCKS);
         Self {
             rows,
             channels: narrow(channels),
-            quads: quads.next_power_of_two().min(32) as u32,
-            blocks: blocks.clamp(1, Self::MOST_BLOCKS) as u32,
-            unused: 0,
+            log_quads: quads.next_power_of_two().min(32).trailing_zeros(),
+            blocks: blocks as u32,
+            rows_of_block: narrow_count(rows.div_ceil(blocks)),
         }
     }
 
-    /// The grid of a kernel that walks over it.
+    /// Blocks side by side.
+    fn columns(&self) -> u32 {
+        self.channels.div_ceil(4).div_ceil(1 << self.log_quads)
+    }
+
+    /// The grid of a kernel that sums.
     pub(super) fn grid(&self) -> [u32; 3] {
-        let quads = self.channels.div_ceil(4);
-        [self.blocks, quads.div_ceil(self.quads), 1]
+        [self.blocks, self.columns(), 1]
+    }
+
+    /// The grid of a kernel whose blocks take rows in turns, and whose threads so many channels each where
+    /// rows are whole groups of these.
+    pub(super) fn grid_in_turns(&self, width: u32) -> [u32; 3] {
+        let columns = self.columns();
+        let groups = if self.channels.is_multiple_of(width) {
+            width / 4
+        } else {
+            1
+        };
+        let lanes = u64::from((TILE_THREADS * groups) >> self.log_quads);
+        let most = (Self::MOST_BLOCKS / u64::from(columns)).max(1);
+        let blocks = self.rows.div_ceil(lanes).min(most);
+        [narrow_count(blocks), columns, 1]
     }
 
     /// Numbers of so many partial sums per channel.
@@ -131,6 +166,10 @@ impl Tile {
 /// # Panics
 /// If it is 2^32 or more, which no dimension of a network is.
 pub(super) fn narrow(size: usize) -> u32 {
+    narrow_count(size as u64)
+}
+
+fn narrow_count(size: u64) -> u32 {
     u32::try_from(size).expect("dimensions are below 2^32")
 }
 
@@ -272,9 +311,8 @@ arguments!(NormLifForward {
     alive: Pointer,
     counts: Pointer,
     fault: Pointer,
-    elements: u64,
-    channels: u32,
-    per_sample: u32,
+    tile: Tile,
+    pixels: u32,
     t: u32,
     neuron: NeuronArguments,
 });
@@ -294,33 +332,30 @@ pub(super) struct EndCount(pub(super) CountSilent);
 /// Time steps that one pass of a layer's backward takes (`MAX_STEPS`).
 pub(super) const MAX_STEPS: usize = 2;
 
+/// What a pass takes of each of its steps, newest first.
+pub(super) type Steps<T> = [T; MAX_STEPS];
+
 arguments!(NormLifBackward {
-    z: Ring,
-    u: Ring,
-    out: Ring,
-    y: Ring,
-    dz: Ring,
-    before: Ring,
-    after: Ring,
-    moments: Pointer,
-    sums: Pointer,
+    z: Steps<Values>,
+    u: Steps<Values>,
+    out: Steps<Values>,
+    y: Steps<Values>,
+    dz: Steps<Values>,
+    before: Steps<Values>,
+    after: Steps<Values>,
+    moments: Steps<Pointer>,
+    sums: Steps<Pointer>,
     gamma: Pointer,
     partials: Pointer,
     carry_in: Pointer,
     carry_out: Pointer,
     tile: Tile,
     count: u64,
-    newest: u32,
     steps: u32,
-    out_steps: u32,
-    y_steps: u32,
-    moments_slots: u32,
-    sums_slots: u32,
     neurons: u32,
     dz_accumulates: u32,
     before_accumulates: u32,
     after_accumulates: u32,
-    unused: u32,
     neuron: NeuronArguments,
 });
 
@@ -331,14 +366,12 @@ pub(super) struct NormLifBackwardSums(pub(super) NormLifBackward);
 
 arguments!(NormGradients {
     partials: Pointer,
-    sums: Pointer,
+    sums: Steps<Pointer>,
     dgamma: Pointer,
     dbeta: Pointer,
     blocks: u32,
     channels: u32,
-    newest: u32,
     steps: u32,
-    sums_slots: u32,
     accumulate: u32,
 });
 
@@ -359,13 +392,15 @@ arguments!(PoolForward {
     x: Values,
     y: Values,
     argmax: Pointer,
-    shape: PoolShape
+    shape: PoolShape,
+    tile: Tile
 });
 arguments!(PoolBackward {
     dy: Values,
     dx: Values,
     argmax: Pointer,
     shape: PoolShape,
+    tile: Tile,
     accumulate: u32,
     unused: u32,
 });

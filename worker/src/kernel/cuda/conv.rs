@@ -4,8 +4,8 @@ use super::arguments::{
     AddBias, ColumnSums, ColumnTotals, MERGE_CHANNELS, Ring, TILE_THREADS, Tile,
 };
 use super::arguments::{Type, Values, narrow};
-use super::device::{Convolution, ConvolutionShape, Operands, Pointer};
-use super::{CudaKernels, Precision, Purpose};
+use super::device::{Convolution, ConvolutionShape, Operands, Pass, Pointer};
+use super::{CudaKernels, Interface, Options, Precision, Purpose};
 use crate::kernel::{Arena, Buffer, Conv, Errors, ErrorsOut, Window};
 use std::collections::HashMap;
 
@@ -13,19 +13,21 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub(super) struct Convolutions {
     operands: Operands,
+    pub(super) interface: Interface,
     known: HashMap<(usize, usize), (Conv, usize)>,
     plans: Vec<Convolution>,
 }
 
 impl Convolutions {
-    pub(super) fn new(precision: Precision) -> Self {
-        let operands = match precision {
+    pub(super) fn new(options: Options) -> Self {
+        let operands = match options.precision {
             Precision::F32 => Operands::F32,
             Precision::Tf32 => Operands::Tf32,
             Precision::Bf16 => Operands::Bf16,
         };
         Self {
             operands,
+            interface: options.interface,
             known: HashMap::new(),
             plans: Vec::new(),
         }
@@ -69,7 +71,7 @@ impl CudaKernels {
     /// The number of the plan for so many time steps at once.
     fn plan(&mut self, conv: &Conv, steps: usize) -> Option<usize> {
         self.settle(conv);
-        if self.failure.is_some() {
+        if self.is_in_vain() {
             return None;
         }
         let samples = conv.samples * steps;
@@ -89,7 +91,11 @@ impl CudaKernels {
             padding: conv.padding,
             operands: self.convolutions.operands,
         };
-        match Convolution::new(&self.device, &shape) {
+        let made = match self.convolutions.interface {
+            Interface::Legacy => Convolution::new(&self.device, &shape),
+            Interface::Graph => Convolution::by_graphs(&self.device, &shape),
+        };
+        match made {
             Ok(plan) => {
                 let index = self.convolutions.plans.len();
                 self.convolutions.plans.push(plan);
@@ -97,16 +103,21 @@ impl CudaKernels {
                 Some(index)
             }
             Err(error) => {
-                self.failure.get_or_insert(error);
+                self.fail(error);
                 None
             }
         }
     }
 
-    /// The memory that a plan works in.
-    fn workspace(&mut self, plan: usize) -> (Pointer, u64) {
-        let bytes = self.convolutions.plans[plan].workspace();
-        (self.scratch(Purpose::Workspace, bytes), bytes)
+    /// The memory that a pass of a plan works in; nothing, where the pass cannot be.
+    fn workspace(&mut self, plan: usize, pass: Pass) -> Option<(Pointer, u64)> {
+        match self.convolutions.plans[plan].prepare(&self.device, pass) {
+            Ok(bytes) => Some((self.scratch(Purpose::Workspace, bytes), bytes)),
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                None
+            }
+        }
     }
 
     /// Numbers in the type that convolutions take: where they lie, or converted.
@@ -137,7 +148,9 @@ impl CudaKernels {
             let at = self.scratch(Purpose::Product, outputs as u64 * kind.bytes());
             Values::new(at, kind)
         };
-        let workspace = self.workspace(plan);
+        let Some(workspace) = self.workspace(plan, Pass::Forward) else {
+            return;
+        };
         let w = self.arenas().operand(conv.weight.offset);
         self.convolutions.plans[plan].forward(&self.device, x, w, product.at, workspace);
         if product.at != to.at {
@@ -171,14 +184,18 @@ impl CudaKernels {
             let dy = self.operand(from.slot(part.first), outputs);
             let to = to.slot(part.first);
             let w = self.arenas().operand(conv.weight.offset);
-            let workspace = self.workspace(plan);
-            if is_aligned(to, kind) {
+            let is_direct = is_aligned(to, kind);
+            let accumulate = is_direct && dx.accumulate;
+            let Some(workspace) = self.workspace(plan, Pass::Data { accumulate }) else {
+                return;
+            };
+            if is_direct {
                 self.convolutions.plans[plan].data_gradient(
                     &self.device,
                     dy,
                     w,
                     to.at,
-                    dx.accumulate,
+                    accumulate,
                     workspace,
                 );
             } else {
@@ -218,10 +235,16 @@ impl CudaKernels {
                 at
             };
             let dy = self.operand(from.slot(part.first), outputs);
-            let workspace = self.workspace(plan);
             let to = self.arenas().pointer(Arena::Gradients, conv.weight.offset);
+            let is_direct = kind == Type::F32;
+            let pass = Pass::Weight {
+                accumulate: is_direct && index > 0,
+            };
+            let Some(workspace) = self.workspace(plan, pass) else {
+                return;
+            };
             let accumulate = index > 0;
-            if kind == Type::F32 {
+            if is_direct {
                 self.convolutions.plans[plan].weight_gradient(
                     &self.device,
                     x,

@@ -3,8 +3,8 @@
 use super::CudaKernels;
 use super::arguments::{
     AdaptiveBackward, AdaptiveForward, AverageBackward, AverageForward, DropoutMask, Flatten,
-    MaxBackward, MaxForward, Multiply, PoolBackward, PoolForward, PoolShape, ResidualBackward,
-    ResidualForward, Type, narrow,
+    MaxBackward, MaxForward, Multiply, PoolBackward, PoolForward, PoolShape, QUAD,
+    ResidualBackward, ResidualForward, TILE_THREADS, Tile, Type, narrow,
 };
 use super::device::Pointer;
 use crate::kernel::{Buffer, Dropout, Errors, ErrorsOut, Phase, Pool, PoolKind, Residual};
@@ -59,15 +59,19 @@ impl CudaKernels {
     pub(super) fn pool(&mut self, pool: &Pool, t: usize, x: Buffer, y: Buffer) {
         let inputs = pool.samples * pool.input.elements();
         let outputs = pool.samples * pool.output.elements();
+        let tile = Tile::of(pool.samples * pool.output.pixels(), pool.output.channels);
         let forward = PoolForward {
             x: self.rooms.slot(x, inputs, t),
             y: self.rooms.slot(y, outputs, t),
             argmax: self.argmax(pool, t),
             shape: pool_shape(pool),
+            tile,
         };
         let things = outputs as u64;
         match pool.kind {
-            PoolKind::Max { .. } => self.launch(things, &MaxForward(forward)),
+            PoolKind::Max { .. } => {
+                self.launch_grid(tile.grid_in_turns(QUAD), TILE_THREADS, &MaxForward(forward));
+            }
             PoolKind::Average { .. } => self.launch(things, &AverageForward(forward)),
             PoolKind::Adaptive => self.launch(things, &AdaptiveForward(forward)),
         }
@@ -80,18 +84,26 @@ impl CudaKernels {
         let outputs = pool.samples * pool.output.elements();
         let from = self.rooms.ring_in(dy, outputs);
         let to = self.rooms.ring_out(dx, inputs, Type::F32);
+        let tile = Tile::of(pool.samples * pool.input.pixels(), pool.input.channels);
         for t in dy.steps.newest_first() {
             let backward = PoolBackward {
                 dy: from.slot(t),
                 dx: to.slot(t),
                 argmax: self.argmax(pool, t),
                 shape: pool_shape(pool),
+                tile,
                 accumulate: u32::from(dx.accumulate),
                 unused: 0,
             };
             let things = inputs as u64;
             match pool.kind {
-                PoolKind::Max { .. } => self.launch(things, &MaxBackward(backward)),
+                PoolKind::Max { .. } => {
+                    self.launch_grid(
+                        tile.grid_in_turns(QUAD),
+                        TILE_THREADS,
+                        &MaxBackward(backward),
+                    );
+                }
                 PoolKind::Average { .. } => self.launch(things, &AverageBackward(backward)),
                 PoolKind::Adaptive => self.launch(things, &AdaptiveBackward(backward)),
             }
@@ -161,7 +173,7 @@ impl CudaKernels {
             accumulate: 0,
             unused: 0,
         };
-        self.launch(multiply.elements, &multiply);
+        self.launch(multiply.elements.div_ceil(4), &multiply);
         self.refresh_operand(y, elements, t);
     }
 
@@ -179,7 +191,7 @@ impl CudaKernels {
                 accumulate: u32::from(dx.accumulate),
                 unused: 0,
             };
-            self.launch(multiply.elements, &multiply);
+            self.launch(multiply.elements.div_ceil(4), &multiply);
         }
     }
 
@@ -194,7 +206,7 @@ impl CudaKernels {
             join: join_number(residual.join),
             unused: 0,
         };
-        self.launch(forward.elements, &forward);
+        self.launch(forward.elements.div_ceil(4), &forward);
         self.refresh_operand(residual.y, elements, t);
     }
 
@@ -235,7 +247,7 @@ impl CudaKernels {
                 accumulate: u32::from(to.accumulate),
                 unused: 0,
             };
-            self.launch(backward.elements, &backward);
+            self.launch(backward.elements.div_ceil(4), &backward);
         }
     }
 }

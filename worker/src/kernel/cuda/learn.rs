@@ -54,6 +54,13 @@ pub(super) struct Watch {
     pub(super) is_late: bool,
 }
 
+impl Watch {
+    /// Whether there is a fault, as far as is known.
+    pub(super) fn has_found(&self) -> bool {
+        self.found.is_some()
+    }
+}
+
 impl Counters {
     pub(super) fn new(device: &Device) -> Result<Self, CudaError> {
         let fault = device.allocate(256)?;
@@ -124,7 +131,8 @@ impl CudaKernels {
                     .outgrown
                     .extend(counters.labels.replace(memory)),
                 Err(error) => {
-                    self.failure.get_or_insert(error);
+                    self.fail(error);
+                    self.lacks(bytes);
                     return;
                 }
             }
@@ -186,7 +194,7 @@ impl CudaKernels {
         logits: Buffer,
         error: Option<Buffer>,
     ) {
-        if self.has_failed() {
+        if self.is_in_vain() {
             return;
         }
         let elements = loss.samples * loss.classes;

@@ -14,6 +14,7 @@
 //! - `learn`: loss, updates, what is counted.
 //! - `pictures`: bytes of pictures to input.
 //! - `repeat`: time steps as graphs.
+//! - `shortage`: what memory was not there for.
 //! - this file: [`CudaKernels`].
 //!
 //! # Waiting
@@ -31,6 +32,7 @@ mod memory;
 mod norm_lif;
 mod pictures;
 mod repeat;
+mod shortage;
 
 use self::arenas::Arenas;
 use self::arguments::{Convert, FindNonFinite, Type, Values};
@@ -40,10 +42,11 @@ use self::learn::Counters;
 use self::memory::Rooms;
 use self::norm_lif::Waiting;
 use self::repeat::Graphs;
+use self::shortage::Missing;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
     ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat, Report,
-    Residual, Span, Step, Window,
+    Residual, Shortage, Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -59,6 +62,16 @@ pub enum Precision {
     Bf16,
 }
 
+/// Which of cuDNN's interfaces computes convolutions. They may take other kernels, which sum in another order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// A call per direction, with an algorithm that the heuristics name.
+    #[default]
+    Legacy,
+    /// The graph API: an execution plan per direction, of the engines that the heuristics name.
+    Graph,
+}
+
 /// Which GPU, and how it computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -66,12 +79,13 @@ pub struct Options {
     pub ordinal: u32,
     /// In what convolutions compute.
     pub precision: Precision,
+    /// By which interface of cuDNN they are computed.
+    pub interface: Interface,
 }
 
 /// The back end for NVIDIA GPUs.
 #[derive(Debug)]
 pub struct CudaKernels {
-    device: Device,
     precision: Precision,
     rooms: Rooms,
     arenas: Option<Arenas>,
@@ -85,15 +99,22 @@ pub struct CudaKernels {
     scratch: Scratch,
     /// What an allocation failed with: everything after it is in vain.
     failure: Option<CudaError>,
+    /// What is asked for since, if that was memory that is not there.
+    missing: Option<Missing>,
+    // Last: cuDNN's plans are dropped before its handle.
+    device: Device,
 }
 
 /// Memory for what lives no longer than a call, by purpose.
 #[derive(Debug, Default)]
 struct Scratch {
-    rooms: [Option<Memory>; 9],
+    rooms: [Option<Memory>; PURPOSES],
     /// Rooms that were too small. Graphs may hold their addresses.
     outgrown: Vec<Memory>,
 }
+
+/// How many purposes there are.
+const PURPOSES: usize = 9;
 
 /// What scratch is for: two purposes of one call never share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +154,13 @@ impl CudaKernels {
             counters: Counters::new(&device)?,
             rooms: Rooms::new(operands),
             arenas: None,
-            convolutions: Convolutions::new(options.precision),
+            convolutions: Convolutions::new(*options),
             waiting: None,
             graphs: Graphs::default(),
             tables: pictures::Tables::new(),
             scratch: Scratch::default(),
             failure: None,
+            missing: None,
             precision: options.precision,
             device,
         })
@@ -161,21 +183,22 @@ impl CudaKernels {
         {
             return memory.pointer();
         }
-        match self.device.allocate(bytes.max(256)) {
-            Ok(memory) => {
-                let pointer = memory.pointer();
-                let old = room.replace(memory);
-                // Graphs may hold its address.
-                if self.graphs.hold_addresses() {
-                    self.scratch.outgrown.extend(old);
-                }
-                pointer
+        if self.failure.is_none() {
+            // It goes first, so that not both are held, unless graphs may hold its address.
+            if !self.graphs.hold_addresses() {
+                *room = None;
             }
-            Err(error) => {
-                self.failure.get_or_insert(error);
-                Pointer(0)
+            match self.device.allocate(bytes.max(256)) {
+                Ok(memory) => {
+                    let pointer = memory.pointer();
+                    self.scratch.outgrown.extend(room.replace(memory));
+                    return pointer;
+                }
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks_scratch(purpose, bytes);
+        Pointer(0)
     }
 
     /// Whether everything is in vain.
@@ -262,8 +285,12 @@ impl Kernels for CudaKernels {
             Precision::Tf32 => "tf32",
             Precision::Bf16 => "bf16",
         };
+        let interface = match self.convolutions.interface {
+            Interface::Legacy => "",
+            Interface::Graph => ", graph API",
+        };
         let (ordinal, name) = (self.device.ordinal(), self.device.name());
-        format!("cuda:{ordinal} ({name}, {precision})")
+        format!("cuda:{ordinal} ({name}, {precision}{interface})")
     }
 
     fn bytes(&self, spec: &BufferSpec) -> u64 {
@@ -271,24 +298,27 @@ impl Kernels for CudaKernels {
     }
 
     fn allocate(&mut self, spec: &BufferSpec) -> Buffer {
-        match self.rooms.allocate(&self.device, spec) {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                self.failure.get_or_insert(error);
-                // Nothing is launched any more, so nobody looks where it lies.
-                Buffer(0)
+        if self.failure.is_none() {
+            match self.rooms.allocate(&self.device, spec) {
+                Ok(buffer) => return buffer,
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks(self.rooms.bytes(spec));
+        // Nothing is launched any more, so nobody looks where it lies.
+        Buffer(0)
     }
 
     fn allocate_arenas(&mut self, sizes: ArenaSizes) {
         assert!(self.arenas.is_none(), "arenas are allocated once");
-        match Arenas::new(&self.device, sizes, self.rooms.operands()) {
-            Ok(arenas) => self.arenas = Some(arenas),
-            Err(error) => {
-                self.failure.get_or_insert(error);
+        let operands = self.rooms.operands();
+        if self.failure.is_none() {
+            match Arenas::new(&self.device, sizes, operands) {
+                Ok(arenas) => return self.arenas = Some(arenas),
+                Err(error) => self.fail(error),
             }
         }
+        self.lacks_arenas(Arenas::bytes_of(sizes, operands));
     }
 
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send)) {
@@ -297,6 +327,10 @@ impl Kernels for CudaKernels {
 
     fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
         self.repeat_recorded(what, step, body);
+    }
+
+    fn in_between(&mut self, call: &mut dyn FnMut(&mut dyn Kernels)) {
+        self.between_parts(call);
     }
 
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]) {
@@ -427,6 +461,11 @@ impl Kernels for CudaKernels {
         self.update_range(span, step);
     }
 
+    /// 4 MiB of weights: some 5 µs, of which a launch is a part.
+    fn update_grain(&self) -> usize {
+        1 << 20
+    }
+
     // A range may cut a filter, whose order on the device is another: a piece of the one is no piece of
     // the other.
     fn read_gradients(&mut self, offset: usize, values: &mut [f32]) {
@@ -443,6 +482,11 @@ impl Kernels for CudaKernels {
 
     fn device_arenas(&self) -> Option<DeviceArenas> {
         self.addresses()
+    }
+
+    fn device_slot(&self, buffer: Buffer, t: usize) -> Option<u64> {
+        let slot = self.rooms.slot(buffer, self.rooms.elements(buffer), t);
+        (slot.kind == Type::F32).then_some(slot.at.0)
     }
 
     fn round_to_wire(&mut self, span: Span, factor: f32) {
@@ -499,5 +543,9 @@ impl Kernels for CudaKernels {
         let words = failure.to_string();
         self.failure = Some(failure);
         Some(words)
+    }
+
+    fn shortage(&self) -> Option<Shortage> {
+        self.what_is_short()
     }
 }

@@ -1,9 +1,9 @@
 //! Norm, sums with shortcuts, neurons: forward, and backward over a window.
 
 use super::arguments::{
-    CountSilent, EndCount, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients, NormLifBackward,
-    NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, Ring, Shared, TILE_THREADS,
-    Tile, Type, Values, narrow, norm_use,
+    CountSilent, EndCount, FORWARD_WIDTH, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients,
+    NormLifBackward, NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, QUAD, Ring,
+    Shared, TILE_THREADS, Tile, Type, Values, narrow, norm_use,
 };
 use super::device::Pointer;
 use super::{CudaKernels, Purpose};
@@ -35,10 +35,23 @@ fn size(layer: &NormLif) -> Size {
     }
 }
 
+/// Where a layer's backward reads and writes.
+struct Rings {
+    z: Ring,
+    u: Ring,
+    out: Ring,
+    y: Ring,
+    dz: Ring,
+    before: Ring,
+    after: Ring,
+    moments: Ring,
+    sums: Ring,
+}
+
 /// So many steps of these errors, newest first, lie in a window that begins `skipped` steps earlier.
-fn arrived(errors: Option<Errors>, skipped: usize, steps: usize) -> u32 {
+fn arrived(errors: Option<Errors>, skipped: usize, steps: usize) -> usize {
     let len = errors.map_or(0, |errors| errors.steps.len);
-    narrow(len.saturating_sub(skipped).min(steps))
+    len.saturating_sub(skipped).min(steps)
 }
 
 impl CudaKernels {
@@ -166,7 +179,12 @@ impl CudaKernels {
         if self.failure.is_some() {
             return;
         }
-        let Size { elements, .. } = size(layer);
+        let Size {
+            elements,
+            rows,
+            channels,
+        } = size(layer);
+        let tile = Tile::of(rows, channels);
         let none = Pointer(0);
         let [moments, gamma, beta] = match &layer.norm {
             None => [none; 3],
@@ -205,17 +223,15 @@ impl CudaKernels {
             alive,
             counts,
             fault: self.counters.fault(),
-            elements: elements as u64,
-            channels: narrow(layer.shape.channels),
-            per_sample: narrow(layer.shape.elements()),
+            tile,
+            pixels: narrow(layer.shape.pixels()),
             t: narrow(t),
             neuron: layer
                 .lif
                 .map_or_else(Neuron::default, |lif| lif.neuron)
                 .into(),
         };
-        let quads = (elements as u64).div_ceil(4);
-        self.launch(quads, &forward);
+        self.launch_grid(tile.grid_in_turns(FORWARD_WIDTH), TILE_THREADS, &forward);
         for buffer in layer.y.into_iter().chain(layer.out) {
             self.refresh_operand(buffer, elements, t);
         }
@@ -228,7 +244,8 @@ impl CudaKernels {
         let places = match room {
             Ok(places) => places,
             Err(error) => {
-                self.failure.get_or_insert(error);
+                self.fail(error);
+                self.lacks(neurons as u64);
                 return [Pointer(0); 2];
             }
         };
@@ -291,8 +308,7 @@ impl CudaKernels {
 
     fn write_errors(&self, passes: &[NormLifBackward]) {
         for pass in passes {
-            let quads = u64::from(pass.tile.channels.div_ceil(4));
-            self.launch(pass.tile.rows * quads, pass);
+            self.launch_grid(pass.tile.grid_in_turns(QUAD), TILE_THREADS, pass);
         }
     }
 
@@ -308,9 +324,7 @@ impl CudaKernels {
             dbeta: gradient(norm.beta.offset),
             blocks: tile.blocks,
             channels: tile.channels,
-            newest: pass.newest,
             steps: pass.steps,
-            sums_slots: pass.sums_slots,
             accumulate: u32::from(accumulate),
         };
         let blocks = tile.channels.div_ceil(MERGE_CHANNELS);
@@ -324,16 +338,66 @@ impl CudaKernels {
         window: Window,
         errors: &NormLifErrors,
     ) -> Vec<NormLifBackward> {
-        let Size { elements, .. } = size(layer);
+        let Size {
+            elements, channels, ..
+        } = size(layer);
         let neurons = layer.lif.is_some() && errors.out.is_some();
         let steps = match (neurons, errors.y) {
             (true, _) => window.len,
             (false, Some(y)) => y.steps.len,
             (false, None) => 0,
         };
-        if steps == 0 || self.failure.is_some() {
+        if steps == 0 || self.is_in_vain() {
             return Vec::new();
         }
+        let first = self.pass(layer, errors, steps, neurons);
+        let own_sums = Ring {
+            at: first.sums[0],
+            stride: 2 * channels as u64,
+            kind: Type::F32,
+            slots: narrow(steps),
+        };
+        let rings = self.rings(layer, errors, neurons, own_sums);
+        let carried = 4 * elements as u64;
+        let mut passes = Vec::new();
+        for (index, skipped) in (0..steps).step_by(MAX_STEPS).enumerate() {
+            let len = MAX_STEPS.min(steps - skipped);
+            let carry = |index: usize| first.carry_out.offset(carried * index as u64);
+            let hands_on = neurons && skipped + len < steps;
+            let newest = window.newest - skipped;
+            let of_out = arrived(errors.out, skipped, len);
+            passes.push(NormLifBackward {
+                z: rings.z.steps(newest, len),
+                u: rings.u.steps(newest, len),
+                out: rings.out.steps(newest, of_out),
+                y: rings.y.steps(newest, arrived(errors.y, skipped, len)),
+                dz: rings.dz.steps(newest, len),
+                before: rings.before.steps(newest, len),
+                after: rings.after.steps(newest, of_out),
+                moments: rings.moments.steps(newest, len).map(|values| values.at),
+                sums: rings.sums.steps(newest, len).map(|values| values.at),
+                carry_in: match index {
+                    0 => Pointer(0),
+                    _ if neurons => carry(index - 1),
+                    _ => Pointer(0),
+                },
+                carry_out: if hands_on { carry(index) } else { Pointer(0) },
+                steps: narrow(len),
+                ..first
+            });
+        }
+        passes
+    }
+
+    /// Where a layer's backward reads and writes; `own_sums` is for what no other rank is asked about.
+    fn rings(
+        &mut self,
+        layer: &NormLif,
+        errors: &NormLifErrors,
+        neurons: bool,
+        own_sums: Ring,
+    ) -> Rings {
+        let Size { elements, .. } = size(layer);
         // What a convolution below is to read is in its type; what is summed up is f32.
         let out = |to: Option<ErrorsOut>, kind, rooms: &mut super::memory::Rooms| match to {
             Some(to) => rooms.ring_out(to, elements, kind),
@@ -343,36 +407,41 @@ impl CudaKernels {
         let dz = out(errors.z, operands, &mut self.rooms);
         let before = out(errors.before, Type::F32, &mut self.rooms);
         let after = out(errors.after, Type::F32, &mut self.rooms);
-        let first = NormLifBackward {
+        let rooms = &self.rooms;
+        let ring_of = |buffer: Option<Buffer>| match buffer {
+            Some(buffer) => rooms.ring(buffer, elements),
+            None => Ring::NONE,
+        };
+        let per_channel = |buffer: Buffer| Ring {
+            at: rooms.numbers(buffer),
+            slots: narrow(rooms.slots(buffer)),
+            ..own_sums
+        };
+        let arriving = |errors: Option<Errors>| match errors {
+            Some(errors) => rooms.ring_in(errors, elements),
+            None => Ring::NONE,
+        };
+        Rings {
+            z: ring_of(layer.norm.map(|_| layer.z)),
+            u: ring_of(layer.lif.filter(|_| neurons).map(|lif| lif.u)),
+            out: arriving(errors.out),
+            y: arriving(errors.y),
             dz,
             before,
             after,
-            ..self.pass(layer, errors, steps, neurons)
-        };
-        let carried = 4 * elements as u64;
-        let mut passes = Vec::new();
-        for (index, skipped) in (0..steps).step_by(MAX_STEPS).enumerate() {
-            let len = MAX_STEPS.min(steps - skipped);
-            let carry = |index: usize| first.carry_out.offset(carried * index as u64);
-            let hands_on = neurons && skipped + len < steps;
-            passes.push(NormLifBackward {
-                carry_in: match index {
-                    0 => Pointer(0),
-                    _ if neurons => carry(index - 1),
-                    _ => Pointer(0),
-                },
-                carry_out: if hands_on { carry(index) } else { Pointer(0) },
-                newest: narrow(window.newest - skipped),
-                steps: narrow(len),
-                out_steps: arrived(errors.out, skipped, len),
-                y_steps: arrived(errors.y, skipped, len),
-                ..first
-            });
+            moments: match &layer.norm {
+                Some(norm) => per_channel(norm.moments),
+                None => Ring::NONE,
+            },
+            sums: match layer.norm.and_then(|norm| norm.sums) {
+                Some(sums) => per_channel(sums),
+                None => own_sums,
+            },
         }
-        passes
     }
 
-    /// What all passes of a layer's backward have in common; `carry_out` is where the first hands on.
+    /// What all passes of a layer's backward have in common; `sums` and `carry_out` are where
+    /// those of all passes begin.
     fn pass(
         &mut self,
         layer: &NormLif,
@@ -397,54 +466,33 @@ impl CudaKernels {
         let carry = own_sums.next_multiple_of(256);
         let scratch = self.scratch(Purpose::Carry, carry + 4 * (elements * carries) as u64);
         let partials = self.scratch(Purpose::Partials, 4 * tile.partials(2 * MAX_STEPS));
-        let arriving = |errors: Option<Errors>| match errors {
-            Some(errors) => self.rooms.ring_in(errors, elements),
-            None => Ring::NONE,
-        };
-        let (moments, gamma, moments_slots) = match &layer.norm {
-            None => (none, none, 1),
-            Some(norm) => (
-                self.rooms.numbers(norm.moments),
-                self.arenas().pointer(Arena::Weights, norm.gamma.offset),
-                self.rooms.slots(norm.moments),
-            ),
-        };
-        let (sums, sums_slots) = match layer.norm.and_then(|norm| norm.sums) {
-            None => (scratch, steps),
-            Some(sums) => (self.rooms.numbers(sums), self.rooms.slots(sums)),
+        let gamma = match &layer.norm {
+            None => none,
+            Some(norm) => self.arenas().pointer(Arena::Weights, norm.gamma.offset),
         };
         let accumulates = |to: Option<ErrorsOut>| u32::from(to.is_some_and(|to| to.accumulate));
         let neuron = layer.lif.map_or_else(Neuron::default, |lif| lif.neuron);
         NormLifBackward {
-            z: self.rooms.ring(layer.z, elements),
-            u: match &layer.lif {
-                Some(lif) => self.rooms.ring(lif.u, elements),
-                None => Ring::NONE,
-            },
-            out: arriving(errors.out),
-            y: arriving(errors.y),
-            dz: Ring::NONE,
-            before: Ring::NONE,
-            after: Ring::NONE,
-            moments,
-            sums,
+            z: [Values::NONE; MAX_STEPS],
+            u: [Values::NONE; MAX_STEPS],
+            out: [Values::NONE; MAX_STEPS],
+            y: [Values::NONE; MAX_STEPS],
+            dz: [Values::NONE; MAX_STEPS],
+            before: [Values::NONE; MAX_STEPS],
+            after: [Values::NONE; MAX_STEPS],
+            moments: [none; MAX_STEPS],
+            sums: [scratch; MAX_STEPS],
             gamma,
             partials,
             carry_in: none,
             carry_out: scratch.offset(carry),
             tile,
             count: rows as u64,
-            newest: 0,
             steps: 0,
-            out_steps: 0,
-            y_steps: 0,
-            moments_slots: narrow(moments_slots),
-            sums_slots: narrow(sums_slots),
             neurons: u32::from(neurons),
             dz_accumulates: accumulates(errors.z),
             before_accumulates: accumulates(errors.before),
             after_accumulates: accumulates(errors.after),
-            unused: 0,
             neuron: neuron.into(),
         }
     }

@@ -159,6 +159,10 @@ impl Kernels for ReferenceKernels {
         body(self);
     }
 
+    fn in_between(&mut self, call: &mut dyn FnMut(&mut dyn Kernels)) {
+        call(self);
+    }
+
     fn write(&mut self, buffer: Buffer, t: usize, values: &[f32]) {
         self.memory.write(buffer, t, values);
     }

@@ -10,7 +10,7 @@
 use super::{Exchange, Mean, Update};
 use crate::collective::device::{Piece, Started};
 use crate::collective::{CollectiveError, Pending, Wire};
-use crate::engine::Network;
+use crate::engine::{Network, Shared};
 use crate::kernel::{DeviceArenas, Kernels, Span};
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -82,9 +82,13 @@ impl Exchange {
         }
     }
 
-    /// Starts the next bucket. Moments travel with the last one, unless they have before.
-    pub(super) fn start_on_device(&mut self, kernels: &mut dyn Kernels, arenas: DeviceArenas) {
-        let index = self.num_started();
+    /// Starts a bucket. Moments travel with the last one, unless they have before.
+    pub(super) fn start_on_device(
+        &mut self,
+        kernels: &mut dyn Kernels,
+        arenas: DeviceArenas,
+        index: usize,
+    ) {
         let (span, wire, share) = (self.span(index), self.wire_of(index), self.share());
         if wire == Wire::Bf16 {
             kernels.round_to_wire(span, share);
@@ -93,10 +97,14 @@ impl Exchange {
         let is_last = index + 1 == self.buckets.len();
         let has_moments = is_last && self.lens.1 > 0 && !self.moments_are_done;
         let pieces = &mut pieces[..=usize::from(has_moments)];
-        match self.started(&arenas, pieces) {
-            Ok(started) => self.route().under_way.push_back(started),
-            Err(error) => self.failure = Some(error),
-        }
+        kernels.in_between(&mut |_| {
+            if self.is_whole() {
+                match self.started(&arenas, pieces) {
+                    Ok(started) => self.route().under_way.push_back(started),
+                    Err(error) => self.failure = Some(error),
+                }
+            }
+        });
     }
 
     fn started(
@@ -130,17 +138,12 @@ impl Exchange {
         ends_batch: bool,
         update: Update<'_>,
     ) -> Result<(), CollectiveError> {
-        while self.failure.is_none() && self.num_started() < self.buckets.len() {
-            self.start_on_device(kernels, arenas);
-        }
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
+        if self.is_whole() {
+            self.start_next(kernels);
         }
         for index in 0..self.buckets.len() {
-            let started = self.route().under_way.pop_front();
-            let started = started.expect("every bucket was started");
-            let joined = self.joined(&arenas, started);
-            joined.map_err(|error| self.fail(error))?;
+            kernels.in_between(&mut |_| self.join_next(&arenas));
+            self.whole()?;
             let span = self.span(index);
             if self.wire_of(index) == Wire::Bf16 {
                 kernels.widen_from_wire(span);
@@ -151,12 +154,26 @@ impl Exchange {
             network.apply_moments(kernels, self.part.batch);
         }
         if ends_batch {
-            (self.part.waiting)(true);
-            let told = self.tell_words(kernels);
-            told.map_err(|error| self.fail(error))?;
-            (self.part.waiting)(false);
+            kernels.in_between(&mut |kernels| {
+                (self.part.waiting)(true);
+                if let Err(error) = self.tell_words(kernels) {
+                    self.failure = Some(error);
+                }
+                (self.part.waiting)(false);
+            });
         }
-        Ok(())
+        self.whole()
+    }
+
+    /// What the compute stream does from now on comes after the averages of the next bucket.
+    fn join_next(&mut self, arenas: &DeviceArenas) {
+        if self.is_whole() {
+            let started = self.route().under_way.pop_front();
+            let started = started.expect("every bucket was started");
+            if let Err(error) = self.joined(arenas, started) {
+                self.failure = Some(error);
+            }
+        }
     }
 
     /// The words of a batch, over the group on the host. Waits for the GPU first: by then all averages
@@ -185,17 +202,55 @@ impl Exchange {
         network: &Network,
         arenas: DeviceArenas,
     ) -> Result<(), CollectiveError> {
-        if self.lens.1 > 0 && self.failure.is_none() {
-            let started = self.started(&arenas, &[self.moments(&arenas)]);
-            let joined = started.and_then(|started| self.joined(&arenas, started));
+        if self.lens.1 > 0 {
+            let pieces = [self.moments(&arenas)];
+            self.average_now(&arenas, &pieces);
+        }
+        self.whole()?;
+        network.apply_moments(kernels, self.part.batch);
+        Ok(())
+    }
+
+    /// [`Exchange::pool`] in the order of the GPU's stream.
+    pub(super) fn pool_on_device(
+        &mut self,
+        kernels: &dyn Kernels,
+        arenas: &DeviceArenas,
+        what: Shared,
+    ) {
+        let factor = self.share();
+        let part = |address, length| Piece {
+            address,
+            length,
+            wire: Wire::F32,
+            factor,
+        };
+        match what {
+            Shared::Moments(spans) => {
+                let at = |span: Span| arenas.moments + (span.offset * size_of::<f32>()) as u64;
+                let pieces = spans.map(|span| part(at(span), span.len));
+                self.average_now(arenas, &pieces);
+            }
+            Shared::Sums { buffer, steps, len } => {
+                let slot = |t| {
+                    kernels
+                        .device_slot(buffer, t)
+                        .expect("sums of a norm are f32")
+                };
+                let pieces: Vec<Piece> = steps.newest_first().map(|t| part(slot(t), len)).collect();
+                self.average_now(arenas, &pieces);
+            }
+        }
+    }
+
+    /// Averages that computation waits for, on the GPU.
+    fn average_now(&mut self, arenas: &DeviceArenas, pieces: &[Piece]) {
+        if self.is_whole() {
+            let started = self.started(arenas, pieces);
+            let joined = started.and_then(|started| self.joined(arenas, started));
             if let Err(error) = joined {
                 self.failure = Some(error);
             }
         }
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
-        }
-        network.apply_moments(kernels, self.part.batch);
-        Ok(())
     }
 }

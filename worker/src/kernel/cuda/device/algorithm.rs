@@ -1,5 +1,5 @@
-//! Which of cuDNN's algorithms a convolution uses: the first that its heuristics name and that is
-//! deterministic.
+//! Which of cuDNN's algorithms a convolution uses: the first that its heuristics name, that is
+//! deterministic, and that does with a bounded workspace.
 #![allow(unsafe_code, reason = "cuDNN is C")]
 
 use super::CudaError;
@@ -10,6 +10,10 @@ use std::ffi::c_int;
 
 /// As many algorithms as cuDNN can name.
 const MOST: u8 = 16;
+
+/// Bytes of workspace that an algorithm may want where another one does with less. It is the same for all
+/// GPUs, whatever they have left: the choice decides bits, and a run that is resumed has to choose as it did.
+pub(in super::super) const MOST_WORKSPACE: usize = 1 << 30;
 
 /// The shapes of a convolution's operands.
 #[derive(Debug)]
@@ -57,7 +61,30 @@ fn math(operands: Operands) -> sys::cudnnMathType_t {
     }
 }
 
-/// Takes the first offer that is good: `workspace` says how many bytes it needs, or that it does not work.
+/// The first good offer whose workspace is at most [`MOST_WORKSPACE`] or, where there is none, the one with
+/// the smallest; and its bytes. `workspace` gives them, or nothing where the offer does not work after all.
+fn pick<A>(
+    offers: &[Offer<A>],
+    workspace: impl Fn(&Offer<A>) -> Option<usize>,
+) -> Option<(&Offer<A>, usize)> {
+    let mut picked: Option<(&Offer<A>, usize)> = None;
+    for offer in offers.iter().filter(|o| o.works && o.deterministic) {
+        let Some(bytes) = workspace(offer) else {
+            continue;
+        };
+        if picked.is_none_or(|(_, least)| bytes < least) {
+            picked = Some((offer, bytes));
+        }
+        // Those before it want more, so it is the one.
+        if bytes <= MOST_WORKSPACE {
+            break;
+        }
+    }
+    picked
+}
+
+/// Makes one direction of the offer that is picked: `workspace` says how many bytes an algorithm needs, or
+/// that it does not work.
 fn choose<A: Copy>(
     shape: &ConvolutionShape,
     direction: &'static str,
@@ -65,27 +92,26 @@ fn choose<A: Copy>(
     offers: &[Offer<A>],
     workspace: impl Fn(&ConvolutionDescriptor, A) -> Result<usize, CudaError>,
 ) -> Result<Direction<A>, CudaError> {
-    let exact = shape.operands == Operands::F32;
-    for offer in offers {
-        if !offer.works || !offer.deterministic {
-            continue;
-        }
+    let set_math = |offer: &Offer<A>| match shape.operands {
         // Tensor cores round f32 operands to TF32: there the descriptor forbids them, and an algorithm
         // that cannot do without has no workspace.
-        if !exact {
-            descriptor.set_math(shape, offer.math)?;
-        }
-        if let Ok(workspace) = workspace(&descriptor, offer.algorithm) {
-            return Ok(Direction {
-                descriptor,
-                algorithm: offer.algorithm,
-                workspace,
-            });
-        }
-    }
-    Err(CudaError::NoAlgorithm {
+        Operands::F32 => Ok(()),
+        Operands::Tf32 | Operands::Bf16 => descriptor.set_math(shape, offer.math),
+    };
+    let picked = pick(offers, |offer| {
+        set_math(offer).ok()?;
+        workspace(&descriptor, offer.algorithm).ok()
+    });
+    let (offer, workspace) = picked.ok_or_else(|| CudaError::NoAlgorithm {
         direction,
         shape: shape.to_string(),
+    })?;
+    // Others may have been asked after it.
+    set_math(offer)?;
+    Ok(Direction {
+        algorithm: offer.algorithm,
+        descriptor,
+        workspace,
     })
 }
 
@@ -249,4 +275,53 @@ pub(super) fn weight_gradient(
             Ok(bytes)
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// Which of these offers is picked, by their MiB of workspace: `None` for one that does not work after
+    /// all. All but the first are deterministic, all but the second are said to work.
+    fn picked(workspaces: &[Option<usize>]) -> Option<usize> {
+        let offers: Vec<_> = (0..workspaces.len())
+            .map(|algorithm| Offer {
+                algorithm,
+                works: algorithm != 1,
+                deterministic: algorithm != 0,
+                math: sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            })
+            .collect();
+        let workspace = |offer: &Offer<usize>| workspaces[offer.algorithm].map(|mib| mib * MIB);
+        let (offer, bytes) = pick(&offers, workspace)?;
+        assert_eq!(Some(bytes), workspace(offer));
+        Some(offer.algorithm)
+    }
+
+    #[test]
+    fn the_first_offer_with_a_workspace_within_the_limit_is_taken() {
+        let zero = Some(0);
+        assert_eq!(picked(&[zero, zero, Some(1024), Some(1), zero]), Some(2));
+        assert_eq!(picked(&[zero, zero, Some(1025), Some(1024), zero]), Some(3));
+        assert_eq!(picked(&[zero, zero, None, Some(1025), Some(7)]), Some(4));
+    }
+
+    #[test]
+    fn where_no_workspace_is_within_the_limit_the_smallest_is_taken() {
+        let zero = Some(0);
+        let huge = [
+            zero,
+            zero,
+            Some(5000),
+            Some(3000),
+            None,
+            Some(4000),
+            Some(3000),
+        ];
+        assert_eq!(picked(&huge), Some(3));
+        assert_eq!(picked(&[zero, zero, Some(5000)]), Some(2));
+        assert_eq!(picked(&[zero, zero, None]), None);
+    }
 }

@@ -18,9 +18,17 @@ pub(super) struct Context {
     pool: Mutex<Vec<Pinned>>,
     fault: Mutex<Option<CudaError>>,
     has_fault: AtomicBool,
+    /// Whether nothing is done any more, without a fault.
+    halted: AtomicBool,
     /// What cannot be captured: the work is not done then, but the device goes on.
     refusal: Mutex<Option<CudaError>>,
     pub(super) capturing: AtomicBool,
+    /// How much work has been captured since the capture began.
+    pub(super) captured: AtomicU64,
+    /// Whether work for the compute stream is left out, because a graph does it.
+    pub(super) muted: AtomicBool,
+    /// Whether nothing is done, because a capture has failed.
+    pub(super) in_vain: AtomicBool,
     allocated: AtomicU64,
     peak: AtomicU64,
     // Last: what lives in it is dropped first.
@@ -36,8 +44,12 @@ impl Context {
             pool: Mutex::default(),
             fault: Mutex::default(),
             has_fault: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
             refusal: Mutex::default(),
             capturing: AtomicBool::new(false),
+            captured: AtomicU64::new(0),
+            muted: AtomicBool::new(false),
+            in_vain: AtomicBool::new(false),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             primary,
@@ -51,6 +63,11 @@ impl Context {
         } else {
             None
         }
+    }
+
+    /// From now on `run` does nothing.
+    pub(super) fn halt(&self) {
+        self.halted.store(true, Ordering::Release);
     }
 
     /// Why the capture that has just ended is worth nothing, if so.
@@ -74,12 +91,13 @@ impl Context {
         }
     }
 
-    /// Does something that returns nothing: an error of it becomes the fault, and after a fault nothing
-    /// is done any more. Returns whether it was done.
+    /// Does something that returns nothing: an error of it becomes the fault, and after a fault, or once
+    /// halted, nothing is done any more. Returns whether it was done.
     pub(super) fn run(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) -> bool {
         let is_capturing = self.capturing.load(Ordering::Acquire);
         let is_refused = is_capturing && lock(&self.refusal).is_some();
-        if is_refused || self.has_fault.load(Ordering::Acquire) {
+        let is_over = self.has_fault.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire);
+        if is_refused || is_over || self.in_vain.load(Ordering::Acquire) {
             return false;
         }
         match self.primary.bind().and_then(|()| action(self)) {
@@ -89,6 +107,15 @@ impl Context {
                 false
             }
         }
+    }
+
+    /// As [`Context::run`], of work for the compute stream: what a graph can consist of.
+    pub(super) fn work(&self, action: impl FnOnce(&Self) -> Result<(), CudaError>) {
+        if self.muted.load(Ordering::Acquire) {
+            return;
+        }
+        self.captured.fetch_add(1, Ordering::Relaxed);
+        self.run(action);
     }
 
     /// Does something that can fail by itself: not after a fault, and a fault found by it is kept.
@@ -106,9 +133,10 @@ impl Context {
         result
     }
 
-    /// An error while a graph is captured.
+    /// An error while a graph is captured, or work is left out.
     pub(super) fn not_capturing(&self, call: &'static str) -> Result<(), CudaError> {
-        if self.capturing.load(Ordering::Acquire) {
+        let flags = [&self.capturing, &self.muted, &self.in_vain];
+        if flags.iter().any(|flag| flag.load(Ordering::Acquire)) {
             return Err(CudaError::WhileCapturing { call });
         }
         Ok(())

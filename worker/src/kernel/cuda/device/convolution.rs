@@ -5,6 +5,8 @@ use super::algorithm::{self, Direction, Operand};
 use super::context::lock;
 use super::cudnn::{FilterDescriptor, TensorDescriptor, check};
 use super::memory::size;
+use super::operation::Pass;
+use super::plan::Plans;
 use super::{CudaError, Device, Pointer};
 use cudarc::cudnn::sys;
 use std::ffi::c_void;
@@ -67,40 +69,80 @@ impl ConvolutionShape {
             Some(_) | None => 0,
         }
     }
+
+    /// An error where the sides do not fit.
+    fn check(&self) -> Result<(), CudaError> {
+        let ([h, w, _], [oh, ow, _]) = (self.input, self.output);
+        let (height, width) = (self.output_side(h), self.output_side(w));
+        if (height, width) == (oh, ow) && height > 0 && width > 0 {
+            return Ok(());
+        }
+        Err(CudaError::BadConvolution {
+            shape: self.to_string(),
+            height,
+            width,
+        })
+    }
 }
 
-/// A convolution of one shape with its three algorithms.
+/// A convolution of one shape, and how each of its directions is computed.
 ///
 /// # Shapes
 ///
 /// x and dx `[N, H, W, C]`, w and dw `[K, R, S, C]`, y and dy `[N, H', W', K]`; all begin at a multiple of 16
-/// bytes. Algorithms are deterministic: the same operands give the same bits on the same GPU.
+/// bytes. It is deterministic: the same operands give the same bits on the same GPU.
 #[derive(Debug)]
 pub struct Convolution {
     shape: ConvolutionShape,
+    way: Way,
+}
+
+/// By which of cuDNN's interfaces.
+#[derive(Debug)]
+enum Way {
+    Legacy(Algorithms),
+    Graph(Plans),
+}
+
+/// The algorithms of the legacy calls.
+#[derive(Debug)]
+struct Algorithms {
     operand: Operand,
     forward: Direction<sys::cudnnConvolutionFwdAlgo_t>,
     data: Direction<sys::cudnnConvolutionBwdDataAlgo_t>,
     weight: Direction<sys::cudnnConvolutionBwdFilterAlgo_t>,
 }
 
+impl Algorithms {
+    /// Bytes of workspace that each direction can do with.
+    fn workspace(&self) -> u64 {
+        let (data, weight) = (self.data.workspace, self.weight.workspace);
+        self.forward.workspace.max(data).max(weight) as u64
+    }
+
+    fn words(&self) -> String {
+        format!(
+            "{:?} ({} bytes), {:?} ({} bytes), {:?} ({} bytes)",
+            self.forward.algorithm,
+            self.forward.workspace,
+            self.data.algorithm,
+            self.data.workspace,
+            self.weight.algorithm,
+            self.weight.workspace,
+        )
+    }
+}
+
 impl Convolution {
-    /// Asks cuDNN's heuristics for the algorithms; nothing is timed.
+    /// By the legacy calls: asks cuDNN's heuristics for the algorithms; nothing is timed.
     ///
     /// # Errors
     ///
     /// [`CudaError::BadConvolution`], where the sides do not fit; [`CudaError::NoAlgorithm`]; what cuDNN
     /// refuses; the fault, if there is one.
     pub fn new(device: &Device, shape: &ConvolutionShape) -> Result<Self, CudaError> {
+        shape.check()?;
         let ([h, w, c], [oh, ow, k]) = (shape.input, shape.output);
-        let (height, width) = (shape.output_side(h), shape.output_side(w));
-        if (height, width) != (oh, ow) || height == 0 || width == 0 {
-            return Err(CudaError::BadConvolution {
-                shape: shape.to_string(),
-                height,
-                width,
-            });
-        }
         let number = match shape.operands {
             Operands::F32 | Operands::Tf32 => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
             Operands::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
@@ -114,33 +156,65 @@ impl Convolution {
             };
             let handle = lock(&device.cudnn);
             Ok(Self {
-                forward: algorithm::forward(&handle, shape, &operand)?,
-                data: algorithm::data_gradient(&handle, shape, &operand)?,
-                weight: algorithm::weight_gradient(&handle, shape, &operand)?,
-                operand,
+                way: Way::Legacy(Algorithms {
+                    forward: algorithm::forward(&handle, shape, &operand)?,
+                    data: algorithm::data_gradient(&handle, shape, &operand)?,
+                    weight: algorithm::weight_gradient(&handle, shape, &operand)?,
+                    operand,
+                }),
                 shape: shape.clone(),
             })
         })
     }
 
-    /// Bytes of workspace that each direction can do with.
-    pub fn workspace(&self) -> u64 {
-        let (data, weight) = (self.data.workspace, self.weight.workspace);
-        self.forward.workspace.max(data).max(weight) as u64
+    /// By the graph API. What each pass needs is made by [`Convolution::prepare`].
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::BadConvolution`], where the sides do not fit.
+    pub fn by_graphs(device: &Device, shape: &ConvolutionShape) -> Result<Self, CudaError> {
+        shape.check()?;
+        Ok(Self {
+            way: Way::Graph(Plans::new(&device.context)),
+            shape: shape.clone(),
+        })
     }
 
-    /// The algorithms, in words.
+    /// Makes what a pass needs, where it is not there yet: this comes before the pass. Gives the bytes of workspace
+    /// that the pass can do with.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::NoPlan`]; what cuDNN refuses; the fault, if there is one; [`CudaError::WhileCapturing`].
+    pub fn prepare(&mut self, device: &Device, pass: Pass) -> Result<u64, CudaError> {
+        if let Way::Graph(plans) = &mut self.way
+            && !plans.has(pass)
+        {
+            device.context.attempt(|context| {
+                context.not_capturing("a new convolution")?;
+                plans.make(&lock(&device.cudnn), &self.shape, pass)
+            })?;
+        }
+        Ok(match &self.way {
+            Way::Legacy(legacy) => legacy.workspace(),
+            Way::Graph(plans) => plans.workspace(pass),
+        })
+    }
+
+    /// Bytes of workspace that each pass that is prepared can do with.
+    pub fn workspace(&self) -> u64 {
+        match &self.way {
+            Way::Legacy(legacy) => legacy.workspace(),
+            Way::Graph(plans) => plans.most_workspace(),
+        }
+    }
+
+    /// The algorithms or engines, in words.
     pub fn algorithms(&self) -> String {
-        format!(
-            "{}: {:?} ({} bytes), {:?} ({} bytes), {:?} ({} bytes)",
-            self.shape,
-            self.forward.algorithm,
-            self.forward.workspace,
-            self.data.algorithm,
-            self.data.workspace,
-            self.weight.algorithm,
-            self.weight.workspace,
-        )
+        match &self.way {
+            Way::Legacy(legacy) => format!("{}: {}", self.shape, legacy.words()),
+            Way::Graph(plans) => format!("{}: {}", self.shape, plans.words()),
+        }
     }
 
     /// y = w * x.
@@ -153,24 +227,31 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, zero) = (1.0_f32, 0.0_f32);
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
+            let legacy = match &self.way {
+                Way::Legacy(legacy) => legacy,
+                Way::Graph(plans) => {
+                    let pass = Pass::Forward;
+                    return plans.execute(&handle, &self.shape, pass, [x, w, y], workspace);
+                }
+            };
             // SAFETY: the descriptors live; the memory is as long as they say by the caller's arithmetic,
             // and lives because its drop waits for the stream.
             let status = unsafe {
                 sys::cudnnConvolutionForward(
                     handle.raw(),
                     factor(&one),
-                    self.operand.x.raw(),
+                    legacy.operand.x.raw(),
                     address(x),
-                    self.operand.w.raw(),
+                    legacy.operand.w.raw(),
                     address(w),
-                    self.forward.descriptor.raw(),
-                    self.forward.algorithm,
+                    legacy.forward.descriptor.raw(),
+                    legacy.forward.algorithm,
                     address(workspace.0),
                     size("forward", workspace.1)?,
                     factor(&zero),
-                    self.operand.y.raw(),
+                    legacy.operand.y.raw(),
                     address(y),
                 )
             };
@@ -189,23 +270,30 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, kept) = (1.0_f32, f32::from(u8::from(accumulate)));
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
+            let legacy = match &self.way {
+                Way::Legacy(legacy) => legacy,
+                Way::Graph(plans) => {
+                    let pass = Pass::Data { accumulate };
+                    return plans.execute(&handle, &self.shape, pass, [dx, w, dy], workspace);
+                }
+            };
             // SAFETY: as in `forward`.
             let status = unsafe {
                 sys::cudnnConvolutionBackwardData(
                     handle.raw(),
                     factor(&one),
-                    self.operand.w.raw(),
+                    legacy.operand.w.raw(),
                     address(w),
-                    self.operand.y.raw(),
+                    legacy.operand.y.raw(),
                     address(dy),
-                    self.data.descriptor.raw(),
-                    self.data.algorithm,
+                    legacy.data.descriptor.raw(),
+                    legacy.data.algorithm,
                     address(workspace.0),
                     size("data_gradient", workspace.1)?,
                     factor(&kept),
-                    self.operand.x.raw(),
+                    legacy.operand.x.raw(),
                     address(dx),
                 )
             };
@@ -225,23 +313,30 @@ impl Convolution {
         workspace: (Pointer, u64),
     ) {
         let (one, kept) = (1.0_f32, f32::from(u8::from(accumulate)));
-        device.context.run(|_| {
+        device.context.work(|_| {
             let handle = lock(&device.cudnn);
+            let legacy = match &self.way {
+                Way::Legacy(legacy) => legacy,
+                Way::Graph(plans) => {
+                    let pass = Pass::Weight { accumulate };
+                    return plans.execute(&handle, &self.shape, pass, [x, dw, dy], workspace);
+                }
+            };
             // SAFETY: as in `forward`.
             let status = unsafe {
                 sys::cudnnConvolutionBackwardFilter(
                     handle.raw(),
                     factor(&one),
-                    self.operand.x.raw(),
+                    legacy.operand.x.raw(),
                     address(x),
-                    self.operand.y.raw(),
+                    legacy.operand.y.raw(),
                     address(dy),
-                    self.weight.descriptor.raw(),
-                    self.weight.algorithm,
+                    legacy.weight.descriptor.raw(),
+                    legacy.weight.algorithm,
                     address(workspace.0),
                     size("weight_gradient", workspace.1)?,
                     factor(&kept),
-                    self.operand.w.raw(),
+                    legacy.operand.w.raw(),
                     address(dw),
                 )
             };

@@ -65,8 +65,7 @@ pub enum CudaError {
     },
     /// The GPU has not enough memory.
     #[error(
-        "the GPU is out of memory: {} MiB wanted, {} of {} are free; a smaller data.batch needs less, and \
-         `nvidia-smi` shows who else has some",
+        "the GPU is out of memory: {} MiB wanted, {} of {} are free (`nvidia-smi` shows who else has some)",
         wanted.div_ceil(1 << 20), free >> 20, total >> 20
     )]
     OutOfMemory {
@@ -137,6 +136,19 @@ pub enum CudaError {
         /// The convolution.
         shape: String,
     },
+    /// cuDNN's graph API has no good plan for a convolution.
+    #[error(
+        "cuDNN's graph API has no plan for the {direction} of {shape} ({offers}): leave run.convolutions, or \
+         --convolutions, \"legacy\""
+    )]
+    NoPlan {
+        /// "forward", "data gradient" or "weight gradient".
+        direction: &'static str,
+        /// The convolution.
+        shape: String,
+        /// How many engines there are, and what is wrong with them.
+        offers: String,
+    },
     /// A convolution that is none.
     #[error("{shape} is no convolution: its output would be {height} x {width}")]
     BadConvolution {
@@ -163,8 +175,9 @@ pub enum CudaError {
         /// Bytes of the C++ struct.
         device: usize,
     },
-    /// A call that waits, allocates or moves bytes of the host was made while a graph is captured.
-    #[error("{call} cannot be part of a CUDA graph: make it before the capture")]
+    /// A call that waits, allocates or moves bytes of the host was made while a graph is captured, or where
+    /// one does its work.
+    #[error("{call} cannot be part of a CUDA graph: make it before, or in between")]
     WhileCapturing {
         /// The function.
         call: &'static str,

@@ -15,6 +15,13 @@ pub struct Graph {
     _context: Arc<Context>,
 }
 
+impl Graph {
+    /// Whether it has no work.
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+}
+
 impl Device {
     /// From now on what the compute stream is given is not done but kept. Other streams join if they wait
     /// for an event of it, and have to be waited for before the end.
@@ -26,6 +33,7 @@ impl Device {
         self.context.run(|context| {
             context.not_capturing("begin_capture")?;
             context.compute.begin_capture()?;
+            context.captured.store(0, Ordering::Relaxed);
             context.capturing.store(true, Ordering::Release);
             Ok(())
         });
@@ -67,11 +75,24 @@ impl Device {
         let was_capturing = context.capturing.swap(false, Ordering::AcqRel);
         was_capturing.then(|| {
             let bound = context.primary.bind();
-            bound.and_then(|()| context.compute.end_capture())
+            let is_empty = context.captured.load(Ordering::Relaxed) == 0;
+            bound.and_then(|()| context.compute.end_capture(is_empty))
         })
     }
 
-    /// Does the work of a graph on the compute stream, once more.
+    /// From now on work for the compute stream is left out, or no longer: for who walks through calls that a
+    /// graph does. What a capture refuses is a fault then.
+    pub fn mute(&self, on: bool) {
+        self.context.muted.store(on, Ordering::Release);
+    }
+
+    /// From now on nothing at all is done, or no longer: for who has to come to the end of calls of which
+    /// one could not be captured.
+    pub fn give_up(&self, on: bool) {
+        self.context.in_vain.store(on, Ordering::Release);
+    }
+
+    /// Does the work of a graph on the compute stream, once more. Of an empty one nothing.
     pub fn replay(&self, graph: &Graph) {
         self.context.run(|context| {
             context.not_capturing("replay")?;

@@ -68,7 +68,7 @@ impl Device {
         if grid.contains(&0) {
             return;
         }
-        self.context.run(|context| {
+        self.context.work(|context| {
             let function = self.kernels.find::<A>()?;
             let arguments = std::ptr::from_ref(arguments).cast();
             // SAFETY: `A` is as the kernel takes it, by the promise of `Arguments` and the size checked;

@@ -72,6 +72,12 @@ const NVRTC_SYMBOLS: &[&str] = &[
 ];
 
 const CUDNN_SYMBOLS: &[&str] = &[
+    "cudnnBackendCreateDescriptor",
+    "cudnnBackendDestroyDescriptor",
+    "cudnnBackendExecute",
+    "cudnnBackendFinalize",
+    "cudnnBackendGetAttribute",
+    "cudnnBackendSetAttribute",
     "cudnnConvolutionBackwardData",
     "cudnnConvolutionBackwardFilter",
     "cudnnConvolutionForward",

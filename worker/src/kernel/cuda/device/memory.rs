@@ -95,7 +95,7 @@ impl Device {
     pub fn zero(&self, to: Pointer, bytes: u64) {
         if bytes > 0 {
             self.context
-                .run(|context| context.compute.zero(to.0, size("zero", bytes)?));
+                .work(|context| context.compute.zero(to.0, size("zero", bytes)?));
         }
     }
 
@@ -103,7 +103,7 @@ impl Device {
     pub fn copy(&self, from: Pointer, to: Pointer, bytes: u64) {
         if bytes > 0 {
             self.context
-                .run(|context| context.compute.copy(from.0, to.0, size("copy", bytes)?));
+                .work(|context| context.compute.copy(from.0, to.0, size("copy", bytes)?));
         }
     }
 }

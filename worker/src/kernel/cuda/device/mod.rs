@@ -11,7 +11,9 @@
 //! - `transfer`: bytes between host and device.
 //! - `sources`, `nvrtc`, `cache`, `program`: kernels, from text to machine code.
 //! - `launch`: launches of kernels, found by name.
-//! - `cudnn`, `algorithm`, `convolution`: convolutions by cuDNN.
+//! - `cudnn`, `algorithm`: cuDNN's legacy calls, and which algorithm they use.
+//! - `descriptor`, `operation`, `plan`: cuDNN's graph API, and which engine it uses.
+//! - `convolution`: convolutions by either.
 //! - `graph`: work that is captured once and done again by one call.
 //!
 //! # Order and faults
@@ -25,6 +27,7 @@ mod cache;
 mod context;
 mod convolution;
 mod cudnn;
+mod descriptor;
 mod driver;
 mod error;
 mod graph;
@@ -32,16 +35,20 @@ mod launch;
 mod libraries;
 mod memory;
 mod nvrtc;
+mod operation;
+mod plan;
 mod program;
 mod sources;
 mod stream;
 mod transfer;
 
+pub(super) use algorithm::MOST_WORKSPACE;
 pub use convolution::{Convolution, ConvolutionShape, Operands};
 pub use error::CudaError;
 pub use graph::Graph;
 pub use launch::Arguments;
 pub use memory::{Memory, Pointer};
+pub use operation::Pass;
 pub use program::{Compiled, compile};
 pub use transfer::{Later, Mark, Plain};
 
@@ -164,6 +171,12 @@ impl Device {
             context.copy.synchronize()?;
             context.compute.synchronize()
         });
+    }
+
+    /// From now on calls that return nothing do nothing, as after a fault, while those that return a `Result`
+    /// work: for who goes on only to see what would be asked for.
+    pub fn halt(&self) {
+        self.context.halt();
     }
 
     /// The first error of a call that returns nothing, or of the device itself. It stays.

@@ -132,8 +132,8 @@ impl Stream {
         })
     }
 
-    /// Ends the capture, whether it succeeded or not.
-    pub(super) fn end_capture(&self) -> Result<RawGraph, CudaError> {
+    /// Ends the capture, whether it succeeded or not. `is_empty` says that nothing was captured.
+    pub(super) fn end_capture(&self, is_empty: bool) -> Result<RawGraph, CudaError> {
         let mut graph = ptr::null_mut();
         // SAFETY: the stream lives; writes one handle, null where the capture has failed.
         let result = unsafe { sys::cuStreamEndCapture(self.0, &raw mut graph) };
@@ -142,6 +142,9 @@ impl Stream {
             graph,
             executable: ptr::null_mut(),
         };
+        if is_empty {
+            return Ok(made);
+        }
         // SAFETY: the graph has just been made; writes one handle.
         let result =
             unsafe { sys::cuGraphInstantiateWithFlags(&raw mut made.executable, made.graph, 0) };
@@ -151,6 +154,9 @@ impl Stream {
 
     /// Does what a graph has kept.
     pub(super) fn replay(&self, graph: &RawGraph) -> Result<(), CudaError> {
+        if graph.is_empty() {
+            return Ok(());
+        }
         // SAFETY: both live; the driver keeps what it needs of the graph.
         check("cuGraphLaunch", unsafe {
             sys::cuGraphLaunch(graph.executable, self.0)
@@ -236,7 +242,14 @@ impl Drop for Event {
 #[derive(Debug)]
 pub(super) struct RawGraph {
     graph: sys::CUgraph,
+    /// Null if there is no work.
     executable: sys::CUgraphExec,
+}
+
+impl RawGraph {
+    pub(super) fn is_empty(&self) -> bool {
+        self.executable.is_null()
+    }
 }
 
 // SAFETY: a graph may be launched by any thread, by one at a time: its owner's.

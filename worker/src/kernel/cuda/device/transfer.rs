@@ -130,7 +130,7 @@ impl Device {
     /// Copies bytes to the device and returns as soon as they are in the ring; they may then be dropped.
     ///
     /// What the compute stream was given before is done first, and what it is given after sees the new
-    /// bytes. Writes are made before a graph is replayed, never while it is captured: that is a fault.
+    /// bytes. Writes are made before a graph is replayed; one that is captured is refused for it.
     pub fn write(&self, to: Pointer, bytes: &[u8]) {
         self.write_ordered(None, to, bytes);
     }

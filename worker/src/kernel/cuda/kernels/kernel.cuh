@@ -11,6 +11,8 @@
 //
 // KERNEL: threads that know nothing of each other. BLOCK_KERNEL: one that has `__shared__` memory and
 // `__syncthreads()`, which all threads of the block must reach: no `return` before the last one.
+// WIDE_KERNEL: a BLOCK_KERNEL of 256 threads whose registers leave room for so many blocks of it on a
+// multiprocessor at once.
 // Blocks are one-dimensional. Products and sums are not fused (`--fmad=false`, `-ffp-contract=off`), so
 // that f32 gives the same bits on both.
 #pragma once
@@ -25,8 +27,11 @@ typedef unsigned long long u64;
 typedef float f32;
 
 #define INLINE static __device__ __forceinline__
+#define MEMBER __device__ __forceinline__
 #define KERNEL(name, Arguments) extern "C" __global__ void name(const Arguments a)
 #define BLOCK_KERNEL(name, Arguments) KERNEL(name, Arguments)
+#define WIDE_KERNEL(name, Arguments, blocks) \
+  extern "C" __global__ void __launch_bounds__(256, blocks) name(const Arguments a)
 
 // The bits of a number, and back.
 INLINE u32 bits_of(f32 x) { return __float_as_uint(x); }
@@ -62,6 +67,17 @@ INLINE bf16 to_bf16(f32 x) {
   y.bits = nan ? (u16)0x7fff : (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 #endif
   return y;
+}
+
+// Two of them in a word, the first in its lower half.
+INLINE u32 to_bf16_pair(f32 first, f32 second) {
+#ifdef __CUDACC_RTC__
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return (u32)to_bf16(second).bits << 16 | to_bf16(first).bits;
+#endif
 }
 
 // This thread among all threads of the launch, by x alone.

@@ -14,25 +14,41 @@ struct NormSums {
   Tile tile;
 };
 
+struct SumsOfChannels {
+  Quad sum, squares;
+};
+
+template <typename K> INLINE void sum_from_origin(const NormSums &a, SumsOfChannels &sums) {
+  const Place<K> p = place_for_sums<K>(a.tile);
+  const u32 channels = a.tile.channels;
+  if (4 * p.group >= channels) return;
+  const typename K::Operands values(a.z);
+  const Quad origin = load(values, typename K::Spot(0, p.group, channels));
+  FOUR_AT_ONCE
+  for (typename K::Row row = p.row; row < p.end; row += p.step) {
+    const Quad z = load(values, typename K::Spot(row, p.group, channels));
+  UNROLL
+    for (u32 j = 0; j < 4; ++j) {
+      const f32 d = z.x[j] - origin.x[j];
+      sums.sum.x[j] += d;
+      sums.squares.x[j] += d * d;
+    }
+  }
+}
+
 // Sums of z - z0 and (z - z0)^2, z0 being the channel's first value: where the mean is many deviations
 // away from 0, the squares would lose the variance.
 BLOCK_KERNEL(norm_sums, NormSums) {
-  const Place p = place_in(a.tile);
-  Quad sum = {{0, 0, 0, 0}}, squares = {{0, 0, 0, 0}};
-  if (4 * p.quad < a.tile.channels) {
-    const Quad origin = load_row(a.z, 0, p.quad, a.tile.channels);
-    for (u64 row = p.row; row < p.end; row += p.lanes) {
-      const Quad z = load_row(a.z, row, p.quad, a.tile.channels);
-  UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const f32 d = z.x[j] - origin.x[j];
-        sum.x[j] += d;
-        squares.x[j] += d * d;
-      }
-    }
-  }
-  add_lanes(a.tile, p, sum, a.partials, 0, 2);
-  add_lanes(a.tile, p, squares, a.partials, 1, 2);
+  SumsOfChannels sums = {zeros<4>(), zeros<4>()};
+  const bool regular = is_regular(a.tile, 4);
+  if (regular && a.z.type == BF16)
+    sum_from_origin<Known<bf16, bf16, 4>>(a, sums);
+  else if (regular)
+    sum_from_origin<Known<f32, f32, 4>>(a, sums);
+  else
+    sum_from_origin<Unknown>(a, sums);
+  add_lanes(a.tile, sums.sum, a.partials, 0, 2);
+  add_lanes(a.tile, sums.squares, a.partials, 1, 2);
 }
 
 // What is done with the statistics of a time step.
@@ -125,17 +141,29 @@ struct ColumnSums {
   Tile tile;
 };
 
+template <typename K> INLINE void sum_columns(const ColumnSums &a, Quad &sum) {
+  const Place<K> p = place_for_sums<K>(a.tile);
+  if (4 * p.group >= a.tile.channels) return;
+  const typename K::Operands values(a.v);
+  FOUR_AT_ONCE
+  for (typename K::Row row = p.row; row < p.end; row += p.step) {
+    const Quad v = load(values, typename K::Spot(row, p.group, a.tile.channels));
+  UNROLL
+    for (u32 j = 0; j < 4; ++j) sum.x[j] += v.x[j];
+  }
+}
+
 // Sums of one slot per channel: the gradient of a bias.
 BLOCK_KERNEL(column_sums, ColumnSums) {
-  const Place p = place_in(a.tile);
-  Quad sum = {{0, 0, 0, 0}};
-  if (4 * p.quad < a.tile.channels)
-    for (u64 row = p.row; row < p.end; row += p.lanes) {
-      const Quad v = load_row(a.v, row, p.quad, a.tile.channels);
-  UNROLL
-      for (int j = 0; j < 4; ++j) sum.x[j] += v.x[j];
-    }
-  add_lanes(a.tile, p, sum, a.partials, 0, 1);
+  Quad sum = zeros<4>();
+  const bool regular = is_regular(a.tile, 4);
+  if (regular && a.v.type == BF16)
+    sum_columns<Known<bf16, bf16, 4>>(a, sum);
+  else if (regular)
+    sum_columns<Known<f32, f32, 4>>(a, sum);
+  else
+    sum_columns<Unknown>(a, sum);
+  add_lanes(a.tile, sum, a.partials, 0, 1);
 }
 
 struct ColumnTotals {

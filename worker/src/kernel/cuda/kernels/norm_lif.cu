@@ -3,6 +3,10 @@
 #include "neuron.cuh"
 #include "rows.cuh"
 
+// Channels of a group. Eight of bf16 are one access of 16 bytes; the backward, which has the numbers of two
+// steps under way, has no registers for that.
+enum : u32 { FORWARD_WIDTH = 8, BACKWARD_WIDTH = 4 };
+
 // What is counted of a layer of neurons since the last report.
 struct LayerCounts {
   u64 spikes;
@@ -22,9 +26,8 @@ struct NormLifForward {
   u8 *alive;           // a byte per neuron of a sample
   LayerCounts *counts;
   u32 *fault;
-  u64 elements;
-  u32 channels;
-  u32 per_sample;
+  Tile tile;
+  u32 pixels; // of a sample
   u32 t;
   Neuron neuron;
 };
@@ -41,65 +44,143 @@ INLINE u32 add_threads(u32 mine) {
   return shared[0];
 }
 
-// One time step (Algorithm 1, lines 4 to 7).
-BLOCK_KERNEL(norm_lif_forward, NormLifForward) {
-  const bool aligned = quads_are_aligned(a.elements);
-  const bool rows_aligned = a.channels % 4 == 0;
-  const u64 quads = (a.elements + 3) / 4;
-  u32 spikes = 0;
-  bool all_finite = true;
-  for (u64 q = thread_number(); q < quads; q += number_of_threads()) {
-    Quad y = load_quad(a.z, q, a.elements, aligned);
-    const u32 first = static_cast<u32>(4 * q % a.channels);
-    if (a.moments != nullptr) {
+// What a thread of the forward has seen.
+struct Seen {
+  u32 spikes;
+  bool all_finite;
+};
+
+template <u32 width> INLINE bool is_present(const Whole<width> &, u32) { return true; }
+INLINE bool is_present(const Ragged &at, u32 j) { return j < at.present; }
+
+// Counts the spikes of a group, and notes in a neuron's byte that it has spiked; `alive` is the first one's.
+template <typename Spot, u32 width>
+INLINE void count_spikes(const Numbers<width> &u, const Numbers<width> &s, const Spot &at, u8 *alive,
+                         bool has_words, Seen &seen) {
   UNROLL
-      for (u32 j = 0; j < 4; ++j) {
-        const u32 c = rows_aligned ? first + j : (first + j) % a.channels;
-        const f32 xhat = (y.x[j] - a.moments[c]) * a.moments[a.channels + c];
-        y.x[j] = xhat * a.gamma[c] + a.beta[c];
-      }
-    }
-    if (a.before.at != nullptr) {
-      const Quad b = load_quad(a.before, q, a.elements, aligned);
-  UNROLL
-      for (int j = 0; j < 4; ++j) y.x[j] = y.x[j] + b.x[j];
-    }
-    if (a.y.at != nullptr) store_quad(a.y, q, a.elements, aligned, y);
-    if (a.u == nullptr) continue;
-    const Values u_before = {const_cast<f32 *>(a.u_before), F32, 0}, u_now = {a.u, F32, 0};
-    Quad u = {{0, 0, 0, 0}}, s;
-    if (a.u_before != nullptr) u = load_quad(u_before, q, a.elements, aligned);
+  for (u32 q = 0; q < width; q += 4) {
+    u32 spiked = 0; // a byte for each
   UNROLL
     for (u32 j = 0; j < 4; ++j) {
-      u.x[j] = a.u_before != nullptr ? charge(a.neuron, u.x[j], y.x[j]) : 0.0f / a.neuron.tau_m + y.x[j];
-      s.x[j] = fire(a.neuron, u.x[j]);
-      const u64 i = 4 * q + j;
-      if (i >= a.elements) continue;
-      all_finite = all_finite && is_finite(u.x[j]);
-      if (s.x[j] != 0.0f) {
-        ++spikes;
-        u8 *alive = a.alive + i % a.per_sample;
-        if (*alive == 0) *alive = 1; // all that write here write 1
-      }
+      if (!is_present(at, q + j)) continue;
+      seen.all_finite &= is_finite(u.x[q + j]);
+      spiked |= s.x[q + j] != 0.0f ? 1u << 8 * j : 0;
     }
-    store_quad(u_now, q, a.elements, aligned, u);
-    if (a.out.at != nullptr) {
-      if (a.after.at != nullptr) {
-        const Quad b = load_quad(a.after, q, a.elements, aligned);
+    seen.spikes += ones(spiked);
+    // After a few batches nearly all are known to spike.
+    const u32 known = has_words ? *reinterpret_cast<const u32 *>(alive + q) : 0;
+    if ((spiked & ~known) == 0) continue;
   UNROLL
-        for (int j = 0; j < 4; ++j) s.x[j] = s.x[j] + b.x[j];
-      }
-      store_quad(a.out, q, a.elements, aligned, s);
-    }
+    for (u32 j = 0; j < 4; ++j)
+      if ((spiked & ~known) >> 8 * j & 1) alive[q + j] = 1; // all that write here write 1
   }
+}
+
+// What belongs to a channel, forward.
+enum : u32 { MEAN, INV, GAMMA, BETA, FORWARD_KINDS };
+
+template <typename K>
+INLINE void keep_channels(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, const Place<K> &p) {
+  const u32 channels = a.tile.channels;
+  if (p.lane != 0) return;
+  keep(kept, MEAN, p, of_channels(a.moments, p, channels));
+  keep(kept, INV, p, of_channels(a.moments + channels, p, channels));
+  keep(kept, GAMMA, p, of_channels(a.gamma, p, channels));
+  keep(kept, BETA, p, of_channels(a.beta, p, channels));
+}
+
+// x = gamma xhat + beta.
+template <typename K>
+INLINE void normalise(Numbers<K::width> &x, const OfBlock<FORWARD_KINDS> &kept, const Place<K> &p) {
+  typedef Numbers<K::width> Group;
+  const Group mean = kept_by(kept, MEAN, p), inv = kept_by(kept, INV, p);
+  const Group gamma = kept_by(kept, GAMMA, p), beta = kept_by(kept, BETA, p);
+  UNROLL
+  for (u32 j = 0; j < K::width; ++j) {
+    const f32 xhat = (x.x[j] - mean.x[j]) * inv.x[j];
+    x.x[j] = xhat * gamma.x[j] + beta.x[j];
+  }
+}
+
+// x = x + y.
+template <u32 width> INLINE void add(Numbers<width> &x, const Numbers<width> &y) {
+  UNROLL
+  for (u32 j = 0; j < width; ++j) x.x[j] = x.x[j] + y.x[j];
+}
+
+// One time step of a thread's channels.
+template <typename K, typename N>
+INLINE void forward(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, Seen &seen) {
+  typedef typename K::Row Row;
+  typedef typename K::Reals Reals;
+  typedef Numbers<K::width> Group;
+  const Place<K> p = place_in_turns<K>(a.tile);
+  const u32 channels = a.tile.channels;
+  const bool has_norm = a.moments != nullptr;
+  if (has_norm) {
+    keep_channels(a, kept, p);
+    __syncthreads();
+  }
+  if (K::width * p.group >= channels) return;
+  const N neuron(a.neuron);
+  const typename K::Operands z(a.z), after(a.after), out(a.out);
+  const Reals before(a.before), y(a.y), u_before(f32_values(a.u_before)), u_now(f32_values(a.u));
+  // The number among those of its sample, and how far it moves on.
+  const Row per_sample = static_cast<Row>(a.pixels) * channels;
+  const Row step = p.step % a.pixels * channels;
+  Row place = p.row % a.pixels * channels + K::width * p.group;
+  for (Row row = p.row; row < p.end; row += p.step) {
+    // All of it is asked for before any is used, so that as much as can be is under way at once.
+    const typename K::Spot at(row, p.group, channels);
+    Group x = load(z, at), b = zeros<K::width>(), u = b, c = b;
+    if (before.is_there) b = load(before, at);
+    if (u_before.is_there) u = load(u_before, at);
+    if (after.is_there) c = load(after, at);
+    if (has_norm) normalise(x, kept, p);
+    if (before.is_there) add(x, b);
+    if (y.is_there) store(y, at, x);
+    if (!u_now.is_there) continue;
+    if (u_before.is_there) {
+  UNROLL
+      for (u32 j = 0; j < K::width; ++j) u.x[j] = charge(neuron, u.x[j], x.x[j]);
+    } else {
+  UNROLL
+      for (u32 j = 0; j < K::width; ++j) u.x[j] = 0.0f / neuron.tau_m + x.x[j];
+    }
+    store(u_now, at, u);
+    Group s;
+  UNROLL
+    for (u32 j = 0; j < K::width; ++j) s.x[j] = fire(neuron, u.x[j]);
+    count_spikes(u, s, at, a.alive + place, channels % 4 == 0, seen);
+    place += step;
+    if (place >= per_sample) place -= per_sample;
+    if (!out.is_there) continue;
+    if (after.is_there) add(s, c);
+    store(out, at, s);
+  }
+}
+
+// One time step (Algorithm 1, lines 4 to 7).
+WIDE_KERNEL(norm_lif_forward, NormLifForward, 4) {
+  __shared__ OfBlock<FORWARD_KINDS> kept;
+  Seen seen = {0, true};
+  const Type operands = a.z.type == BF16 ? BF16 : F32;
+  const bool known = may_be(a.before, F32) && may_be(a.y, F32) && may_be(a.after, operands) &&
+                     may_be(a.out, operands);
+  if (!known || !is_regular(a.tile, FORWARD_WIDTH) || !is_usual(a.neuron))
+    forward<Unknown, Neuron>(a, kept, seen);
+  else if (operands == BF16)
+    forward<Known<bf16, bf16, FORWARD_WIDTH>, UsualNeuron>(a, kept, seen);
+  else
+    forward<Known<f32, f32, FORWARD_WIDTH>, UsualNeuron>(a, kept, seen);
   if (a.u == nullptr) return;
-  if (!all_finite) atomic_min(a.fault, a.t);
-  const u32 sum = add_threads(spikes);
+  if (!seen.all_finite) atomic_min(a.fault, a.t);
+  const u32 sum = add_threads(seen.spikes);
   if (threadIdx.x == 0) {
     // Whole numbers: the order does not matter.
     if (sum != 0) atomic_add(&a.counts->spikes, sum);
-    if (blockIdx.x == 0) {
-      a.counts->neurons += a.elements;
+    if (blockIdx.x == 0 && blockIdx.y == 0) {
+      a.counts->neurons += a.tile.rows * a.tile.channels;
       a.counts->seen = 1;
     }
   }
@@ -135,137 +216,180 @@ KERNEL(end_count, CountSilent) {
 // have more loads under way.
 enum : u32 { MAX_STEPS = 2 };
 
+// Of each step, newest first. What a step does not have is null.
 struct NormLifBackward {
-  Ring z, u, out, y;       // of the window; `out` and `y` are errors
-  Ring dz, before, after;  // errors that are written
-  const f32 *moments;      // a ring of mean[C], 1/std[C]; null without a norm
-  const f32 *sums;         // a ring of sum(g)[C], sum(g xhat)[C]
+  Values z[MAX_STEPS], u[MAX_STEPS];
+  Values out[MAX_STEPS], y[MAX_STEPS];                       // errors that have arrived
+  Values dz[MAX_STEPS], before[MAX_STEPS], after[MAX_STEPS]; // errors that are written
+  const f32 *moments[MAX_STEPS]; // mean[C], 1/std[C]; null without a norm
+  const f32 *sums[MAX_STEPS];    // sum(g)[C], sum(g xhat)[C]
   const f32 *gamma;
   f32 *partials;           // [blocks][2 steps][C]
   const f32 *carry_in;     // dL/du of the time step after the newest here
   f32 *carry_out;          // dL/du of the oldest here
   Tile tile;
   u64 count;               // values per channel, over which the mean is taken
-  u32 newest;
   u32 steps;
-  u32 out_steps;           // of these steps, newest first, so many have an error at `out`
-  u32 y_steps;             // and so many at `y`
-  u32 moments_slots;
-  u32 sums_slots;
   u32 neurons;             // whether line 17 applies
   u32 dz_accumulates;
   u32 before_accumulates;
   u32 after_accumulates;
-  u32 unused;
   Neuron neuron;
 };
 
-// g, the error at the sum before the neurons, of up to MAX_STEPS steps, newest first; and what arrived
-// at s.
-struct Errors {
-  Quad g[MAX_STEPS];
-  Quad at_s[MAX_STEPS];
-};
-
-// A quad at (row, quad) of a slot with so many channels, however they are aligned.
-INLINE void deliver_row(const Values &v, u64 row, u32 quad, u32 channels, const Quad &x,
-                        bool accumulate) {
-  const u64 first = row * channels + 4 * quad;
-  if (channels % 4 == 0) {
-    deliver_quad(v, first / 4, first + 4, true, x, accumulate);
-    return;
-  }
-  UNROLL
-  for (u32 j = 0; j < 4; ++j)
-    if (4 * quad + j < channels) deliver(v, first + j, x.x[j], accumulate);
+// Whether a step of a pass has an error at s. A complete pass has MAX_STEPS steps of neurons, each with such an
+// error, and no other pass before or behind it: all of STOL but its first time step and the last neurons.
+template <typename K> INLINE bool has_out(const NormLifBackward &a, u32 k) {
+  return K::complete || a.out[k].is_there;
 }
 
-// Line 17 of Algorithm 1 over the steps of a pass.
-INLINE void errors_at(const NormLifBackward &a, u64 row, u32 quad, bool writes_carry, Errors &e) {
-  const u32 channels = a.tile.channels;
-  const Quad none = {{0, 0, 0, 0}};
-  Quad next = none;
-  bool has_next = a.carry_in != nullptr;
-  if (has_next) {
-    const Values carry = {const_cast<f32 *>(a.carry_in), F32, 0};
-    next = load_row(carry, row, quad, channels);
+// What is read of up to MAX_STEPS steps, newest first; all of it before any is used.
+template <typename K> struct Read {
+  Numbers<K::width> z[MAX_STEPS], u[MAX_STEPS], out[MAX_STEPS], y[MAX_STEPS], carry;
+
+  MEMBER Read(const NormLifBackward &a, const typename K::Spot &at) {
+    typedef typename K::Reals Reals;
+    carry = zeros<K::width>();
+  UNROLL
+    for (u32 k = 0; k < MAX_STEPS; ++k) {
+      z[k] = u[k] = out[k] = y[k] = zeros<K::width>();
+      if (has_out<K>(a, k)) out[k] = load(typename K::Errors(a.out[k]), at);
+      if (K::complete || a.u[k].is_there) u[k] = load(Reals(a.u[k]), at);
+      if (a.y[k].is_there) y[k] = load(Reals(a.y[k]), at);
+      if (a.z[k].is_there) z[k] = load(typename K::Operands(a.z[k]), at);
+    }
+    if (!K::complete && a.carry_in != nullptr) carry = load(Reals(f32_values(a.carry_in)), at);
   }
+};
+
+// Line 17 of Algorithm 1 over the steps of a pass: g, the error at the sum before the neurons.
+template <typename K, typename N> struct Backward {
+  Numbers<K::width> g[MAX_STEPS];
+
+  MEMBER Backward(const NormLifBackward &a, const N &neuron, const Read<K> &read,
+                  const typename K::Spot &at, bool writes_carry) {
+    const bool neurons = K::complete || a.neurons;
+    Numbers<K::width> next = read.carry;
+    bool has_next = !K::complete && a.carry_in != nullptr;
+  UNROLL
+    for (u32 k = 0; k < MAX_STEPS; ++k) {
+      g[k] = zeros<K::width>();
+      if (!K::complete && k >= a.steps) continue;
+      if (neurons) {
+  UNROLL
+        for (u32 j = 0; j < K::width; ++j) {
+          const f32 u = read.u[k].x[j];
+          f32 delta = 0.0f; // line 15
+          if (has_out<K>(a, k)) delta = read.out[k].x[j] * surrogate(neuron, u);
+          if (has_next) delta = delta + next.x[j] * jacobian(neuron, u);
+          g[k].x[j] = delta;
+        }
+        next = g[k];
+        has_next = true;
+      }
+      // The other readers of y see it before the neurons: their error does not reach u.
+      if (a.y[k].is_there) {
+  UNROLL
+        for (u32 j = 0; j < K::width; ++j)
+          g[k].x[j] = neurons ? g[k].x[j] + read.y[k].x[j] : read.y[k].x[j];
+      }
+    }
+    if (!K::complete && writes_carry && a.carry_out != nullptr)
+      store(typename K::Reals(f32_values(a.carry_out)), at, next);
+  }
+};
+
+// Whether the errors of a pass are of the usual types, those that arrive at s of this one.
+INLINE bool may_be_known(const NormLifBackward &a, Type operands, Type errors) {
+  bool may = true;
+  UNROLL
+  for (u32 k = 0; k < MAX_STEPS; ++k)
+    may = may && may_be(a.z[k], operands) && may_be(a.dz[k], operands) && may_be(a.out[k], errors) &&
+          may_be(a.y[k], F32) && may_be(a.before[k], F32) && may_be(a.after[k], F32);
+  return may;
+}
+
+INLINE bool is_complete(const NormLifBackward &a) {
+  bool complete = a.steps == MAX_STEPS && a.neurons && a.carry_in == nullptr && a.carry_out == nullptr;
+  UNROLL
+  for (u32 k = 0; k < MAX_STEPS; ++k) complete = complete && a.out[k].is_there && a.u[k].is_there;
+  return complete;
+}
+
+// Runs a body by what is known of a pass: the types of its numbers, and its steps.
+#define BY_STEPS(body, width, operand, error, ...)                                              \
+  if (is_complete(a))                                                                           \
+    body<Known<operand, error, width, true>, UsualNeuron>(__VA_ARGS__);                         \
+  else                                                                                          \
+    body<Known<operand, error, width>, UsualNeuron>(__VA_ARGS__);
+
+#define BY_TYPES(body, width, ...)                                                               \
+  const bool regular = is_regular(a.tile, width) && is_usual(a.neuron);                         \
+  if (regular && may_be_known(a, BF16, BF16)) {                                                 \
+    BY_STEPS(body, width, bf16, bf16, __VA_ARGS__)                                              \
+  } else if (regular && may_be_known(a, BF16, F32)) {                                           \
+    BY_STEPS(body, width, bf16, f32, __VA_ARGS__)                                               \
+  } else if (regular && may_be_known(a, F32, F32)) {                                            \
+    BY_STEPS(body, width, f32, f32, __VA_ARGS__)                                                \
+  } else {                                                                                      \
+    body<Unknown, Neuron>(__VA_ARGS__);                                                         \
+  }
+
+struct SumsOfSteps {
+  Quad sums[2 * MAX_STEPS];
+};
+
+template <typename K, typename N>
+INLINE void sum_errors(const NormLifBackward &a, OfBlock<2 * MAX_STEPS> &kept, SumsOfSteps &sums) {
+  const Place<K> p = place_for_sums<K>(a.tile);
+  const u32 channels = a.tile.channels;
   UNROLL
   for (u32 k = 0; k < MAX_STEPS; ++k) {
-    if (k >= a.steps) continue;
-    const u32 t = a.newest - k;
-    Quad g = none;
-    e.at_s[k] = none;
-    if (k < a.out_steps) e.at_s[k] = load_row(slot(a.out, t), row, quad, channels);
-    if (a.neurons) {
-      const Quad u = load_row(slot(a.u, t), row, quad, channels);
-  UNROLL
-      for (int j = 0; j < 4; ++j) {
-        f32 delta = 0.0f; // line 15
-        if (k < a.out_steps) delta = e.at_s[k].x[j] * surrogate(a.neuron, u.x[j]);
-        if (has_next) delta = delta + next.x[j] * jacobian(a.neuron, u.x[j]);
-        g.x[j] = delta;
-      }
-      next = g;
-      has_next = true;
-    }
-    if (k < a.y_steps) {
-      // The other readers of y see it before the neurons: their error does not reach u.
-      const Quad y = load_row(slot(a.y, t), row, quad, channels);
-  UNROLL
-      for (int j = 0; j < 4; ++j) g.x[j] = a.neurons ? g.x[j] + y.x[j] : y.x[j];
-    }
-    e.g[k] = g;
+    if (k >= a.steps || p.lane != k) continue;
+    keep(kept, 2 * k + MEAN, p, of_channels(a.moments[k], p, channels));
+    keep(kept, 2 * k + INV, p, of_channels(a.moments[k] + channels, p, channels));
   }
-  if (writes_carry && a.carry_out != nullptr) {
-    const Values carry = {a.carry_out, F32, 0};
-    deliver_row(carry, row, quad, channels, next, false);
+  __syncthreads();
+  if (4 * p.group >= channels) return;
+  const N neuron(a.neuron);
+  for (typename K::Row row = p.row; row < p.end; row += p.step) {
+    const typename K::Spot at(row, p.group, channels);
+    const Read<K> read(a, at);
+    const Backward<K, N> errors(a, neuron, read, at, true);
+  UNROLL
+    for (u32 k = 0; k < MAX_STEPS; ++k) {
+      if (!K::complete && k >= a.steps) continue;
+      const Quad mean = kept_by(kept, 2 * k + MEAN, p), inv = kept_by(kept, 2 * k + INV, p);
+  UNROLL
+      for (u32 j = 0; j < 4; ++j) {
+        const f32 xhat = (read.z[k].x[j] - mean.x[j]) * inv.x[j];
+        sums.sums[2 * k].x[j] += errors.g[k].x[j];
+        sums.sums[2 * k + 1].x[j] += errors.g[k].x[j] * xhat;
+      }
+    }
   }
 }
 
 // The first pass: sums of g and of g xhat per step and channel. All steps of a pass have a g.
-BLOCK_KERNEL(norm_lif_backward_sums, NormLifBackward) {
-  const Place p = place_in(a.tile);
-  const u32 channels = a.tile.channels;
-  Quad sums[2 * MAX_STEPS];
+WIDE_KERNEL(norm_lif_backward_sums, NormLifBackward, 3) {
+  __shared__ OfBlock<2 * MAX_STEPS> kept;
+  SumsOfSteps sums;
   UNROLL
-  for (u32 m = 0; m < 2 * MAX_STEPS; ++m) sums[m] = {{0, 0, 0, 0}};
-  if (4 * p.quad < channels) {
-    for (u64 row = p.row; row < p.end; row += p.lanes) {
-      Errors e;
-      errors_at(a, row, p.quad, true, e);
-  UNROLL
-      for (u32 k = 0; k < MAX_STEPS; ++k) {
-        if (k >= a.steps) continue;
-        const u32 t = a.newest - k;
-        const f32 *moments = a.moments + static_cast<u64>(t % a.moments_slots) * 2 * channels;
-        const Quad z = load_row(slot(a.z, t), row, p.quad, channels);
-  UNROLL
-        for (u32 j = 0; j < 4; ++j) {
-          const u32 c = 4 * p.quad + j;
-          if (c >= channels) continue;
-          const f32 xhat = (z.x[j] - moments[c]) * moments[channels + c];
-          sums[2 * k].x[j] += e.g[k].x[j];
-          sums[2 * k + 1].x[j] += e.g[k].x[j] * xhat;
-        }
-      }
-    }
-  }
+  for (u32 m = 0; m < 2 * MAX_STEPS; ++m) sums.sums[m] = zeros<4>();
+  BY_TYPES(sum_errors, BACKWARD_WIDTH, a, kept, sums)
   UNROLL
   for (u32 m = 0; m < 2 * MAX_STEPS; ++m)
-    if (m < 2 * a.steps) add_lanes(a.tile, p, sums[m], a.partials, m, 2 * a.steps);
+    if (m < 2 * a.steps) add_lanes(a.tile, sums.sums[m], a.partials, m, 2 * a.steps);
 }
 
 struct NormGradients {
   const f32 *partials;
-  f32 *sums; // a ring of sum(g)[C], sum(g xhat)[C]
+  f32 *sums[MAX_STEPS]; // sum(g)[C], sum(g xhat)[C] of each step, newest first
   f32 *dgamma;
   f32 *dbeta;
   u32 blocks;
   u32 channels;
-  u32 newest;
   u32 steps;
-  u32 sums_slots;
   u32 accumulate; // an earlier pass has written the gradients of newer steps
 };
 
@@ -278,14 +402,15 @@ BLOCK_KERNEL(norm_gradients, NormGradients) {
     dbeta = a.dbeta[c];
     dgamma = a.dgamma[c];
   }
-  for (u32 k = 0; k < a.steps; ++k) {
+  UNROLL
+  for (u32 k = 0; k < MAX_STEPS; ++k) {
+    if (k >= a.steps) continue;
     const f32 g = static_cast<f32>(merge(a.partials, a.blocks, a.channels, 2 * k, 2 * a.steps));
     const f32 g_xhat =
         static_cast<f32>(merge(a.partials, a.blocks, a.channels, 2 * k + 1, 2 * a.steps));
     if (!mine) continue;
-    f32 *sums = a.sums + static_cast<u64>((a.newest - k) % a.sums_slots) * 2 * a.channels;
-    sums[c] = g;
-    sums[a.channels + c] = g_xhat;
+    a.sums[k][c] = g;
+    a.sums[k][a.channels + c] = g_xhat;
     dbeta += g;
     dgamma += g_xhat;
   }
@@ -294,40 +419,87 @@ BLOCK_KERNEL(norm_gradients, NormGradients) {
   a.dgamma[c] = dgamma;
 }
 
-// The second pass, and the only one without a norm: the errors of z, of both shortcuts.
-KERNEL(norm_lif_backward_errors, NormLifBackward) {
-  const u32 channels = a.tile.channels, quads = (channels + 3) / 4;
-  const u64 all = a.tile.rows * quads;
-  for (u64 i = thread_number(); i < all; i += number_of_threads()) {
-    const u64 row = i / quads;
-    const u32 quad = static_cast<u32>(i % quads);
-    Errors e;
-    errors_at(a, row, quad, a.moments == nullptr, e);
+// What belongs to a channel at one step, for dz.
+enum : u32 { MEAN_G = 2, SUM_G_XHAT, SCALE, PER_STEP };
+
+// dz from g and z (Ioffe, Szegedy, ICML 2015, section 3).
+template <typename K, typename N>
+INLINE Numbers<K::width> centred(const OfBlock<MAX_STEPS * PER_STEP> &kept, u32 k, const Place<K> &p,
+                                 const Numbers<K::width> &g, const Numbers<K::width> &z, N n) {
+  typedef Numbers<K::width> Group;
+  const Group mean = kept_by(kept, k * PER_STEP + MEAN, p), inv = kept_by(kept, k * PER_STEP + INV, p);
+  const Group mean_g = kept_by(kept, k * PER_STEP + MEAN_G, p);
+  const Group sum_g_xhat = kept_by(kept, k * PER_STEP + SUM_G_XHAT, p);
+  const Group scale = kept_by(kept, k * PER_STEP + SCALE, p);
+  Group dz;
+  UNROLL
+  for (u32 j = 0; j < K::width; ++j) {
+    const f32 xhat = (z.x[j] - mean.x[j]) * inv.x[j];
+    dz.x[j] = scale.x[j] * (g.x[j] - mean_g.x[j] - xhat * sum_g_xhat.x[j] / n);
+  }
+  return dz;
+}
+
+// The first rows of a block's threads, one for each step, keep what belongs to their channels.
+template <typename K>
+INLINE void keep_channels(const NormLifBackward &a, OfBlock<MAX_STEPS * PER_STEP> &kept,
+                          const Place<K> &p, f32 n) {
+  typedef Numbers<K::width> Group;
+  const u32 channels = a.tile.channels;
+  UNROLL
+  for (u32 k = 0; k < MAX_STEPS; ++k) {
+    if (k >= a.steps || p.lane != k) continue;
+    const Group inv = of_channels(a.moments[k] + channels, p, channels);
+    Group mean_g = of_channels(a.sums[k], p, channels), scale = of_channels(a.gamma, p, channels);
+  UNROLL
+    for (u32 j = 0; j < K::width; ++j) {
+      mean_g.x[j] = mean_g.x[j] / n;
+      scale.x[j] = scale.x[j] * inv.x[j];
+    }
+    keep(kept, k * PER_STEP + MEAN, p, of_channels(a.moments[k], p, channels));
+    keep(kept, k * PER_STEP + INV, p, inv);
+    keep(kept, k * PER_STEP + MEAN_G, p, mean_g);
+    keep(kept, k * PER_STEP + SUM_G_XHAT, p, of_channels(a.sums[k] + channels, p, channels));
+    keep(kept, k * PER_STEP + SCALE, p, scale);
+  }
+}
+
+template <typename K, typename N>
+INLINE void write_errors(const NormLifBackward &a, OfBlock<MAX_STEPS * PER_STEP> &kept) {
+  const Place<K> p = place_in_turns<K>(a.tile);
+  const u32 channels = a.tile.channels;
+  const bool has_norm = a.moments[0] != nullptr;
+  const f32 n = static_cast<f32>(a.count);
+  const bool shifts = is_power_of_two(n);
+  if (has_norm) {
+    keep_channels(a, kept, p, n);
+    __syncthreads();
+  }
+  if (K::width * p.group >= channels) return;
+  const N neuron(a.neuron);
+  for (typename K::Row row = p.row; row < p.end; row += p.step) {
+    const typename K::Spot at(row, p.group, channels);
+    const Read<K> read(a, at);
+    const Backward<K, N> errors(a, neuron, read, at, !has_norm);
   UNROLL
     for (u32 k = 0; k < MAX_STEPS; ++k) {
-      if (k >= a.steps) continue;
-      const u32 t = a.newest - k;
-      if (a.after.at != nullptr && k < a.out_steps)
-        deliver_row(slot(a.after, t), row, quad, channels, e.at_s[k], a.after_accumulates);
-      if (a.before.at != nullptr)
-        deliver_row(slot(a.before, t), row, quad, channels, e.g[k], a.before_accumulates);
-      if (a.dz.at == nullptr) continue;
-      Quad dz = e.g[k];
-      if (a.moments != nullptr) {
-        const f32 *moments = a.moments + static_cast<u64>(t % a.moments_slots) * 2 * channels;
-        const f32 *sums = a.sums + static_cast<u64>(t % a.sums_slots) * 2 * channels;
-        const f32 n = static_cast<f32>(a.count);
-        const Quad z = load_row(slot(a.z, t), row, quad, channels);
-  UNROLL
-        for (u32 j = 0; j < 4; ++j) {
-          const u32 c = 4 * quad + j;
-          if (c >= channels) continue;
-          const f32 inv = moments[channels + c], xhat = (z.x[j] - moments[c]) * inv;
-          const f32 centred = dz.x[j] - sums[c] / n - xhat * sums[channels + c] / n;
-          dz.x[j] = a.gamma[c] * inv * centred;
-        }
-      }
-      deliver_row(slot(a.dz, t), row, quad, channels, dz, a.dz_accumulates);
+      if (!K::complete && k >= a.steps) continue;
+      const typename K::Reals after(a.after[k]), before(a.before[k]);
+      const typename K::Operands dz(a.dz[k]);
+      if (after.is_there) deliver(after, at, read.out[k], a.after_accumulates);
+      if (before.is_there) deliver(before, at, errors.g[k], a.before_accumulates);
+      if (!dz.is_there) continue;
+      Numbers<K::width> error = errors.g[k];
+      if (has_norm)
+        error = shifts ? centred(kept, k, p, error, read.z[k], power_of_two(n))
+                       : centred(kept, k, p, error, read.z[k], n);
+      deliver(dz, at, error, a.dz_accumulates);
     }
   }
+}
+
+// The second pass, and the only one without a norm: the errors of z, of both shortcuts.
+WIDE_KERNEL(norm_lif_backward_errors, NormLifBackward, 3) {
+  __shared__ OfBlock<MAX_STEPS * PER_STEP> kept;
+  BY_TYPES(write_errors, BACKWARD_WIDTH, a, kept)
 }

@@ -8,17 +8,19 @@ struct Convert {
   u32 accumulate;
 };
 
+INLINE f32 scaled(f32 x, f32 scale) { return scale != 1.0f ? x * scale : x; }
+
 KERNEL(convert_numbers, Convert) {
   // Ranges of an arena may begin anywhere.
-  const bool aligned = quads_are_aligned(a.elements) && begins_quad(a.from) && begins_quad(a.to);
-  const u64 quads = (a.elements + 3) / 4;
+  const u64 quads = quads_of(a.elements, begins_quad(a.from) && begins_quad(a.to));
   for (u64 q = thread_number(); q < quads; q += number_of_threads()) {
-    Quad x = load_quad(a.from, q, a.elements, aligned);
-    if (a.scale != 1.0f)
+    Quad x = load_group<4>(a.from, q);
   UNROLL
-      for (int j = 0; j < 4; ++j) x.x[j] *= a.scale;
-    deliver_quad(a.to, q, a.elements, aligned, x, a.accumulate);
+    for (u32 j = 0; j < 4; ++j) x.x[j] = scaled(x.x[j], a.scale);
+    deliver_quad(a.to, q, x, a.accumulate);
   }
+  for (u64 i = 4 * quads + thread_number(); i < a.elements; i += number_of_threads())
+    deliver(a.to, i, scaled(load(a.from, i), a.scale), a.accumulate);
 }
 
 struct AddBias {
@@ -68,7 +70,19 @@ struct Multiply {
 
 // y = x mask, forward and backward.
 KERNEL(multiply, Multiply) {
-  for (u64 i = thread_number(); i < a.elements; i += number_of_threads()) {
+  const Values mask = f32_values(a.mask);
+  const bool aligned = begins_quad(a.x) && begins_quad(a.y) && begins_quad(mask);
+  const u64 quads = quads_of(a.elements, aligned);
+  for (u64 q = thread_number(); q < quads; q += number_of_threads()) {
+    Quad x = load_group<4>(a.x, q);
+    if (a.mask != nullptr) {
+      const Quad m = load_group<4>(Typed<f32>(mask), q);
+  UNROLL
+      for (u32 j = 0; j < 4; ++j) x.x[j] = x.x[j] * m.x[j];
+    }
+    deliver_quad(a.y, q, x, a.accumulate);
+  }
+  for (u64 i = 4 * quads + thread_number(); i < a.elements; i += number_of_threads()) {
     const f32 x = load(a.x, i);
     deliver(a.y, i, a.mask != nullptr ? x * a.mask[i] : x, a.accumulate);
   }
@@ -84,11 +98,22 @@ struct Residual {
   u32 unused;
 };
 
+INLINE f32 joined(u32 join, f32 x, f32 b) {
+  return join == ADD ? x + b : join == AND ? x * b : (1.0f - x) * b;
+}
+
 KERNEL(residual_forward, Residual) {
-  for (u64 i = thread_number(); i < a.elements; i += number_of_threads()) {
-    const f32 x = load(a.a, i), b = load(a.b, i);
-    store(a.y, i, a.join == ADD ? x + b : a.join == AND ? x * b : (1.0f - x) * b);
+  const bool aligned = begins_quad(a.a) && begins_quad(a.b) && begins_quad(a.y);
+  const u64 quads = quads_of(a.elements, aligned);
+  for (u64 q = thread_number(); q < quads; q += number_of_threads()) {
+    const Quad x = load_group<4>(a.a, q), b = load_group<4>(a.b, q);
+    Quad y;
+  UNROLL
+    for (u32 j = 0; j < 4; ++j) y.x[j] = joined(a.join, x.x[j], b.x[j]);
+    store_group(a.y, q, y);
   }
+  for (u64 i = 4 * quads + thread_number(); i < a.elements; i += number_of_threads())
+    store(a.y, i, joined(a.join, load(a.a, i), load(a.b, i)));
 }
 
 struct ResidualBackward {
@@ -101,13 +126,26 @@ struct ResidualBackward {
   u32 unused;
 };
 
+INLINE f32 parted(const ResidualBackward &a, f32 g, f32 other) {
+  if (a.join == AND) return g * other;
+  if (a.join == IAND) return a.of_b ? g * (1.0f - other) : -g * other;
+  return g;
+}
+
 KERNEL(residual_backward, ResidualBackward) {
-  for (u64 i = thread_number(); i < a.elements; i += number_of_threads()) {
-    const f32 g = load(a.dy, i);
-    f32 dx = g;
-    if (a.join == AND) dx = g * load(a.other, i);
-    if (a.join == IAND) dx = a.of_b ? g * (1.0f - load(a.other, i)) : -g * load(a.other, i);
-    deliver(a.dx, i, dx, a.accumulate);
+  const bool aligned = begins_quad(a.dy) && begins_quad(a.dx) && begins_quad(a.other);
+  const u64 quads = quads_of(a.elements, aligned);
+  for (u64 q = thread_number(); q < quads; q += number_of_threads()) {
+    const Quad g = load_group<4>(a.dy, q);
+    Quad other = zeros<4>(), dx;
+    if (a.join != ADD) other = load_group<4>(a.other, q);
+  UNROLL
+    for (u32 j = 0; j < 4; ++j) dx.x[j] = parted(a, g.x[j], other.x[j]);
+    deliver_quad(a.dx, q, dx, a.accumulate);
+  }
+  for (u64 i = 4 * quads + thread_number(); i < a.elements; i += number_of_threads()) {
+    const f32 other = a.join == ADD ? 0.0f : load(a.other, i);
+    deliver(a.dx, i, parted(a, load(a.dy, i), other), a.accumulate);
   }
 }
 

@@ -1,41 +1,35 @@
 // How values lie in device memory: f32 or bf16, one number after the other, channels last.
 //
 // bf16 is stored where convolutions read or write (ARCHITECTURE.md, "Precision on GPUs"); everything
-// is computed in f32. Kernels take four neighbouring numbers at once, a quad, because what they do is
-// bound by memory: where a slot's numbers are a multiple of four, a quad is one access.
+// is computed in f32. Kernels take several neighbouring numbers at once, a group, because what they do
+// is bound by memory: where a slot's numbers are a multiple of a group's, a group is one access, or two.
+//
+// `Values` know their type when a kernel runs, `Typed` when it is compiled. What is written for both
+// takes the one or the other as a parameter; the second is for what training is made of.
 #pragma once
 #include "math.cuh"
 
 // The types of stored numbers; `Type` in arguments.rs.
 enum Type : u32 { F32 = 0, BF16 = 1 };
 
-// Numbers of one slot, or nothing where `at` is null.
+// Numbers of one slot, or nothing.
 struct Values {
   void *at;
   u32 type;
-  u32 unused;
+  u32 is_there; // in one word: loops ask for it
 };
 
-// Numbers of a ring: time step t lies in slot t mod `slots`.
-struct Ring {
+// The same, of a type that is known.
+template <typename T> struct Typed {
   void *at;
-  u64 stride; // numbers from one slot to the next
-  u32 type;
-  u32 slots;
+  u32 is_there;
+  explicit MEMBER Typed(const Values &v) : at(v.at), is_there(v.is_there) {}
 };
 
-struct Quad {
-  f32 x[4];
-};
+INLINE Values f32_values(const f32 *at) { return {const_cast<f32 *>(at), F32, at != nullptr}; }
 
-INLINE Values slot(const Ring &ring, u32 t) {
-  Values values = {nullptr, ring.type, 0};
-  if (ring.at != nullptr) {
-    const u64 offset = ring.stride * (t % ring.slots) * (ring.type == BF16 ? 2 : 4);
-    values.at = static_cast<u8 *>(ring.at) + offset;
-  }
-  return values;
-}
+// Whether numbers are of a type, or are not there.
+INLINE bool may_be(const Values &v, Type type) { return !v.is_there || v.type == type; }
 
 INLINE f32 load(const Values &v, u64 i) {
   return v.type == BF16 ? to_f32(static_cast<const bf16 *>(v.at)[i])
@@ -49,72 +43,102 @@ INLINE void store(const Values &v, u64 i, f32 x) {
     static_cast<f32 *>(v.at)[i] = x;
 }
 
-struct alignas(16) Packed4 {
-  f32 x[4];
+INLINE void deliver(const Values &v, u64 i, f32 x, bool accumulate) {
+  store(v, i, accumulate ? load(v, i) + x : x);
+}
+
+// So many neighbouring numbers.
+template <u32 width> struct Numbers {
+  f32 x[width];
 };
-struct alignas(8) Packed4Half {
-  bf16 x[4];
+typedef Numbers<4> Quad;
+
+template <u32 width> INLINE Numbers<width> zeros() {
+  Numbers<width> group;
+  UNROLL
+  for (u32 j = 0; j < width; ++j) group.x[j] = 0.0f;
+  return group;
+}
+
+// A group in memory. An access has 16 bytes at most.
+template <typename T, u32 width> struct Packed;
+
+template <u32 width> struct alignas(16) Packed<f32, width> {
+  f32 x[width];
+
+  MEMBER Numbers<width> numbers() const {
+    Numbers<width> group;
+  UNROLL
+    for (u32 j = 0; j < width; ++j) group.x[j] = x[j];
+    return group;
+  }
+  MEMBER void take(const Numbers<width> &group) {
+  UNROLL
+    for (u32 j = 0; j < width; ++j) x[j] = group.x[j];
+  }
 };
 
-// Whether quads of a slot with so many numbers are aligned.
-INLINE bool quads_are_aligned(u64 elements) { return elements % 4 == 0; }
+template <u32 width> struct alignas(2 * width) Packed<bf16, width> {
+  u32 pairs[width / 2];
+
+  MEMBER Numbers<width> numbers() const {
+    Numbers<width> group;
+  UNROLL
+    for (u32 j = 0; j < width; j += 2) {
+      group.x[j] = from_bits(pairs[j / 2] << 16);
+      group.x[j + 1] = from_bits(pairs[j / 2] & 0xffff0000u);
+    }
+    return group;
+  }
+  MEMBER void take(const Numbers<width> &group) {
+  UNROLL
+    for (u32 j = 0; j < width; j += 2) pairs[j / 2] = to_bf16_pair(group.x[j], group.x[j + 1]);
+  }
+};
+
+// Group `number` of a slot whose groups are aligned.
+template <u32 width, typename T, typename Index>
+INLINE Numbers<width> load_group(const Typed<T> &v, Index number) {
+  const Packed<T, width> packed = static_cast<const Packed<T, width> *>(v.at)[number];
+  return packed.numbers();
+}
+
+template <u32 width, typename T, typename Index>
+INLINE void store_group(const Typed<T> &v, Index number, const Numbers<width> &group) {
+  Packed<T, width> packed;
+  packed.take(group);
+  static_cast<Packed<T, width> *>(v.at)[number] = packed;
+}
+
+template <u32 width, typename Index>
+INLINE Numbers<width> load_group(const Values &v, Index number) {
+  return v.type == BF16 ? load_group<width>(Typed<bf16>(v), number)
+                        : load_group<width>(Typed<f32>(v), number);
+}
+
+template <u32 width, typename Index>
+INLINE void store_group(const Values &v, Index number, const Numbers<width> &group) {
+  if (v.type == BF16)
+    store_group(Typed<bf16>(v), number, group);
+  else
+    store_group(Typed<f32>(v), number, group);
+}
 
 // Whether numbers begin where a quad may.
 INLINE bool begins_quad(const Values &v) {
   return reinterpret_cast<u64>(v.at) % (v.type == BF16 ? 8 : 16) == 0;
 }
 
-// Numbers 4 q to 4 q + 3 of `elements`; zeros behind the end.
-INLINE Quad load_quad(const Values &v, u64 q, u64 elements, bool aligned) {
-  Quad quad;
-  if (aligned) {
-    if (v.type == BF16) {
-      const Packed4Half p = static_cast<const Packed4Half *>(v.at)[q];
-  UNROLL
-      for (int j = 0; j < 4; ++j) quad.x[j] = to_f32(p.x[j]);
-    } else {
-      const Packed4 p = static_cast<const Packed4 *>(v.at)[q];
-  UNROLL
-      for (int j = 0; j < 4; ++j) quad.x[j] = p.x[j];
-    }
-  } else {
-  UNROLL
-    for (int j = 0; j < 4; ++j) quad.x[j] = 4 * q + j < elements ? load(v, 4 * q + j) : 0.0f;
-  }
-  return quad;
-}
+// How many quads `elements` numbers begin with, if they begin where a quad may; what is left is taken one by
+// one.
+INLINE u64 quads_of(u64 elements, bool aligned) { return aligned ? elements / 4 : 0; }
 
-INLINE void store_quad(const Values &v, u64 q, u64 elements, bool aligned, const Quad &quad) {
-  if (aligned) {
-    if (v.type == BF16) {
-      Packed4Half p;
-  UNROLL
-      for (int j = 0; j < 4; ++j) p.x[j] = to_bf16(quad.x[j]);
-      static_cast<Packed4Half *>(v.at)[q] = p;
-    } else {
-      Packed4 p;
-  UNROLL
-      for (int j = 0; j < 4; ++j) p.x[j] = quad.x[j];
-      static_cast<Packed4 *>(v.at)[q] = p;
-    }
-  } else {
-  UNROLL
-    for (int j = 0; j < 4; ++j)
-      if (4 * q + j < elements) store(v, 4 * q + j, quad.x[j]);
-  }
-}
-
-// Writes a quad, or adds it to what is there.
-INLINE void deliver_quad(const Values &v, u64 q, u64 elements, bool aligned, Quad quad,
-                         bool accumulate) {
+// Writes quad q, or adds it to what is there.
+INLINE void deliver_quad(const Values &v, u64 q, Quad quad, bool accumulate) {
   if (accumulate) {
-    const Quad there = load_quad(v, q, elements, aligned);
+    const Quad there = load_group<4>(v, q);
   UNROLL
-    for (int j = 0; j < 4; ++j) quad.x[j] = there.x[j] + quad.x[j];
+    for (u32 j = 0; j < 4; ++j) quad.x[j] = there.x[j] + quad.x[j];
   }
-  store_quad(v, q, elements, aligned, quad);
-}
-
-INLINE void deliver(const Values &v, u64 i, f32 x, bool accumulate) {
-  store(v, i, accumulate ? load(v, i) + x : x);
+  store_group(v, q, quad);
 }
