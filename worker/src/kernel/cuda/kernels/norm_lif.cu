@@ -53,10 +53,22 @@ struct Seen {
 template <u32 width> INLINE bool is_present(const Whole<width> &, u32) { return true; }
 INLINE bool is_present(const Ragged &at, u32 j) { return j < at.present; }
 
+// The neurons of a group that are known to have spiked in this batch, a byte for each: after a few of its
+// samples, nearly all. Where bytes are no whole words, none is known.
+template <u32 width> struct Alive {
+  u32 words[width / 4];
+
+  template <typename Row> MEMBER Alive(const u8 *alive, Row place, bool is_there) {
+  UNROLL
+    for (u32 q = 0; q < width / 4; ++q)
+      words[q] = is_there ? reinterpret_cast<const u32 *>(alive + place)[q] : 0;
+  }
+};
+
 // Counts the spikes of a group, and notes in a neuron's byte that it has spiked; `alive` is the first one's.
 template <typename Spot, u32 width>
 INLINE void count_spikes(const Numbers<width> &u, const Numbers<width> &s, const Spot &at, u8 *alive,
-                         bool has_words, Seen &seen) {
+                         const Alive<width> &known, Seen &seen) {
   UNROLL
   for (u32 q = 0; q < width; q += 4) {
     u32 spiked = 0; // a byte for each
@@ -67,17 +79,17 @@ INLINE void count_spikes(const Numbers<width> &u, const Numbers<width> &s, const
       spiked |= s.x[q + j] != 0.0f ? 1u << 8 * j : 0;
     }
     seen.spikes += ones(spiked);
-    // After a few batches nearly all are known to spike.
-    const u32 known = has_words ? *reinterpret_cast<const u32 *>(alive + q) : 0;
-    if ((spiked & ~known) == 0) continue;
+    const u32 news = spiked & ~known.words[q / 4];
+    if (news == 0) continue;
   UNROLL
     for (u32 j = 0; j < 4; ++j)
-      if ((spiked & ~known) >> 8 * j & 1) alive[q + j] = 1; // all that write here write 1
+      if (news >> 8 * j & 1) alive[q + j] = 1; // all that write here write 1
   }
 }
 
-// What belongs to a channel, forward.
-enum : u32 { MEAN, INV, GAMMA, BETA, FORWARD_KINDS };
+// What belongs to a channel at one step: its moments, forward and backward, and what each of these adds.
+enum : u32 { MEAN, INV, MOMENTS };
+enum : u32 { GAMMA = MOMENTS, BETA, FORWARD_KINDS };
 
 template <typename K>
 INLINE void keep_channels(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, const Place<K> &p) {
@@ -136,6 +148,7 @@ INLINE void forward(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, Seen 
     if (before.is_there) b = load(before, at);
     if (u_before.is_there) u = load(u_before, at);
     if (after.is_there) c = load(after, at);
+    const Alive<K::width> known(a.alive, place, u_now.is_there && channels % 4 == 0);
     if (has_norm) normalise(x, kept, p);
     if (before.is_there) add(x, b);
     if (y.is_there) store(y, at, x);
@@ -151,7 +164,7 @@ INLINE void forward(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, Seen 
     Group s;
   UNROLL
     for (u32 j = 0; j < K::width; ++j) s.x[j] = fire(neuron, u.x[j]);
-    count_spikes(u, s, at, a.alive + place, channels % 4 == 0, seen);
+    count_spikes(u, s, at, a.alive + place, known, seen);
     place += step;
     if (place >= per_sample) place -= per_sample;
     if (!out.is_there) continue;
@@ -340,14 +353,14 @@ struct SumsOfSteps {
 };
 
 template <typename K, typename N>
-INLINE void sum_errors(const NormLifBackward &a, OfBlock<2 * MAX_STEPS> &kept, SumsOfSteps &sums) {
+INLINE void sum_errors(const NormLifBackward &a, OfBlock<MOMENTS * MAX_STEPS> &kept, SumsOfSteps &sums) {
   const Place<K> p = place_for_sums<K>(a.tile);
   const u32 channels = a.tile.channels;
   UNROLL
   for (u32 k = 0; k < MAX_STEPS; ++k) {
     if (k >= a.steps || p.lane != k) continue;
-    keep(kept, 2 * k + MEAN, p, of_channels(a.moments[k], p, channels));
-    keep(kept, 2 * k + INV, p, of_channels(a.moments[k] + channels, p, channels));
+    keep(kept, MOMENTS * k + MEAN, p, of_channels(a.moments[k], p, channels));
+    keep(kept, MOMENTS * k + INV, p, of_channels(a.moments[k] + channels, p, channels));
   }
   __syncthreads();
   if (4 * p.group >= channels) return;
@@ -359,7 +372,7 @@ INLINE void sum_errors(const NormLifBackward &a, OfBlock<2 * MAX_STEPS> &kept, S
   UNROLL
     for (u32 k = 0; k < MAX_STEPS; ++k) {
       if (!K::complete && k >= a.steps) continue;
-      const Quad mean = kept_by(kept, 2 * k + MEAN, p), inv = kept_by(kept, 2 * k + INV, p);
+      const Quad mean = kept_by(kept, MOMENTS * k + MEAN, p), inv = kept_by(kept, MOMENTS * k + INV, p);
   UNROLL
       for (u32 j = 0; j < 4; ++j) {
         const f32 xhat = (read.z[k].x[j] - mean.x[j]) * inv.x[j];
@@ -372,7 +385,7 @@ INLINE void sum_errors(const NormLifBackward &a, OfBlock<2 * MAX_STEPS> &kept, S
 
 // The first pass: sums of g and of g xhat per step and channel. All steps of a pass have a g.
 WIDE_KERNEL(norm_lif_backward_sums, NormLifBackward, 3) {
-  __shared__ OfBlock<2 * MAX_STEPS> kept;
+  __shared__ OfBlock<MOMENTS * MAX_STEPS> kept;
   SumsOfSteps sums;
   UNROLL
   for (u32 m = 0; m < 2 * MAX_STEPS; ++m) sums.sums[m] = zeros<4>();
@@ -419,8 +432,8 @@ BLOCK_KERNEL(norm_gradients, NormGradients) {
   a.dgamma[c] = dgamma;
 }
 
-// What belongs to a channel at one step, for dz.
-enum : u32 { MEAN_G = 2, SUM_G_XHAT, SCALE, PER_STEP };
+// What belongs to a channel at one step, besides its moments, for dz.
+enum : u32 { MEAN_G = MOMENTS, SUM_G_XHAT, SCALE, PER_STEP };
 
 // dz from g and z (Ioffe, Szegedy, ICML 2015, section 3).
 template <typename K, typename N>

@@ -158,7 +158,8 @@ INLINE Numbers<K::width> of_channels(const f32 *from, const Place<K> &p, u32 cha
 }
 
 // So many numbers of each channel of a block, in shared memory: registers are for what differs from row
-// to row, and hold more of it that way. All threads must make it; `read` is for after a barrier.
+// to row, and hold more of it that way. `keep` is for one lane of each column, `kept_by` for all of them after
+// a barrier.
 enum : u32 { BLOCK_QUADS = 32 };
 
 template <u32 kinds> struct OfBlock {
