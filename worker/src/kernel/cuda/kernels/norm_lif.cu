@@ -137,6 +137,7 @@ INLINE void forward(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, Seen 
   const N neuron(a.neuron);
   const typename K::Operands z(a.z), after(a.after), out(a.out);
   const Reals before(a.before), y(a.y), u_before(f32_values(a.u_before)), u_now(f32_values(a.u));
+  const bool has_words = u_now.is_there && (K::width == FORWARD_WIDTH || channels % 4 == 0);
   // The number among those of its sample, and how far it moves on.
   const Row per_sample = static_cast<Row>(a.pixels) * channels;
   const Row step = p.step % a.pixels * channels;
@@ -148,7 +149,7 @@ INLINE void forward(const NormLifForward &a, OfBlock<FORWARD_KINDS> &kept, Seen 
     if (before.is_there) b = load(before, at);
     if (u_before.is_there) u = load(u_before, at);
     if (after.is_there) c = load(after, at);
-    const Alive<K::width> known(a.alive, place, u_now.is_there && channels % 4 == 0);
+    const Alive<K::width> known(a.alive, place, has_words);
     if (has_norm) normalise(x, kept, p);
     if (before.is_there) add(x, b);
     if (y.is_there) store(y, at, x);
