@@ -162,6 +162,9 @@ INLINE Numbers<K::width> of_channels(const f32 *from, const Place<K> &p, u32 cha
 // a barrier.
 enum : u32 { BLOCK_QUADS = 32 };
 
+// The moments of a norm, where there is one, come first.
+enum : u32 { MEAN, INV, MOMENTS };
+
 template <u32 kinds> struct OfBlock {
   Packed<f32, 4> quads[kinds][2][BLOCK_QUADS];
 };
