@@ -648,7 +648,8 @@ fn needs_cuda_what_is_asked_for_where_memory_is_out_is_counted_and_nothing_is_do
     kernels.write(buffers[1], 0, &[1.0; 64]);
     kernels.wait();
     let failure = kernels.failure().expect("memory is out");
-    assert!(failure.contains("out of memory"), "{failure}");
+    assert!(failure.what.contains("out of memory"), "{failure}");
+    assert!(!failure.may_pass);
     assert_eq!(kernels.device().fault(), None);
     let shortage = kernels.shortage().expect("memory is out");
     assert_eq!(shortage.fixed, sizes.bytes());
@@ -686,6 +687,6 @@ fn needs_cuda_a_device_that_fails_in_training_is_told_as_that_and_never_as_a_num
         let _ = one.kernels.take_report();
         assert_eq!(one.kernels.poll_fault(), None);
         let failure = one.kernels.failure().expect("the device has failed");
-        assert!(failure.contains(Nothing::KERNEL), "{failure}");
+        assert!(failure.what.contains(Nothing::KERNEL), "{failure}");
     }
 }

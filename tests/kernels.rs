@@ -85,6 +85,13 @@ macro_rules! suite {
 
             #[test]
             $(#[$attribute])*
+            fn layers_between_convolutions() {
+                hold_to_reference(&rows::between_convolutions(), MAKE);
+                hold_to_reference(&pool::between_convolutions(), MAKE);
+            }
+
+            #[test]
+            $(#[$attribute])*
             fn dropout() {
                 hold_to_reference(&pointwise::dropouts(), MAKE);
                 hold_to_reference(&pointwise::dropouts_off(), MAKE);

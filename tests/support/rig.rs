@@ -206,6 +206,14 @@ impl<'a> Rig<'a> {
         self.operand(samples, shape, content, [0, slots])
     }
 
+    /// A value in the plain form that a convolution writes, or that something else does.
+    pub fn written(&mut self, samples: usize, shape: Shape, slots: usize, of_conv: bool) -> Buffer {
+        self.kernels.allocate(&BufferSpec {
+            of_conv,
+            ..BufferSpec::plain(samples, shape, slots)
+        })
+    }
+
     /// Errors that arrived at some steps of a window; at the others lies rubbish.
     pub fn errors(
         &mut self,
@@ -216,7 +224,18 @@ impl<'a> Rig<'a> {
         values: &Series,
     ) -> Errors {
         let buffer = self.plain(samples, shape, Content::Real, window.len);
-        let rubbish = vec![1e6; samples * shape.elements()];
+        self.errors_in(buffer, window, steps, values)
+    }
+
+    /// As [`Rig::errors`], in a buffer of so many slots as the window has steps.
+    pub fn errors_in(
+        &mut self,
+        buffer: Buffer,
+        window: Window,
+        steps: Window,
+        values: &Series,
+    ) -> Errors {
+        let rubbish = vec![1e6; values[steps.newest].len()];
         for t in window.newest_first() {
             self.kernels.write(buffer, t, &rubbish);
         }
@@ -235,12 +254,24 @@ impl<'a> Rig<'a> {
         window: Window,
         accumulate: bool,
     ) -> ErrorsOut {
+        self.errors_out_of(samples, shape, window, accumulate, false)
+    }
+
+    /// As [`Rig::errors_out`], for a convolution that reads them or for something else.
+    pub fn errors_out_of(
+        &mut self,
+        samples: usize,
+        shape: Shape,
+        window: Window,
+        accumulate: bool,
+        of_conv: bool,
+    ) -> ErrorsOut {
         let served = if accumulate {
             shape
         } else {
             Shape::new(shape.height + 1, shape.width, shape.channels + 3)
         };
-        let buffer = self.plain(samples, served, Content::Real, window.len);
+        let buffer = self.written(samples, served, window.len, of_conv);
         let elements = samples * served.elements();
         for t in window.newest_first() {
             let before = earlier_error(t, elements);

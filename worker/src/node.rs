@@ -5,7 +5,7 @@ use crate::engine::Network;
 use crate::engine::plan::{Plan, Settings};
 use crate::graph::models::{self, ModelError, ModelName, ModelOptions, Stem};
 use crate::graph::{Graph, init};
-use crate::kernel::{Kernels, Loss, Neuron, Norms, Reset, Shortage};
+use crate::kernel::{Failure, Kernels, Loss, Neuron, Norms, Reset, Shortage};
 use crate::learn::bptt::Bptt;
 use crate::learn::optimiser::Optimiser;
 use crate::learn::stol::Stol;
@@ -27,7 +27,7 @@ pub enum NodeError {
     BackEnd(#[from] BackEndError),
     /// The device cannot hold the network, or computes no more.
     #[error("the device failed: {0}")]
-    Device(Failed),
+    Device(Failure),
     /// The network does not fit into memory.
     #[error(
         "{} with a window of {window} needs {needed_mib} MiB and {available_mib} MiB are free: {}",
@@ -81,7 +81,7 @@ pub struct Node {
 
 impl Node {
     /// As [`failure`], of this node's back end and batch.
-    pub fn failure(&mut self) -> Option<Failed> {
+    pub fn failure(&mut self) -> Option<Failure> {
         let samples = self.learner.network.plan().settings.samples;
         failure(&mut *self.kernels, samples, self.batch)
     }
@@ -178,33 +178,13 @@ pub fn build_share(
 
 /// Why a back end computes no more, if so. Where memory is not there, that names the largest `batch` of all
 /// ranks that would fit; `samples` of the one that does not are this rank's.
-pub fn failure(kernels: &mut dyn Kernels, samples: usize, batch: usize) -> Option<Failed> {
-    let what = kernels.failure()?;
-    Some(match kernels.shortage() {
-        Some(shortage) => Failed {
-            what: format!("{what}; {}", remedy(fits(&shortage, samples, batch))),
-            may_pass: false,
-        },
-        None => Failed {
-            what,
-            may_pass: true,
-        },
-    })
-}
-
-/// Why a device computes no more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failed {
-    /// What the device says, with a remedy where there is one.
-    pub what: String,
-    /// Whether another start may find it well: memory for the same batch would be short again.
-    pub may_pass: bool,
-}
-
-impl std::fmt::Display for Failed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.what)
+pub fn failure(kernels: &mut dyn Kernels, samples: usize, batch: usize) -> Option<Failure> {
+    let mut failure = kernels.failure()?;
+    if let Some(shortage) = kernels.shortage() {
+        let remedy = remedy(fits(&shortage, samples, batch));
+        failure.what = format!("{}; {remedy}", failure.what);
     }
+    Some(failure)
 }
 
 /// The largest batch of all ranks that fits, where this rank's `samples` of a `batch` do not: what is not

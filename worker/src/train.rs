@@ -16,10 +16,10 @@ use crate::checkpoint::CheckpointError;
 use crate::collective::{Collective, CollectiveError, Solo, Wire, place};
 use crate::data::{DataError, Source};
 use crate::engine::plan::Role;
-use crate::kernel::Norms;
+use crate::kernel::{Failure, Norms};
 use crate::learn::Fault;
 use crate::learn::exchange::{self, Exchange, Part};
-use crate::node::{self, Failed, Node, NodeError, Share};
+use crate::node::{self, Node, NodeError, Share};
 use crate::shape::Shape;
 use crate::weights::WeightsError;
 pub use evaluate::{EvaluateError, Tested, evaluate};
@@ -89,7 +89,7 @@ pub enum TrainError {
         /// The last batch in the epoch that was computed in vain, from 0.
         batch: usize,
         /// What the device says.
-        what: Failed,
+        what: Failure,
     },
     /// The test set gives numbers that are not finite.
     #[error("epoch {}, on the test set", epoch + 1)]

@@ -10,6 +10,10 @@
     clippy::print_stdout,
     reason = "the ranks of the tests are not tests themselves"
 )]
+#![allow(
+    unsafe_code,
+    reason = "a launch that fails is one of a kernel with a promised argument"
+)]
 
 use std::process::Command;
 use std::thread;
@@ -137,6 +141,15 @@ fn needs_nccl_a_rank_that_is_killed_in_training_ends_it_for_the_others() {
     said(&ended, &[1], "over: rank 1 is lost");
     said(&ended, &[1], "passed");
     assert!(!ended[1].status.success());
+}
+
+/// Its numbers are finite, so nothing but its word tells the others.
+#[test]
+#[ignore = "needs NVRTC and the stand-ins of tests/cuda and tests/nccl: tests/run brings them"]
+fn needs_nccl_a_rank_whose_gpu_fails_says_so_before_anything_of_the_batch_is_kept() {
+    let ended = plainly(3, "broken training");
+    said(&ended, &[1], "over: rank 1 gave up: its device has failed");
+    said(&ended, &[], "passed");
 }
 
 /// A rank that is killed on the same machine often shows as an error that could be the rank's own.
@@ -349,7 +362,8 @@ fn needs_nccl_one_rank() {
             return println!("joined");
         }
         "training" => return training::compare(&seat),
-        "lost training" => return training::lose(&seat),
+        "lost training" => return training::in_trouble(&seat, training::Trouble::Killed),
+        "broken training" => return training::in_trouble(&seat, training::Trouble::Broken),
         _ => {}
     }
     let mut rank = Member::new(&seat);

@@ -325,6 +325,8 @@ int finish(Descriptor *one) {
       one->offer = find(value<uintptr_t>(*one, PLAN_CONFIG))->offer;
       if (one->offer.engine == 7) return fail(NOT_SUPPORTED, "engine 7 has no plan for this");
       const Call &call = find(one->operation)->call;
+      if (call.beta != 0.0f && getenv("SYNFIRE_STAND_IN_SETS_ONLY") != nullptr)
+        return fail(NOT_SUPPORTED, "nothing adds to what is there");
       one->workspace = workspace_bytes(call.pass, call.x, one->offer.engine) + 64;
       if (one->offer.engine == 9) one->workspace = (size_t)3 << 30;
       return SUCCESS;

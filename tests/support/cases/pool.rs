@@ -41,6 +41,8 @@ pub struct PoolCase {
     pub arrived: usize,
     /// Whether dx is added to what is there.
     pub accumulate: bool,
+    /// Whether a convolution writes dy.
+    pub of_conv: bool,
 }
 
 /// How a case is called on a back end.
@@ -218,7 +220,8 @@ impl Case for PoolCase {
             }
             rig.note("y", Tolerance::Forward, y, t, outputs);
         }
-        let dy: Errors = rig.errors(samples, output, window, arrived, &dy);
+        let arriving = rig.written(samples, output, window.len, self.of_conv);
+        let dy: Errors = rig.errors_in(arriving, window, arrived, &dy);
         let dx: ErrorsOut = rig.errors_out(samples, input, window, self.accumulate);
         match &call {
             Call::Pool(pool) => rig.kernels.pool_backward(pool, dy, dx),
@@ -258,6 +261,7 @@ pub fn all() -> Vec<PoolCase> {
                     window,
                     arrived: random.pick(&[1, window]),
                     accumulate: random.coin(),
+                    of_conv: false,
                 });
             }
         }
@@ -265,16 +269,41 @@ pub fn all() -> Vec<PoolCase> {
     cases
 }
 
-/// So many pixels that the blocks of a GPU's kernels take several turns.
+/// So many pixels that the blocks of a GPU's kernels take several turns, and in the last of them more than
+/// two samples.
 pub fn large() -> Vec<PoolCase> {
     vec![PoolCase {
         kind: Kind::Max(2, 1, 0),
-        samples: 1,
-        input: Shape::new(365, 364, 8),
+        samples: 107,
+        input: Shape::new(101, 101, 4),
         content: Content::Real,
         num_steps: 1,
         window: 1,
         arrived: 1,
         accumulate: false,
+        of_conv: false,
     }]
+}
+
+/// Max pools between neurons and a convolution, which leaves numbers of eight bits.
+pub fn between_convolutions() -> Vec<PoolCase> {
+    let mut cases = Vec::new();
+    for channels in [8, 16, 64, 136, 256] {
+        for kind in [Kind::Max(3, 2, 1), Kind::Max(2, 2, 0), Kind::Max(2, 3, 1)] {
+            for (arrived, accumulate) in [(1, false), (1, true), (2, false), (2, true)] {
+                cases.push(PoolCase {
+                    kind,
+                    samples: 2,
+                    input: Shape::new(7, 6, channels),
+                    content: Content::Spikes,
+                    num_steps: 3,
+                    window: 2,
+                    arrived,
+                    accumulate,
+                    of_conv: true,
+                });
+            }
+        }
+    }
+    cases
 }

@@ -114,7 +114,7 @@ fn control(error: &ControlError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Failed;
+    use crate::kernel::Failure;
     use std::io;
     use synfire_shared::ids::Rank;
 
@@ -141,7 +141,7 @@ mod tests {
         let device = |may_pass| TrainError::Device {
             epoch: 0,
             batch: 0,
-            what: Failed {
+            what: Failure {
                 what: "it is lost".into(),
                 may_pass,
             },

@@ -131,6 +131,6 @@ pub trait Collective: Send {
 }
 
 /// The rank of this place among all.
-fn rank_of(place: usize) -> Rank {
+pub(crate) fn rank_of(place: usize) -> Rank {
     Rank(u32::try_from(place).expect("a world fits into u32"))
 }

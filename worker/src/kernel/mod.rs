@@ -229,6 +229,22 @@ pub struct DeviceArenas {
     pub wire: u64,
 }
 
+/// Why a back end can compute no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In words, with a remedy where there is one.
+    pub what: String,
+    /// Whether another start may find the device well: not where something is missing that would be
+    /// missing again.
+    pub may_pass: bool,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
 /// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -548,7 +564,7 @@ pub trait Kernels: Send {
 
     /// Why the back end can compute no more, if so: a device that is lost, memory that is not there.
     /// Whatever was called since did nothing.
-    fn failure(&mut self) -> Option<String> {
+    fn failure(&mut self) -> Option<Failure> {
         None
     }
 

@@ -18,7 +18,7 @@
 //!
 //! A back end may record a time step and do it again; what is started, waited for or moved by the host here
 //! stands between its parts ([`Kernels::in_between`]), and changes nothing on which the calls outside of it
-//! depend, but [`Exchange::is_whole`].
+//! depend, but whether the group has failed.
 
 mod buckets;
 mod device;
@@ -340,7 +340,7 @@ impl Exchange {
         }
         (self.part.waiting)(false);
         self.unload_last(kernels, network, ends_batch);
-        Ok(())
+        self.whole()
     }
 
     fn fail(&mut self, error: CollectiveError) -> CollectiveError {

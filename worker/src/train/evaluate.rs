@@ -4,8 +4,9 @@ use super::Tally;
 use super::pictures::{self, Changes};
 use crate::data::batches::NO_LABEL;
 use crate::data::{BadSample, DataError, Next, Source};
+use crate::kernel::Failure;
 use crate::learn::{Batch, Fault, Masks};
-use crate::node::{Failed, Node};
+use crate::node::Node;
 
 /// Why a network cannot be judged.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +20,7 @@ pub enum EvaluateError {
     Fault(#[from] Fault),
     /// The device computes no more.
     #[error("the device failed: {0}")]
-    Device(Failed),
+    Device(Failure),
 }
 
 /// What happens while the test set is gone through.

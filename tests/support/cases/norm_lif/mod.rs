@@ -61,6 +61,10 @@ pub struct NormLifCase {
     pub others: bool,
     /// Whether numbers are quarters, so that many membrane potentials are at the threshold.
     pub quarters: bool,
+    /// Whether a convolution writes z, and reads its error.
+    pub z_of_conv: bool,
+    /// Whether a convolution writes the error at `out`.
+    pub out_of_conv: bool,
     /// Which numbers.
     pub seed: u64,
 }

@@ -47,6 +47,8 @@ pub fn norm_and_neurons(num_steps: usize, window: usize) -> NormLifCase {
         across: Norms::Own,
         others: false,
         quarters: false,
+        z_of_conv: false,
+        out_of_conv: false,
         seed: 1,
     }
 }
@@ -168,6 +170,8 @@ pub fn parts() -> Vec<NormLifCase> {
             across: Norms::Own,
             others: false,
             quarters: false,
+            z_of_conv: false,
+            out_of_conv: false,
             seed: index,
             phase: Phase::Train,
         };
@@ -176,15 +180,58 @@ pub fn parts() -> Vec<NormLifCase> {
     cases
 }
 
-/// So many rows that the blocks of a GPU's kernels take several turns.
+/// So many rows that the blocks of a GPU's kernels take several turns, and in the last of them more than
+/// two samples; so few spikes that a place in a sample makes a difference to which neurons are silent.
 pub fn large() -> Vec<NormLifCase> {
     vec![NormLifCase {
-        shape: Shape::new(364, 363, 8),
+        samples: 107,
+        shape: Shape::new(100, 100, 8),
         norm: false,
-        out_arrived: Some(2),
+        neuron: Some(Neuron {
+            v_th: 2.5,
+            ..neuron(Reset::Hard, false)
+        }),
         quarters: true,
-        ..norm_and_neurons(2, 2)
+        ..norm_and_neurons(1, 1)
     }]
+}
+
+/// The layers of the networks of the paper, as convolutions before and behind them leave z and errors: numbers that
+/// eight bits hold. Values per channel are a power of two or not.
+pub fn between_convolutions() -> Vec<NormLifCase> {
+    let mut cases = Vec::new();
+    for channels in [8, 16, 64, 136, 256] {
+        for (samples, side) in [(2, 4), (3, 3)] {
+            for (arrived, accumulate) in [(1, false), (1, true), (2, false), (2, true)] {
+                let plain = NormLifCase {
+                    samples,
+                    shape: Shape::new(side, side, channels),
+                    out_arrived: Some(arrived),
+                    accumulate,
+                    quarters: true,
+                    z_of_conv: true,
+                    out_of_conv: true,
+                    ..norm_and_neurons(3, 2)
+                };
+                let membrane_shortcut = NormLifCase {
+                    before: true,
+                    store_y: true,
+                    y_arrived: Some(2),
+                    ..plain.clone()
+                };
+                let spike_shortcut = NormLifCase {
+                    after: Some(Content::Counts),
+                    out_of_conv: false,
+                    ..plain.clone()
+                };
+                cases.extend([plain, membrane_shortcut, spike_shortcut]);
+            }
+        }
+    }
+    cases
+        .into_iter()
+        .map(NormLifCase::clear_of_threshold)
+        .collect()
 }
 
 /// Training of several ranks, as one of them sees it: alone, or with what the others have.

@@ -71,7 +71,10 @@ impl NormLifCase {
             shape: self.shape,
             norm,
             lif,
-            z: plain(rig, Content::Real, if self.norm { self.window } else { 1 }),
+            z: {
+                let slots = if self.norm { self.window } else { 1 };
+                rig.written(self.samples, self.shape, slots, self.z_of_conv)
+            },
             before: self.before.then(|| plain(rig, Content::Real, 1)),
             y: self.store_y.then(|| plain(rig, Content::Real, 1)),
             after: self.after.map(|content| plain(rig, content, 1)),
@@ -189,20 +192,23 @@ impl NormLifCase {
 
     fn backward(&self, rig: &mut Rig, layer: &NormLif, data: &NormLifData) {
         let (samples, shape, window) = (self.samples, self.shape, self.steps());
-        let errors = |rig: &mut Rig, arrived: Option<usize>, values| {
-            arrived.map(|len| rig.errors(samples, shape, window, self.newest(len), values))
+        let errors = |rig: &mut Rig, arrived: Option<usize>, values, of_conv| {
+            arrived.map(|len| {
+                let buffer = rig.written(samples, shape, window.len, of_conv);
+                rig.errors_in(buffer, window, self.newest(len), values)
+            })
         };
-        let out: Option<Errors> = errors(rig, self.out_arrived, &data.g_out);
-        let y = errors(rig, self.y_arrived, &data.g_y);
-        let place = |rig: &mut Rig, wanted: bool| {
-            wanted.then(|| rig.errors_out(samples, shape, window, self.accumulate))
+        let out: Option<Errors> = errors(rig, self.out_arrived, &data.g_out, self.out_of_conv);
+        let y = errors(rig, self.y_arrived, &data.g_y, false);
+        let place = |rig: &mut Rig, wanted: bool, of_conv| {
+            wanted.then(|| rig.errors_out_of(samples, shape, window, self.accumulate, of_conv))
         };
         let errors = NormLifErrors {
             out,
             y,
-            z: place(rig, self.want_z),
-            before: place(rig, self.before),
-            after: place(rig, self.after.is_some() && out.is_some()),
+            z: place(rig, self.want_z, self.z_of_conv),
+            before: place(rig, self.before, false),
+            after: place(rig, self.after.is_some() && out.is_some(), false),
         };
         rig.kernels.norm_lif_backward(layer, window, &errors);
         let sums = layer.norm.and_then(|norm| norm.sums);

@@ -87,7 +87,7 @@ impl Ring {
     }
 }
 
-/// How rows and channels are cut for sums per channel.
+/// How rows and channels are cut: for sums per channel, and for kernels whose blocks take rows in turns.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Tile {
@@ -101,7 +101,7 @@ pub(super) struct Tile {
     pub(super) rows_of_block: u32,
 }
 
-/// Threads of a block where sums are taken (`TILE_THREADS`, `MERGE_THREADS`).
+/// Threads of a block of a tile, and of one that adds up partial sums (`TILE_THREADS`, `MERGE_THREADS`).
 pub(super) const TILE_THREADS: u32 = 256;
 /// Channels of a thread of norm and neurons forward (`FORWARD_WIDTH`).
 pub(super) const FORWARD_WIDTH: u32 = 8;
@@ -113,8 +113,11 @@ pub(super) const MERGE_CHANNELS: u32 = 32;
 impl Tile {
     /// Numbers that a block takes at least, so that few partial sums are left.
     const NUMBERS_OF_BLOCK: u64 = 16_384;
-    /// Some times what a GPU holds at once, so that it is busy to the end.
+    /// Some times what a GPU holds at once, so that it is busy to the end; the cut decides bits of sums.
     const MOST_BLOCKS: u64 = 1024;
+    /// Where blocks take turns the cut decides no bits: ten times what a GPU holds at once, so that the last
+    /// blocks leave little of it idle.
+    const MOST_BLOCKS_IN_TURNS: u64 = 4096;
 
     /// By the shape alone: the same sums on any device.
     pub(super) fn of(rows: usize, channels: usize) -> Self {
@@ -150,7 +153,7 @@ impl Tile {
             1
         };
         let lanes = u64::from((TILE_THREADS * groups) >> self.log_quads);
-        let most = (Self::MOST_BLOCKS / u64::from(columns)).max(1);
+        let most = (Self::MOST_BLOCKS_IN_TURNS / u64::from(columns)).max(1);
         let blocks = self.rows.div_ceil(lanes).min(most);
         [narrow_count(blocks), columns, 1]
     }

@@ -4,7 +4,7 @@ use super::arguments::{
     AddBias, ColumnSums, ColumnTotals, MERGE_CHANNELS, Ring, TILE_THREADS, Tile,
 };
 use super::arguments::{Type, Values, narrow};
-use super::device::{Convolution, ConvolutionShape, Operands, Pass, Pointer};
+use super::device::{Convolution, ConvolutionShape, CudaError, Operands, Pass, Pointer};
 use super::{CudaKernels, Interface, Options, Precision, Purpose};
 use crate::kernel::{Arena, Buffer, Conv, Errors, ErrorsOut, Window};
 use std::collections::HashMap;
@@ -114,10 +114,16 @@ impl CudaKernels {
         match self.convolutions.plans[plan].prepare(&self.device, pass) {
             Ok(bytes) => Some((self.scratch(Purpose::Workspace, bytes), bytes)),
             Err(error) => {
-                self.failure.get_or_insert(error);
+                self.fail(error);
                 None
             }
         }
+    }
+
+    /// Whether a pass can add to what is there: an interface may have no plan for that.
+    fn adds(&mut self, plan: usize, pass: Pass) -> bool {
+        let prepared = self.convolutions.plans[plan].prepare(&self.device, pass);
+        !matches!(prepared, Err(CudaError::NoPlan { .. }))
     }
 
     /// Numbers in the type that convolutions take: where they lie, or converted.
@@ -184,7 +190,8 @@ impl CudaKernels {
             let dy = self.operand(from.slot(part.first), outputs);
             let to = to.slot(part.first);
             let w = self.arenas().operand(conv.weight.offset);
-            let is_direct = is_aligned(to, kind);
+            let is_direct = is_aligned(to, kind)
+                && (!dx.accumulate || self.adds(plan, Pass::Data { accumulate: true }));
             let accumulate = is_direct && dx.accumulate;
             let Some(workspace) = self.workspace(plan, Pass::Data { accumulate }) else {
                 return;
@@ -236,14 +243,15 @@ impl CudaKernels {
             };
             let dy = self.operand(from.slot(part.first), outputs);
             let to = self.arenas().pointer(Arena::Gradients, conv.weight.offset);
-            let is_direct = kind == Type::F32;
+            let accumulate = index > 0;
+            let is_direct =
+                kind == Type::F32 && (!accumulate || self.adds(plan, Pass::Weight { accumulate }));
             let pass = Pass::Weight {
-                accumulate: is_direct && index > 0,
+                accumulate: is_direct && accumulate,
             };
             let Some(workspace) = self.workspace(plan, pass) else {
                 return;
             };
-            let accumulate = index > 0;
             if is_direct {
                 self.convolutions.plans[plan].weight_gradient(
                     &self.device,
@@ -255,7 +263,7 @@ impl CudaKernels {
                 );
             } else {
                 let len = conv.weight.len;
-                let at = self.scratch(Purpose::Carry, len as u64 * kind.bytes());
+                let at = self.scratch(Purpose::Filter, len as u64 * kind.bytes());
                 self.convolutions.plans[plan].weight_gradient(
                     &self.device,
                     x,

@@ -45,8 +45,8 @@ use self::repeat::Graphs;
 use self::shortage::Missing;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
-    ErrorsOut, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat, Report,
-    Residual, Shortage, Span, Step, Window,
+    ErrorsOut, Failure, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat,
+    Report, Residual, Shortage, Span, Step, Window,
 };
 use crate::shape::Shape;
 
@@ -87,12 +87,13 @@ pub struct Options {
 #[derive(Debug)]
 pub struct CudaKernels {
     precision: Precision,
+    // First: what was recorded goes before the plans and the memory that it uses.
+    graphs: Graphs,
     rooms: Rooms,
     arenas: Option<Arenas>,
     convolutions: Convolutions,
     counters: Counters,
     waiting: Option<Waiting>,
-    graphs: Graphs,
     /// What lies in the scratch of that name.
     tables: pictures::Tables,
     /// Memory for what lives no longer than a call.
@@ -114,7 +115,7 @@ struct Scratch {
 }
 
 /// How many purposes there are.
-const PURPOSES: usize = 9;
+const PURPOSES: usize = 10;
 
 /// What scratch is for: two purposes of one call never share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +138,8 @@ enum Purpose {
     Pictures,
     /// The value of each byte: kept from one batch to the next.
     Tables,
+    /// The gradient of a filter, in the type of a convolution.
+    Filter,
 }
 
 impl CudaKernels {
@@ -538,11 +541,14 @@ impl Kernels for CudaKernels {
         self.device.wait();
     }
 
-    fn failure(&mut self) -> Option<String> {
-        let failure = self.failure.take().or_else(|| self.device.fault())?;
-        let words = failure.to_string();
-        self.failure = Some(failure);
-        Some(words)
+    fn failure(&mut self) -> Option<Failure> {
+        let error = self.failure.take().or_else(|| self.device.fault())?;
+        let failure = Failure {
+            what: error.to_string(),
+            may_pass: error.may_pass(),
+        };
+        self.failure = Some(error);
+        Some(failure)
     }
 
     fn shortage(&self) -> Option<Shortage> {

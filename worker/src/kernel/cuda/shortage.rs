@@ -32,6 +32,8 @@ impl CudaKernels {
             return;
         }
         if let CudaError::OutOfMemory { free, .. } = error {
+            // What had been taken beside it was given back since.
+            let free = self.device.memory_info().map_or(free, |(free, _)| free);
             self.missing = Some(Missing {
                 held: self.device.allocated(),
                 free,
@@ -89,7 +91,8 @@ impl CudaKernels {
         // of algorithms: it may grow with the batch, but counts as if it did not, which errs on the safe side.
         let of = |purpose: Purpose| scratch(purpose as usize);
         let workspace = of(Purpose::Workspace).min(MOST_WORKSPACE as u64);
-        let fixed = of(Purpose::Host) + of(Purpose::Partials) + of(Purpose::Tables) + workspace;
+        let staged = of(Purpose::Host) + of(Purpose::Tables);
+        let fixed = staged + of(Purpose::Partials) + of(Purpose::Filter) + workspace;
         let there = missing.held + missing.free;
         Some(Shortage {
             available: there - there / LEFT,

@@ -186,7 +186,8 @@ impl Exchange {
         }
         let mut words = self.route().words.take().unwrap_or_default();
         words.resize(self.words.len(), 0.0);
-        self.words.write(self.said(&report), &mut words);
+        let has_failed = Self::has_failed(kernels);
+        self.words.write(self.said(&report, has_failed), &mut words);
         let pending = self.collective.start_mean(words, Wire::F32);
         let words = pending.and_then(Pending::wait)?;
         self.waited += begin.elapsed();

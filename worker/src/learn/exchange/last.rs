@@ -3,6 +3,7 @@
 
 use super::words::Said;
 use super::{Exchange, scale};
+use crate::collective::{CollectiveError, rank_of};
 use crate::engine::Network;
 use crate::kernel::{Kernels, Report};
 use std::sync::atomic::Ordering;
@@ -16,7 +17,8 @@ impl Exchange {
         ends_batch: bool,
     ) {
         let report = ends_batch.then(|| kernels.take_report());
-        let said = report.as_ref().map(|report| self.said(report));
+        let has_failed = ends_batch && Self::has_failed(kernels);
+        let said = report.as_ref().map(|report| self.said(report, has_failed));
         let Some(bucket) = self.buckets.last_mut() else {
             return;
         };
@@ -34,20 +36,35 @@ impl Exchange {
         }
     }
 
+    /// Whether what this rank gave to the averages of a batch, whose report was taken, means nothing: a GPU
+    /// that can compute no more still has numbers, and faults of it are found late.
+    pub(super) fn has_failed(kernels: &mut dyn Kernels) -> bool {
+        kernels.failure().is_some() || kernels.poll_fault().is_some()
+    }
+
     /// What this rank says of a batch.
-    pub(super) fn said<'a>(&self, report: &'a Report) -> Said<'a> {
+    pub(super) fn said<'a>(&self, report: &'a Report, has_failed: bool) -> Said<'a> {
         Said {
             rank: self.collective.rank().0 as usize,
             report,
             share: f64::from(self.scale),
             slowest_step: self.slowest_step.0,
             stop: self.part.stop.load(Ordering::Relaxed),
+            has_failed,
         }
     }
 
-    /// Takes in what all ranks say of a batch.
+    /// Takes in what all ranks say of a batch. If one has failed, nothing of the batch may be kept.
     pub(super) fn hear(&mut self, words: &[f32]) {
         let heard = self.words.read(words);
+        let mine = self.collective.rank().0 as usize;
+        // A rank that has failed itself tells its own reason.
+        if let Some(failed) = heard.failed.filter(|failed| *failed != mine) {
+            self.failure = Some(CollectiveError::Left {
+                rank: rank_of(failed),
+                reason: "its device has failed, or its numbers are not finite".into(),
+            });
+        }
         self.report.add(&heard.report);
         self.stopped = self.stopped.or(heard.stop);
         let slowest = &mut self.slowest_step.1;

@@ -41,6 +41,8 @@ pub(super) struct Said<'a> {
     pub(super) slowest_step: f64,
     /// The signal that it was given; 0 for none.
     pub(super) stop: usize,
+    /// Whether what it gave to the averages means nothing.
+    pub(super) has_failed: bool,
 }
 
 /// What all ranks say of a batch.
@@ -51,11 +53,13 @@ pub(super) struct Heard {
     pub(super) slowest_step: f64,
     /// A signal that any rank was given.
     pub(super) stop: Option<usize>,
+    /// The first rank that has failed.
+    pub(super) failed: Option<usize>,
 }
 
 impl Words {
     pub(super) fn len(self) -> usize {
-        self.time_steps + LIMBS * self.counts() + self.world + STOPS
+        self.time_steps + LIMBS * self.counts() + 2 * self.world + STOPS
     }
 
     fn counts(self) -> usize {
@@ -69,7 +73,8 @@ impl Words {
             *word = single(loss * said.share);
         }
         let (counts, rest) = rest.split_at_mut(LIMBS * self.counts());
-        let (slowest, stops) = rest.split_at_mut(self.world);
+        let (slowest, rest) = rest.split_at_mut(self.world);
+        let (failed, stops) = rest.split_at_mut(self.world);
         let lists = self.lists(said.report);
         for (limbs, count) in counts.chunks_exact_mut(LIMBS).zip(lists) {
             let mut left = count.min(MOST);
@@ -80,6 +85,7 @@ impl Words {
         }
         // Every rank has a place of its own, so that the largest comes out of a sum.
         slowest[said.rank] = single(said.slowest_step);
+        failed[said.rank] = f32::from(u8::from(said.has_failed));
         match said.stop {
             0 => {}
             SIGINT => stops[0] = 1.0,
@@ -108,7 +114,8 @@ impl Words {
     pub(super) fn read(self, words: &[f32]) -> Heard {
         let (losses, rest) = words.split_at(self.time_steps);
         let (counts, rest) = rest.split_at(LIMBS * self.counts());
-        let (slowest, stops) = rest.split_at(self.world);
+        let (slowest, rest) = rest.split_at(self.world);
+        let (failed, stops) = rest.split_at(self.world);
         let mut counts = counts.chunks_exact(LIMBS).map(|limbs| {
             let limbs = limbs.iter().rev();
             limbs.fold(0_u64, |sum, &limb| (sum << LIMB_BITS) + self.whole(limb))
@@ -134,6 +141,7 @@ impl Words {
             report,
             slowest_step: f64::from(slowest) * self.world as f64,
             stop: stop.map(|(_, signal)| signal),
+            failed: failed.iter().position(|&failed| self.whole(failed) > 0),
         }
     }
 
@@ -185,6 +193,7 @@ mod tests {
                     share: 1.0,
                     slowest_step: if rank == world / 3 { 7.5 } else { 0.25 },
                     stop,
+                    has_failed: rank == world - 1,
                 };
                 words.write(said, &mut mine);
                 sum.iter_mut().zip(&mine).for_each(|(s, m)| *s += m);
@@ -194,6 +203,7 @@ mod tests {
             }
             let heard = words.read(&sum);
             assert_eq!(heard.stop, Some(15));
+            assert_eq!(heard.failed, Some(world - 1));
             assert!((heard.slowest_step - 7.5).abs() < 1e-5, "{heard:?}");
             let read = heard.report;
             let total = |of: &dyn Fn(Report) -> u64| (0..world).map(|r| of(report(r))).sum::<u64>();
@@ -224,9 +234,11 @@ mod tests {
             share: 1.0,
             slowest_step: 0.0,
             stop: 0,
+            has_failed: false,
         };
         words.write(said, &mut numbers);
         assert_eq!(words.read(&numbers).stop, None);
+        assert_eq!(words.read(&numbers).failed, None);
         words.write(Said { stop: 2, ..said }, &mut numbers);
         // One of two ranks.
         for number in &mut numbers {
@@ -253,6 +265,7 @@ mod tests {
             share: 1.0,
             slowest_step: 0.0,
             stop: 0,
+            has_failed: false,
         };
         words.write(said, &mut numbers);
         assert_eq!(words.read(&numbers).report.samples, [MOST]);

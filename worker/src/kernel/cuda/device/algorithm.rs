@@ -65,11 +65,11 @@ fn math(operands: Operands) -> sys::cudnnMathType_t {
 /// the smallest; and its bytes. `workspace` gives them, or nothing where the offer does not work after all.
 fn pick<A>(
     offers: &[Offer<A>],
-    workspace: impl Fn(&Offer<A>) -> Option<usize>,
-) -> Option<(&Offer<A>, usize)> {
+    workspace: impl Fn(&Offer<A>) -> Result<Option<usize>, CudaError>,
+) -> Result<Option<(&Offer<A>, usize)>, CudaError> {
     let mut picked: Option<(&Offer<A>, usize)> = None;
     for offer in offers.iter().filter(|o| o.works && o.deterministic) {
-        let Some(bytes) = workspace(offer) else {
+        let Some(bytes) = workspace(offer)? else {
             continue;
         };
         if picked.is_none_or(|(_, least)| bytes < least) {
@@ -80,7 +80,17 @@ fn pick<A>(
             break;
         }
     }
-    picked
+    Ok(picked)
+}
+
+/// What cuDNN gave, or nothing where it said no. Any other error must not lead to another choice: the next
+/// start would choose as if it had not been.
+pub(super) fn unless_refused<T>(given: Result<T, CudaError>) -> Result<Option<T>, CudaError> {
+    match given {
+        Ok(given) => Ok(Some(given)),
+        Err(error) if error.is_refusal() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes one direction of the offer that is picked: `workspace` says how many bytes an algorithm needs, or
@@ -99,9 +109,9 @@ fn choose<A: Copy>(
         Operands::Tf32 | Operands::Bf16 => descriptor.set_math(shape, offer.math),
     };
     let picked = pick(offers, |offer| {
-        set_math(offer).ok()?;
-        workspace(&descriptor, offer.algorithm).ok()
-    });
+        let asked = set_math(offer).and_then(|()| workspace(&descriptor, offer.algorithm));
+        unless_refused(asked)
+    })?;
     let (offer, workspace) = picked.ok_or_else(|| CudaError::NoAlgorithm {
         direction,
         shape: shape.to_string(),
@@ -294,9 +304,10 @@ mod tests {
                 math: sys::cudnnMathType_t::CUDNN_FMA_MATH,
             })
             .collect();
-        let workspace = |offer: &Offer<usize>| workspaces[offer.algorithm].map(|mib| mib * MIB);
-        let (offer, bytes) = pick(&offers, workspace)?;
-        assert_eq!(Some(bytes), workspace(offer));
+        let workspace = |offer: &Offer<usize>| Ok(workspaces[offer.algorithm].map(|mib| mib * MIB));
+        let picked = pick(&offers, workspace).expect("nothing fails");
+        let (offer, bytes) = picked?;
+        assert_eq!(Some(bytes), workspace(offer).expect("nothing fails"));
         Some(offer.algorithm)
     }
 

@@ -194,3 +194,74 @@ pub enum CudaError {
         bytes: u64,
     },
 }
+
+impl CudaError {
+    /// Whether another start may find the device well: what was asked of it is no reason.
+    pub fn may_pass(&self) -> bool {
+        let is_of_calls = matches!(self, Self::Driver { .. } | Self::Cudnn { .. });
+        matches!(self, Self::Fault { .. }) || (is_of_calls && !self.is_about_memory())
+    }
+
+    /// Whether there was too little memory, ours or what the driver and cuDNN take for themselves.
+    pub fn is_about_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. })
+            || matches!(self, Self::Driver { name, .. } if name == "CUDA_ERROR_OUT_OF_MEMORY")
+            || matches!(self, Self::Cudnn { status, .. } if status.contains("ALLOC"))
+    }
+
+    /// Whether cuDNN may say no to what was asked, and another way be tried: not where the device or the
+    /// library are at fault, which would be another answer another time.
+    pub(super) fn is_refusal(&self) -> bool {
+        let is_of_library =
+            matches!(self, Self::Cudnn { status, .. } if status.contains("SUBLIBRARY"));
+        matches!(self, Self::Cudnn { .. }) && !self.is_about_memory() && !is_of_library
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_no_refusal_and_does_not_pass() {
+        let cudnn = |status: &str| CudaError::Cudnn {
+            call: "cudnnBackendFinalize",
+            status: status.into(),
+            text: String::new(),
+            shape: String::new(),
+        };
+        let driver = |name: &str| CudaError::Driver {
+            call: "cuLaunchKernel",
+            name: name.into(),
+            text: String::new(),
+        };
+        let out = CudaError::OutOfMemory {
+            wanted: 1,
+            free: 0,
+            total: 0,
+        };
+        let told = |error: CudaError| {
+            let told = [
+                error.is_about_memory(),
+                error.may_pass(),
+                error.is_refusal(),
+            ];
+            told.map(u8::from)
+        };
+        assert_eq!(told(out), [1, 0, 0]);
+        assert_eq!(told(driver("CUDA_ERROR_OUT_OF_MEMORY")), [1, 0, 0]);
+        assert_eq!(told(driver("CUDA_ERROR_SYSTEM_NOT_READY")), [0, 1, 0]);
+        let names = "INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED";
+        assert_eq!(told(cudnn(&format!("CUDNN_STATUS_{names}"))), [1, 0, 0]);
+        assert_eq!(told(cudnn("CUDNN_STATUS_ALLOC_FAILED")), [1, 0, 0]);
+        assert_eq!(told(cudnn("CUDNN_STATUS_NOT_SUPPORTED")), [0, 1, 1]);
+        let names = "NOT_SUPPORTED_SUBLIBRARY_UNAVAILABLE";
+        assert_eq!(told(cudnn(&format!("CUDNN_STATUS_{names}"))), [0, 1, 0]);
+        let no_plan = CudaError::NoPlan {
+            direction: "forward",
+            shape: String::new(),
+            offers: String::new(),
+        };
+        assert_eq!(told(no_plan), [0, 0, 0]);
+    }
+}

@@ -6,7 +6,7 @@
 //! choose the same.
 #![allow(unsafe_code, reason = "cuDNN is C")]
 
-use super::algorithm::MOST_WORKSPACE;
+use super::algorithm::{MOST_WORKSPACE, unless_refused};
 use super::context::Context;
 use super::convolution::{ConvolutionShape, Operands};
 use super::cudnn::{Handle, check};
@@ -142,16 +142,17 @@ impl Plan {
             .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &[operation])?
             .finish()?;
         let mut offers = Offers::default();
-        let Some(mut made) = choose(handle, shape, &graph, &mut offers) else {
+        let chosen = choose(handle, shape, &graph, &mut offers);
+        parts.push(graph);
+        // Those that are made of others go first.
+        parts.reverse();
+        let Some(mut made) = chosen? else {
             return Err(CudaError::NoPlan {
                 direction: pass.direction(),
                 shape: shape.to_string(),
                 offers: offers.to_string(),
             });
         };
-        parts.push(graph);
-        // Those that are made of others go first.
-        parts.reverse();
         made.parts.extend(parts);
         tracing::debug!(pass = pass.direction(), %shape, plan = made.words, "convolution");
         Ok(made)
@@ -190,15 +191,15 @@ fn choose(
     shape: &ConvolutionShape,
     graph: &Descriptor,
     offers: &mut Offers,
-) -> Option<Plan> {
+) -> Result<Option<Plan>, CudaError> {
     for mode in [
         Heuristics::CUDNN_HEUR_MODE_A,
         Heuristics::CUDNN_HEUR_MODE_FALLBACK,
     ] {
         // A mode that cannot answer leaves it to the next.
-        for config in engines(shape, graph, mode).unwrap_or_default() {
+        for config in unless_refused(engines(shape, graph, mode))?.unwrap_or_default() {
             offers.all += 1;
-            let Ok(Some((engine, notes))) = engine_of(shape, &config) else {
+            let Some((engine, notes)) = unless_refused(engine_of(shape, &config))?.flatten() else {
                 offers.refused += 1;
                 continue;
             };
@@ -206,9 +207,11 @@ fn choose(
                 offers.nondeterministic += 1;
             } else if shape.operands == Operands::F32 && rounds(&notes) {
                 offers.rounding += 1;
-            } else if let Ok(plan) = plan_of(handle, shape, config, words(engine, &notes)) {
+            } else if let Some(plan) =
+                unless_refused(plan_of(handle, shape, config, words(engine, &notes)))?
+            {
                 if plan.workspace <= MOST_WORKSPACE as u64 {
-                    return Some(plan);
+                    return Ok(Some(plan));
                 }
                 offers.large += 1;
             } else {
@@ -216,7 +219,7 @@ fn choose(
             }
         }
     }
-    None
+    Ok(None)
 }
 
 /// Configurations of engines, the best first.

@@ -6,6 +6,10 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("learn.cu", include_str!("../kernels/learn.cu")),
     ("norm.cu", include_str!("../kernels/norm.cu")),
     ("norm_lif.cu", include_str!("../kernels/norm_lif.cu")),
+    (
+        "norm_lif_backward.cu",
+        include_str!("../kernels/norm_lif_backward.cu"),
+    ),
     ("pictures.cu", include_str!("../kernels/pictures.cu")),
     ("pointwise.cu", include_str!("../kernels/pointwise.cu")),
     ("pool.cu", include_str!("../kernels/pool.cu")),

@@ -10,7 +10,8 @@
 //   }
 //
 // KERNEL: threads that know nothing of each other. BLOCK_KERNEL: one that has `__shared__` memory and
-// `__syncthreads()`, which all threads of the block must reach: no `return` before the last one.
+// `__syncthreads()`, which all threads of the block must reach: no `return` before the last one,
+// unless all threads of the block return.
 // WIDE_KERNEL: a BLOCK_KERNEL of 256 threads whose registers leave room for so many blocks of it on a
 // multiprocessor at once.
 // Blocks are one-dimensional. Products and sums are not fused (`--fmad=false`, `-ffp-contract=off`), so

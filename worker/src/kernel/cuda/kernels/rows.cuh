@@ -158,8 +158,12 @@ INLINE Numbers<K::width> of_channels(const f32 *from, const Place<K> &p, u32 cha
 }
 
 // So many numbers of each channel of a block, in shared memory: registers are for what differs from row
-// to row, and hold more of it that way. All threads must make it; `read` is for after a barrier.
+// to row, and hold more of it that way. `keep` is for one lane of each column, `kept_by` for all of them after
+// a barrier.
 enum : u32 { BLOCK_QUADS = 32 };
+
+// The moments of a norm, where there is one, come first.
+enum : u32 { MEAN, INV, MOMENTS };
 
 template <u32 kinds> struct OfBlock {
   Packed<f32, 4> quads[kinds][2][BLOCK_QUADS];
