@@ -5,8 +5,9 @@
 //! - `buckets`: how the gradients are cut, and how large the pieces should be.
 //! - `words`: what rides behind the last bucket of a batch: its sums, and whether to stop.
 //! - `last`: what travels with the last bucket.
+//! - `host`: the way through the host.
 //! - `device`: the way of gradients that lie on GPUs.
-//! - this file: [`Exchange`], and the way through the host.
+//! - this file: [`Exchange`].
 //!
 //! # What is averaged
 //!
@@ -22,6 +23,7 @@
 
 mod buckets;
 mod device;
+mod host;
 mod last;
 mod words;
 
@@ -33,7 +35,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use words::Words;
 
 /// Is told before and after each wait for the other ranks.
@@ -257,30 +259,6 @@ impl Exchange {
         }
     }
 
-    /// Starts a bucket.
-    fn start(&mut self, kernels: &mut dyn Kernels, index: usize) {
-        if self.failure.is_some() {
-            return;
-        }
-        let is_last = index + 1 == self.buckets.len();
-        let bucket = &mut self.buckets[index];
-        let mut numbers = bucket.numbers.take().unwrap_or_default();
-        let len = bucket.range.len();
-        // What rides with the last bucket was put behind its gradients before.
-        if !is_last {
-            numbers.resize(len, 0.0);
-        }
-        let gradients = &mut numbers[..len];
-        kernels.read_gradients(bucket.range.start, gradients);
-        scale(gradients, self.scale);
-        // Counts do not survive being rounded.
-        let wire = if is_last { Wire::F32 } else { self.part.wire };
-        match self.collective.start_mean(numbers, wire) {
-            Ok(pending) => self.under_way.push_back(pending),
-            Err(error) => self.failure = Some(error),
-        }
-    }
-
     /// Starts what is left, waits for one bucket after the other, and gives each range with the means of
     /// its gradients to `update`. `ends_batch` says that no update of this batch follows.
     ///
@@ -308,39 +286,6 @@ impl Exchange {
         }
         self.num_asked = 0;
         Ok(())
-    }
-
-    fn finish_on_host(
-        &mut self,
-        kernels: &mut dyn Kernels,
-        network: &Network,
-        ends_batch: bool,
-        update: Update<'_>,
-    ) -> Result<(), CollectiveError> {
-        self.load_last(kernels, network, ends_batch);
-        self.start(kernels, self.buckets.len() - 1);
-        // What is under way ends by itself.
-        self.whole()?;
-        (self.part.waiting)(true);
-        for index in 0..self.buckets.len() {
-            let pending = self.under_way.pop_front();
-            let begin = Instant::now();
-            let mean = pending.expect("every bucket was started").wait();
-            self.waited += begin.elapsed();
-            let numbers = mean.map_err(|error| self.fail(error))?;
-            let bucket = &mut self.buckets[index];
-            let range = bucket.range.clone();
-            let len = range.len();
-            let span = Span {
-                offset: range.start,
-                len,
-            };
-            update(kernels, span, Mean::Given(&numbers[..len]));
-            bucket.numbers = Some(numbers);
-        }
-        (self.part.waiting)(false);
-        self.unload_last(kernels, network, ends_batch);
-        self.whole()
     }
 
     fn fail(&mut self, error: CollectiveError) -> CollectiveError {
@@ -389,19 +334,6 @@ impl Exchange {
         });
     }
 
-    /// The means of numbers over the group on the host; nothing where the group has failed.
-    fn mean_of(&mut self, mut numbers: Vec<f32>) -> Option<Vec<f32>> {
-        if self.failure.is_some() || numbers.is_empty() {
-            return None;
-        }
-        scale(&mut numbers, self.scale);
-        let begin = Instant::now();
-        let pending = self.collective.start_mean(numbers, Wire::F32);
-        let mean = pending.and_then(Pending::wait);
-        self.waited += begin.elapsed();
-        mean.map_err(|error| self.fail(error)).ok()
-    }
-
     /// The sums of the batches of all ranks since this was last asked.
     pub fn take_report(&mut self) -> Report {
         std::mem::take(&mut self.report)
@@ -425,13 +357,5 @@ impl Exchange {
     /// after the same batch.
     pub fn stopped(&self) -> Option<usize> {
         self.stopped
-    }
-}
-
-fn scale(numbers: &mut [f32], factor: f32) {
-    if factor.to_bits() != 1.0_f32.to_bits() {
-        for number in numbers {
-            *number *= factor;
-        }
     }
 }

@@ -38,6 +38,21 @@ struct Plan {
     precision: Precision,
 }
 
+impl Plan {
+    /// Two samples for each rank, in f32.
+    fn of(seat: &Seat) -> Self {
+        Self {
+            batch: 2 * seat.world,
+            places: 2 * seat.rank..2 * seat.rank + 2,
+            wire: Wire::F32,
+            overlaps: true,
+            bptt: false,
+            norms: Norms::Pooled,
+            precision: Precision::F32,
+        }
+    }
+}
+
 /// What came of it.
 struct Trained {
     weights: Vec<f32>,
@@ -48,15 +63,7 @@ struct Trained {
 }
 
 pub(super) fn compare(seat: &Seat) {
-    let equal = Plan {
-        batch: 2 * seat.world,
-        places: 2 * seat.rank..2 * seat.rank + 2,
-        wire: Wire::F32,
-        overlaps: true,
-        bptt: false,
-        norms: Norms::Pooled,
-        precision: Precision::F32,
-    };
+    let equal = Plan::of(seat);
     both(seat, &equal, 0.0);
     both(
         seat,
@@ -204,15 +211,7 @@ unsafe impl Arguments for Nothing {
 /// Learning ends for the others, with its name, and their GPUs can be asked further.
 pub(super) fn in_trouble(seat: &Seat, trouble: Trouble) {
     let gpu = u32::try_from(seat.rank).unwrap();
-    let plan = Plan {
-        batch: 2 * seat.world,
-        places: 2 * seat.rank..2 * seat.rank + 2,
-        wire: Wire::F32,
-        overlaps: true,
-        bptt: false,
-        norms: Norms::Pooled,
-        precision: Precision::F32,
-    };
+    let plan = Plan::of(seat);
     let mut group: Box<dyn Collective> = Box::new(seat.tcp());
     Nccl::join(&mut group, gpu, super::LONG).unwrap();
     let mut kernels = kernels(gpu, plan.precision, true);

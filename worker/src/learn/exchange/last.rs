@@ -1,8 +1,9 @@
 //! What travels with the last bucket through the host: moments of batch norms with every one, and with a
 //! batch's last one its words.
 
+use super::Exchange;
+use super::host::scale;
 use super::words::Said;
-use super::{Exchange, scale};
 use crate::collective::{CollectiveError, rank_of};
 use crate::engine::Network;
 use crate::kernel::{Kernels, Report};
