@@ -95,12 +95,13 @@ impl<'a> Training<'a> {
             return Err(TrainError::Device { epoch, batch, what });
         }
         let mut fault = node.learner.check(&mut *node.kernels).err();
-        // Of another rank's fault its numbers tell, which are in the mean, before that rank does.
+        // An update is looked at by the next time step, of which there is none: what all ranks have made of
+        // it must be fit for a checkpoint.
         let is_shared = node.learner.exchange.is_some() && node.kernels.device_arenas().is_some();
         if fault.is_none() && is_shared && !node.learner.network.is_finite(&mut *node.kernels) {
             fault = Some(Fault {
                 time_step: 0,
-                place: "another rank, whose gradients or moments were in the mean".into(),
+                place: "the weights or running statistics after an update of all ranks".into(),
             });
         }
         fault.map_or(Ok(()), |fault| {
@@ -465,7 +466,11 @@ impl<'a> Training<'a> {
                 Some(what) => Err(TrainError::Device { epoch, batch, what }),
                 None => Ok(Some(timing)),
             },
-            Err(LearnError::Ranks(error)) => Err(error.into()),
+            Err(LearnError::Ranks(error)) => match node.failure() {
+                // What a device that has failed cannot average either.
+                Some(what) => Err(TrainError::Device { epoch, batch, what }),
+                None => Err(error.into()),
+            },
             Err(LearnError::Fault(fault)) => match node.failure() {
                 // What a device that has failed gives is no number of the network.
                 Some(what) => Err(TrainError::Device { epoch, batch, what }),

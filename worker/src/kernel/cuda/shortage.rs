@@ -31,9 +31,9 @@ impl CudaKernels {
         if self.failure.is_some() {
             return;
         }
-        if let CudaError::OutOfMemory { free, .. } = error {
+        if error.is_about_memory() {
             // What had been taken beside it was given back since.
-            let free = self.device.memory_info().map_or(free, |(free, _)| free);
+            let free = self.device.memory_info().map_or(0, |(free, _)| free);
             self.missing = Some(Missing {
                 held: self.device.allocated(),
                 free,

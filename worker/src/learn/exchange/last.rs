@@ -60,9 +60,9 @@ impl Exchange {
         let heard = self.words.read(words);
         let mine = self.collective.rank().0 as usize;
         // A rank that has failed itself tells its own reason.
-        if let Some(failed) = heard.failed.filter(|failed| *failed != mine) {
+        if let (Some(first), false) = (heard.failed.first(), heard.failed.contains(&mine)) {
             self.failure = Some(CollectiveError::Left {
-                rank: rank_of(failed),
+                rank: rank_of(*first),
                 reason: "its device has failed, or its numbers are not finite".into(),
             });
         }

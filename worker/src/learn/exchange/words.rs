@@ -53,8 +53,8 @@ pub(super) struct Heard {
     pub(super) slowest_step: f64,
     /// A signal that any rank was given.
     pub(super) stop: Option<usize>,
-    /// The first rank that has failed.
-    pub(super) failed: Option<usize>,
+    /// The ranks that have failed.
+    pub(super) failed: Vec<usize>,
 }
 
 impl Words {
@@ -141,7 +141,9 @@ impl Words {
             report,
             slowest_step: f64::from(slowest) * self.world as f64,
             stop: stop.map(|(_, signal)| signal),
-            failed: failed.iter().position(|&failed| self.whole(failed) > 0),
+            failed: (0..self.world)
+                .filter(|&rank| self.whole(failed[rank]) > 0)
+                .collect(),
         }
     }
 
@@ -193,7 +195,7 @@ mod tests {
                     share: 1.0,
                     slowest_step: if rank == world / 3 { 7.5 } else { 0.25 },
                     stop,
-                    has_failed: rank == world - 1,
+                    has_failed: rank + 2 >= world,
                 };
                 words.write(said, &mut mine);
                 sum.iter_mut().zip(&mine).for_each(|(s, m)| *s += m);
@@ -203,7 +205,8 @@ mod tests {
             }
             let heard = words.read(&sum);
             assert_eq!(heard.stop, Some(15));
-            assert_eq!(heard.failed, Some(world - 1));
+            let last_two: Vec<usize> = (world.saturating_sub(2)..world).collect();
+            assert_eq!(heard.failed, last_two);
             assert!((heard.slowest_step - 7.5).abs() < 1e-5, "{heard:?}");
             let read = heard.report;
             let total = |of: &dyn Fn(Report) -> u64| (0..world).map(|r| of(report(r))).sum::<u64>();
@@ -238,7 +241,7 @@ mod tests {
         };
         words.write(said, &mut numbers);
         assert_eq!(words.read(&numbers).stop, None);
-        assert_eq!(words.read(&numbers).failed, None);
+        assert!(words.read(&numbers).failed.is_empty());
         words.write(Said { stop: 2, ..said }, &mut numbers);
         // One of two ranks.
         for number in &mut numbers {

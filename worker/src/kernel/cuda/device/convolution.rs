@@ -190,6 +190,9 @@ impl Convolution {
         if let Way::Graph(plans) = &mut self.way
             && !plans.has(pass)
         {
+            if let Some(error) = plans.refusal(pass) {
+                return Err(error.clone());
+            }
             device.context.attempt(|context| {
                 context.not_capturing("a new convolution")?;
                 plans.make(&lock(&device.cudnn), &self.shape, pass)

@@ -212,9 +212,14 @@ impl CudaError {
     /// Whether cuDNN may say no to what was asked, and another way be tried: not where the device or the
     /// library are at fault, which would be another answer another time.
     pub(super) fn is_refusal(&self) -> bool {
-        let is_of_library =
-            matches!(self, Self::Cudnn { status, .. } if status.contains("SUBLIBRARY"));
-        matches!(self, Self::Cudnn { .. }) && !self.is_about_memory() && !is_of_library
+        let faults = [
+            "SUBLIBRARY",
+            "RUNTIME_PREREQUISITE",
+            "NOT_INITIALIZED",
+            "EXECUTION_FAILED",
+        ];
+        let is_no = |status: &str| !faults.iter().any(|fault| status.contains(fault));
+        matches!(self, Self::Cudnn { status, .. } if is_no(status)) && !self.is_about_memory()
     }
 }
 
@@ -256,6 +261,8 @@ mod tests {
         assert_eq!(told(cudnn("CUDNN_STATUS_ALLOC_FAILED")), [1, 0, 0]);
         assert_eq!(told(cudnn("CUDNN_STATUS_NOT_SUPPORTED")), [0, 1, 1]);
         let names = "NOT_SUPPORTED_SUBLIBRARY_UNAVAILABLE";
+        assert_eq!(told(cudnn(&format!("CUDNN_STATUS_{names}"))), [0, 1, 0]);
+        let names = "EXECUTION_FAILED_CUDA_DRIVER";
         assert_eq!(told(cudnn(&format!("CUDNN_STATUS_{names}"))), [0, 1, 0]);
         let no_plan = CudaError::NoPlan {
             direction: "forward",

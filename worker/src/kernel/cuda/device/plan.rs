@@ -32,6 +32,8 @@ const MOST_NOTES: usize = 32;
 #[derive(Debug)]
 pub(super) struct Plans {
     made: Vec<(Pass, Plan)>,
+    /// Passes that have none, and why: nobody is asked twice, and a capture can be told.
+    none: Vec<(Pass, CudaError)>,
     context: Arc<Context>,
 }
 
@@ -39,6 +41,7 @@ impl Plans {
     pub(super) fn new(context: &Arc<Context>) -> Self {
         Self {
             made: Vec::new(),
+            none: Vec::new(),
             context: Arc::clone(context),
         }
     }
@@ -54,8 +57,22 @@ impl Plans {
         shape: &ConvolutionShape,
         pass: Pass,
     ) -> Result<(), CudaError> {
-        self.made.push((pass, Plan::new(handle, shape, pass)?));
+        match Plan::new(handle, shape, pass) {
+            Ok(plan) => self.made.push((pass, plan)),
+            Err(error) => {
+                if matches!(error, CudaError::NoPlan { .. }) {
+                    self.none.push((pass, error.clone()));
+                }
+                return Err(error);
+            }
+        }
         Ok(())
+    }
+
+    /// Why a pass has none, where that is known.
+    pub(super) fn refusal(&self, pass: Pass) -> Option<&CudaError> {
+        let found = self.none.iter().find(|(of, _)| *of == pass);
+        found.map(|(_, error)| error)
     }
 
     /// Bytes of workspace that a pass needs.
