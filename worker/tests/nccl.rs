@@ -147,9 +147,20 @@ fn needs_nccl_a_rank_that_is_killed_in_training_ends_it_for_the_others() {
 #[test]
 #[ignore = "needs NVRTC and the stand-ins of tests/cuda and tests/nccl: tests/run brings them"]
 fn needs_nccl_a_rank_whose_gpu_fails_says_so_before_anything_of_the_batch_is_kept() {
-    let ended = plainly(3, "broken training");
-    said(&ended, &[1], "over: rank 1 gave up: its device has failed");
-    said(&ended, &[], "passed");
+    for (case, broken, first) in [
+        ("broken training", &[1][..], 1),
+        ("twice broken training", &[0, 1], 0),
+    ] {
+        let ended = plainly(3, case);
+        let over = format!("over: rank {first} gave up: its device has failed");
+        said(&ended, broken, &over);
+        said(&ended, &[], "passed");
+        // Each of them has a reason of its own, which is not told here.
+        for rank in broken {
+            let text = &ended[*rank].text;
+            assert!(!text.contains("over: "), "rank {rank}:\n{text}");
+        }
+    }
 }
 
 /// A rank that is killed on the same machine often shows as an error that could be the rank's own.
@@ -363,7 +374,10 @@ fn needs_nccl_one_rank() {
         }
         "training" => return training::compare(&seat),
         "lost training" => return training::in_trouble(&seat, training::Trouble::Killed),
-        "broken training" => return training::in_trouble(&seat, training::Trouble::Broken),
+        "broken training" => return training::in_trouble(&seat, training::Trouble::Broken(&[1])),
+        "twice broken training" => {
+            return training::in_trouble(&seat, training::Trouble::Broken(&[0, 1]));
+        }
         _ => {}
     }
     let mut rank = Member::new(&seat);

@@ -189,13 +189,13 @@ fn near(a: &[f32], b: &[f32], tolerance: f32) {
     assert!(distance <= tolerance, "{distance} and {tolerance}");
 }
 
-/// What happens to rank 1 before the last batch, when time steps are replayed.
+/// What happens before the last batch, when time steps are replayed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// It is gone.
+    /// Rank 1 is gone.
     Killed,
-    /// Its GPU does nothing any more; what it gives to averages is finite.
-    Broken,
+    /// GPUs of these ranks do nothing any more; what they give to averages is finite.
+    Broken(&'static [usize]),
 }
 
 /// The argument of a kernel that is not there.
@@ -222,10 +222,10 @@ pub(super) fn in_trouble(seat: &Seat, trouble: Trouble) {
         let is_last = index + 1 == BATCHES;
         match trouble {
             Trouble::Killed if is_last && seat.rank == 1 => super::signal("KILL"),
-            Trouble::Broken if is_last && seat.rank == 1 => {
+            Trouble::Broken(ranks) if is_last && ranks.contains(&seat.rank) => {
                 kernels.device().launch([1, 1, 1], 32, &Nothing(0));
             }
-            Trouble::Killed | Trouble::Broken => {}
+            Trouble::Killed | Trouble::Broken(_) => {}
         }
         let (x, labels) = data(index, &plan);
         let batch = Batch {
@@ -243,7 +243,7 @@ pub(super) fn in_trouble(seat: &Seat, trouble: Trouble) {
         }
     }
     assert!(kernels.num_graphs() >= 4 * TIME_STEPS);
-    let is_broken = trouble == Trouble::Broken && seat.rank == 1;
+    let is_broken = matches!(trouble, Trouble::Broken(ranks) if ranks.contains(&seat.rank));
     assert_eq!(kernels.failure().is_some(), is_broken);
     let mut weights = vec![0.0; learner.network.plan().layout.len()];
     kernels.read_arena(Arena::Weights, 0, &mut weights);
