@@ -65,7 +65,7 @@ def of(stand_in):
         soak_batch=1,
         soak=4,
         twice=2,
-        training=("data.batch=8", "run.epochs=4", "model.width=0.0625", "algorithm.time_steps=2"),
+        training=("data.batch=8", "run.epochs=12", "model.width=0.0625", "algorithm.time_steps=2"),
         matrix=64,
         copy_gib=0.001,
         patience=0.1,
