@@ -114,7 +114,11 @@ impl<'a> Stopped<'a> {
     fn wake(&self, old: &Process) -> Vec<String> {
         let before = self.server.put_keys().len();
         old.signal("CONT");
-        old.wait_until_it_says("generation 1 is over: ");
+        // Of the coordinator or, where its writer looks at the folder first, of that.
+        old.wait_until_it_says_one_of(&[
+            "generation 1 is over: ",
+            "a later generation of ranks trains in ",
+        ]);
         self.put_since(before)
     }
 

@@ -82,8 +82,14 @@ impl Process {
 
     /// Waits until its log has these words.
     pub(crate) fn wait_until_it_says(&self, words: &str) {
+        self.wait_until_it_says_one_of(&[words]);
+    }
+
+    /// Waits until its log has some of these words.
+    pub(crate) fn wait_until_it_says_one_of(&self, words: &[&str]) {
         let begin = Instant::now();
-        while !self.log().contains(words) {
+        let says = |log: String| words.iter().any(|words| log.contains(words));
+        while !says(self.log()) {
             let log = || self.log();
             assert!(begin.elapsed() < DEADLINE, "no {words:?} in:\n{}", log());
             thread::sleep(Duration::from_millis(5));
