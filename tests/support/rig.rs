@@ -51,6 +51,7 @@ pub fn cuda_by(
         ordinal: 0,
         precision,
         interface,
+        ..Options::default()
     };
     match CudaKernels::open(&options) {
         Ok(kernels) => Box::new(kernels),

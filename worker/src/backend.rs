@@ -1,8 +1,8 @@
 //! Which back end computes: an engine on a device.
 
-use crate::kernel::Kernels;
 use crate::kernel::cpu::{CpuError, CpuKernels};
 use crate::kernel::reference::ReferenceKernels;
+use crate::kernel::{Kernels, Without};
 use crate::libraries::NotFound;
 use synfire_shared::run::{Convolutions, Device, Engine, Precision, Run};
 
@@ -61,6 +61,8 @@ pub struct BackEnd {
     pub convolutions: Convolutions,
     /// Threads on processors; 0: one per core.
     pub threads: usize,
+    /// What a GPU does without.
+    pub without: Without,
 }
 
 impl BackEnd {
@@ -73,6 +75,7 @@ impl BackEnd {
             tf32: run.tf32,
             convolutions: run.convolutions,
             threads: run.threads,
+            without: Without::default(),
         }
     }
 
@@ -119,6 +122,7 @@ impl BackEnd {
             ordinal,
             precision,
             interface,
+            without: self.without,
         };
         Ok(Box::new(CudaKernels::open(&options)?))
     }

@@ -9,6 +9,9 @@ COMPILED = "saved_compiled"
 PROFILE = "by layer and phase"
 # Every engine that is ever timed; which are, and in which order, `sizes` says.
 ENGINES = ("authors", COMPILED, "saved", "bptt")
+# What makes us fast and can be left out, as `synfire bench --without` names it.
+SAVINGS = ("graphs", "windows", "updates")
+WHOLE = "synfire, nothing left out"
 # Seconds at most and at least of an engine, else DEFAULT. Compiling takes minutes, once per size and machine.
 LIMITS = {COMPILED: (240, 150)}
 DEFAULT = (90, 20)
@@ -50,6 +53,9 @@ def items(place, sizes):
             for size in sizes.rivals:
                 for engine in engines:
                     found += pair(place, sizes, size, engine, number)
+        if number == 1:
+            for index in sizes.left_out:
+                found += left_out(place, sizes, sizes.rivals[index])
     for model, batch, warmup, timed in sizes.rivals[:2]:
         found.append(Item(f"{model} {batch}: synfire, pictures copied with every batch", "rivals", 60, 15,
                           lambda s, t, c=(model, batch, warmup, timed): ours(s, t, place, sizes, c, [])))
@@ -67,6 +73,15 @@ def interfaces(place, sizes, size):
         Item(f"{name}: synfire, {GRAPH_API}", "rivals", 60, 12,
              lambda s, t: ours(s, t, place, sizes, size, ["--keep-input", *BY_GRAPH_API])),
     ]
+
+
+def left_out(place, sizes, size):
+    """All that makes us fast, and then all but one, one after the other."""
+    name = f"{size[0]} {size[1]}"
+    return [Item(f"{name}: {WHOLE}", "rivals", 60, 12, lambda s, t: ours(s, t, place, sizes, size, ["--keep-input"]))] + [
+        Item(f"{name}: synfire without {saving}", "rivals", 60, 12,
+             lambda s, t, saving=saving: ours(s, t, place, sizes, size, ["--keep-input", "--without", saving]))
+        for saving in SAVINGS]
 
 
 def pair(place, sizes, size, engine, number):
@@ -120,7 +135,7 @@ def figures_of(command, said, figures):
     result = {"status": "measured", "command": command, "median_of": figures["iterations"]}
     for key in ("images_per_second", "seconds_per_batch", "peak_memory_mib", "dtype", "device_name", "loss",
                 "loss_is_finite", "torch", "channels_last", "warmup_seconds", "firing_rate", "input", "profile",
-                "seconds_by_work", "profiled_seconds_per_batch", "convolutions"):
+                "seconds_by_work", "profiled_seconds_per_batch", "convolutions", "without"):
         if figures.get(key) is not None:
             result[key] = figures[key]
     if "not replayed as graphs" in said.err:

@@ -5,7 +5,7 @@ import statistics
 from . import roofline
 from .correctness import GRAPH_API
 from .progress import in_short
-from .rivals import PROFILE
+from .rivals import PROFILE, SAVINGS, WHOLE
 from .training import ALL, NAME
 
 
@@ -18,7 +18,7 @@ def text(results, sizes):
     parts = [status(results), rivals(results, sizes), ceilings(results)]
     for model, batch, *_ in sizes.rivals[:2]:
         parts += [phases(results, model, batch), interfaces(results, model, batch)]
-    parts.append(training(results))
+    parts += [left_out(results, sizes), training(results)]
     return "\n".join(part for part in parts if part)
 
 
@@ -191,6 +191,22 @@ def interfaces(results, model, batch):
         if (whole := of_engine(results, model, batch, start)) is not None:
             lines.append(f"  images/s as a whole, {name}: {whole['images_per_second']:.1f}")
     return "\n".join(lines)
+
+
+def left_out(results, sizes):
+    """What each saving gives: the rate with all of them over that without it."""
+    lines = ["", f"{'what a saving gives, images/s':44}{'with it':>10}{'without':>10}{'gives':>8}"]
+    for index in sizes.left_out:
+        model, batch = sizes.rivals[index][:2]
+        whole = of_engine(results, model, batch, WHOLE)
+        for saving in SAVINGS:
+            without = of_engine(results, model, batch, f"synfire without {saving}")
+            if whole is None or without is None:
+                continue
+            rates = [row["images_per_second"] for row in (whole, without)]
+            lines.append(f"{f'{model} {batch} {saving}':44}{rates[0]:10.1f}{rates[1]:10.1f}"
+                         f"{100 * (rates[0] / rates[1] - 1):+7.1f}%")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def training(results):

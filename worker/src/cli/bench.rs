@@ -16,7 +16,7 @@ use crate::engine::Network;
 use crate::engine::plan::Settings;
 use crate::graph::models::{ModelName, build};
 use crate::graph::{Graph, init};
-use crate::kernel::{DeviceMemory, Kernels, Loss, Neuron, Norms};
+use crate::kernel::{DeviceMemory, Kernels, Loss, Neuron, Norms, Without};
 use crate::learn::optimiser::Optimiser;
 use crate::learn::{Algorithm, Batch, Input, Learner, Masks, Unobserved};
 use crate::memory::peak_resident_mib;
@@ -30,8 +30,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 use synfire_shared::run;
 
-/// Batches before a GPU is timed: the first runs as it is written, the second is recorded, and after
-/// these the clocks are up.
+/// Batches before a GPU is timed: time steps run as they are written first, are recorded when they come
+/// again, and after these batches the clocks are up.
 const WARMUP_ON_GPUS: u32 = 5;
 /// At least so many, or what is timed is not what training repeats.
 const LEAST_WARMUP_ON_GPUS: u32 = 2;
@@ -42,13 +42,25 @@ enum AlgorithmArgument {
     Bptt,
 }
 
+/// What makes a GPU fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Saving {
+    /// Time steps replayed as graphs
+    Graphs,
+    /// A convolution's gradients of all time steps of the window at once
+    Windows,
+    /// Updates of small layers joined
+    Updates,
+}
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Without --images, pictures are fixed noise; without --weights, weights are \
 freshly drawn. The fast engine's speed on processors depends on how many neurons spike, so time it on both. A \
 median whose minimum and maximum differ by more than a tenth was disturbed: time again.
 
-A GPU is waited for after each batch. Its time steps are recorded in the second batch and replayed after; \
+A GPU is waited for after each batch. Its time steps are recorded when they come the second time, and \
+replayed after; \
 --profile then runs as many batches again as they are written, and waits after each layer, so these are \
 slower in sum."
 )]
@@ -92,6 +104,9 @@ pub(super) struct Arguments {
     /// Copy pictures to the device with the first batch alone, and learn from them in all
     #[arg(long, conflicts_with = "images")]
     keep_input: bool,
+    /// Leave out what makes a GPU fast, to measure what it gives: one or more
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    without: Vec<Saving>,
     /// Time layers and phases on a GPU as well, which are always timed on processors
     #[arg(long)]
     profile: bool,
@@ -139,6 +154,15 @@ impl Arguments {
         self.warmup.unwrap_or(usual)
     }
 
+    fn without(&self) -> Without {
+        let is_named = |saving| self.without.contains(&saving);
+        Without {
+            graphs: is_named(Saving::Graphs),
+            windows: is_named(Saving::Windows),
+            updates: is_named(Saving::Updates),
+        }
+    }
+
     fn is_on_gpu(&self) -> bool {
         self.engine.device().is_cuda()
     }
@@ -147,8 +171,8 @@ impl Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(
         !arguments.is_on_gpu() || arguments.warmup() >= LEAST_WARMUP_ON_GPUS,
-        "--warmup must be at least {LEAST_WARMUP_ON_GPUS} on a GPU, which records the second batch \
-         to replay it"
+        "--warmup must be at least {LEAST_WARMUP_ON_GPUS} on a GPU, which records time steps \
+         when they come the second time"
     );
     let mut bench = Bench::new(arguments)?;
     let tally = bench.time(arguments)?;
@@ -165,7 +189,7 @@ impl Bench {
         let resident_before_mib = peak_resident_mib().unwrap_or(0.0);
         let options = arguments.options.options(arguments.model);
         let graph = build(&options)?;
-        let mut kernels = arguments.engine.open()?;
+        let mut kernels = arguments.engine.open_without(arguments.without())?;
         let window = arguments.window as usize;
         let algorithm = node::algorithm(match arguments.algorithm {
             AlgorithmArgument::Stol => run::Algorithm::Stol { window },

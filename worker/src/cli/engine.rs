@@ -1,7 +1,7 @@
 //! The arguments that say what computes, and on what.
 
 use crate::backend::BackEnd;
-use crate::kernel::Kernels;
+use crate::kernel::{Kernels, Without};
 use anyhow::ensure;
 use clap::ValueEnum;
 use synfire_shared::run::{Convolutions, Device, Engine, Precision};
@@ -56,10 +56,19 @@ pub(super) fn device(text: &str) -> Result<Device, String> {
 impl EngineArguments {
     /// Starts what they name.
     pub(super) fn open(&self) -> anyhow::Result<Box<dyn Kernels>> {
+        self.open_without(Without::default())
+    }
+
+    /// The same, leaving something out.
+    pub(super) fn open_without(&self, without: Without) -> anyhow::Result<Box<dyn Kernels>> {
         let is_special = self.tf32
             || self.precision == PrecisionArgument::Bf16
             || self.convolutions == ConvolutionsArgument::Graph;
         let is_plain = !self.device.is_cuda() || self.engine == EngineArgument::Burn;
+        ensure!(
+            without == Without::default() || !is_plain,
+            "--without goes with --device cuda and --engine fast"
+        );
         ensure!(
             !(is_special && is_plain),
             "--precision bf16, --tf32 and --convolutions graph go with --device cuda and --engine fast"
@@ -74,6 +83,7 @@ impl EngineArguments {
             tf32: self.tf32,
             convolutions: self.convolutions(),
             threads: usize::from(self.threads),
+            without,
         };
         Ok(back_end.open()?)
     }

@@ -12,6 +12,7 @@
 //! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
 //! - [`cpu`]: slices, threads and vectors; spikes as bits.
 //! - `cuda`: NVIDIA GPUs, with the feature `cuda`.
+//! - `without`: what `cuda` can do without, to measure it.
 //!
 //! # Time
 //!
@@ -24,6 +25,7 @@ pub mod cuda;
 pub mod layers;
 pub mod pictures;
 pub mod reference;
+mod without;
 
 use crate::shape::{Content, Shape};
 pub use layers::{
@@ -31,6 +33,7 @@ pub use layers::{
     Residual, Step,
 };
 pub use pictures::{Change, Pictures};
+pub use without::Without;
 
 /// A buffer of a back end, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,16 +160,17 @@ pub enum Phase {
     Evaluate,
 }
 
-/// What a network does again in every batch with the same buffers, the same shapes and the same calls.
+/// What a network does again with the same slots of the same buffers, the same shapes and the same calls:
+/// in every batch, and every few time steps of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Repeat {
     /// Whether it may be recorded and done again: not where the host looks at what is computed.
     pub may_record: bool,
     /// In training: forward, loss, backward and update of a time step; else forward and loss.
     pub is_training: bool,
-    /// The time step.
-    pub t: usize,
-    /// Whether it is the last one of its batch.
+    /// The first time step that is like this one (`Plan::first_like`).
+    pub like: usize,
+    /// Whether ranks tell each other the words of a batch in it.
     pub ends_batch: bool,
 }
 
@@ -331,12 +335,19 @@ pub trait Kernels: Send {
     /// Runs `body` where the back end's calls are cheapest (for the CPU: inside its threads).
     fn run(&mut self, body: &mut (dyn FnMut(&mut dyn Kernels) + Send));
 
-    /// Runs `body`, which makes the same calls whenever `what` is the same, but for the numbers of
-    /// `step`: the update that it makes, if it makes one. A back end may do again what `body` did before:
+    /// Runs `body`, time step `t` of a batch, which makes the same calls on the same slots whenever `what` is
+    /// the same, but for the number t and those of `step`: the update that it makes, if it makes one. A back
+    /// end may do again what `body` did before:
     /// it calls it then once more, or not at all, or so that its calls do nothing but those of
     /// [`Kernels::in_between`]; what `body` shall do besides must not matter. What is written to the device
     /// is written before, or in between.
-    fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels));
+    fn repeat(
+        &mut self,
+        what: Repeat,
+        t: usize,
+        step: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    );
 
     /// Runs `call` between what was called before and what is called after, each time that a
     /// [`Kernels::repeat`] in which it stands is done: for what is not the back end's own work, such as

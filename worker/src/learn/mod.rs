@@ -199,10 +199,10 @@ impl Learner {
             let what = Repeat {
                 may_record: self.goes_on() && !self.network.profile.is_on(),
                 is_training: true,
-                t,
-                ends_batch,
+                like: self.network.plan().first_like(t),
+                ends_batch: ends_batch && self.exchange.is_some(),
             };
-            kernels.repeat(what, Some(step), &mut |kernels| {
+            kernels.repeat(what, t, Some(step), &mut |kernels| {
                 result = body(self, kernels, observer, step);
             });
             // What was repeated has not been looked at.
@@ -314,10 +314,10 @@ impl Learner {
             let what = Repeat {
                 may_record: !self.network.profile.is_on(),
                 is_training: false,
-                t,
-                ends_batch: t + 1 == batch.num_time_steps,
+                like: self.network.plan().first_like(t),
+                ends_batch: false,
             };
-            kernels.repeat(what, None, &mut |kernels| {
+            kernels.repeat(what, t, None, &mut |kernels| {
                 self.network.forward(kernels, t, Phase::Evaluate);
                 self.network.loss(kernels, &self.loss, t, Phase::Evaluate);
             });

@@ -40,6 +40,7 @@ impl Bench {
             "steps_T": arguments.time_steps,
             "dtype": arguments.engine.precision().name(),
             "convolutions": is_cuda.then(|| arguments.engine.convolutions().name()),
+            "without": is_cuda.then(|| arguments.without().names()),
             "device": if is_cuda { "cuda" } else { "cpu" },
             "device_name": if is_cuda { self.kernels.name() } else { "cpu".into() },
             "threads": arguments.engine.threads(),

@@ -256,6 +256,23 @@ impl Plan {
         }
     }
 
+    /// The first time step that is like this one: its window is as full, and it has the same slots of all
+    /// buffers.
+    pub fn first_like(&self, t: usize) -> usize {
+        let specs = self.buffers.iter().map(|planned| &planned.spec);
+        let slots = specs.flat_map(|spec| [spec.operand_slots, spec.plain_slots]);
+        let period = slots
+            .filter(|&slots| slots > 0)
+            .fold(1, least_common_multiple);
+        // From there on the window is full, and there is a time step before.
+        let full = self.settings.window.max(2) - 1;
+        if t < full {
+            t
+        } else {
+            full + (t - full) % period
+        }
+    }
+
     /// The buffer of a value that is not fused away.
     pub(super) fn buffer(&self, value: ValueId) -> Buffer {
         self.values[value.0].expect("the planner stores every value that a stage reads")
@@ -284,6 +301,14 @@ impl Chain {
             .flatten()
             .collect()
     }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
 }
 
 #[cfg(test)]
@@ -344,6 +369,25 @@ mod tests {
         assert_eq!(slots("sn1: u"), Some((0, 2)));
         assert_eq!(slots("add"), None, "fused away");
         assert_eq!(slots("fc"), Some((0, 1)));
+    }
+
+    #[test]
+    fn time_steps_are_alike_where_slots_and_window_are() {
+        for window in 1..5 {
+            let plan = Plan::new(&network(), &settings(window));
+            let slots = plan.buffers.iter().map(|b| b.spec);
+            let slots = slots.flat_map(|spec| [spec.operand_slots, spec.plain_slots]);
+            let slots: Vec<usize> = slots.filter(|&slots| slots > 0).collect();
+            // What a time step sees: whether there is one before, its window, and its slots.
+            let sees = |t: usize| {
+                let slots: Vec<usize> = slots.iter().map(|slots| t % slots).collect();
+                (t == 0, window.min(t + 1), slots)
+            };
+            for t in 0..20 {
+                let first = (0..=t).find(|&s| sees(s) == sees(t));
+                assert_eq!(Some(plan.first_like(t)), first, "window {window}, t = {t}");
+            }
+        }
     }
 
     #[test]

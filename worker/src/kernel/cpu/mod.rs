@@ -298,7 +298,13 @@ impl Kernels for CpuKernels {
         self.on_pool(|kernels| body(kernels));
     }
 
-    fn repeat(&mut self, _: Repeat, _: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
+    fn repeat(
+        &mut self,
+        _: Repeat,
+        _: usize,
+        _: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    ) {
         body(self);
     }
 

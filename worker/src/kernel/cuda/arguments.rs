@@ -313,10 +313,9 @@ arguments!(NormLifForward {
     u_before: Pointer,
     alive: Pointer,
     counts: Pointer,
-    fault: Pointer,
+    watch: Pointer,
     tile: Tile,
     pixels: u32,
-    t: u32,
     neuron: NeuronArguments,
 });
 
@@ -511,12 +510,11 @@ arguments!(LossOfSamples {
     labels: Pointer,
     losses: Pointer,
     hits: Pointer,
+    watch: Pointer,
     samples: u32,
     classes: u32,
-    t: u32,
     ce: f32,
     mse: f32,
-    unused: u32,
 });
 
 /// Threads of a block of the loss (`LOSS_THREADS`).
@@ -526,14 +524,12 @@ arguments!(LossOfBatch {
     losses: Pointer,
     hits: Pointer,
     labels: Pointer,
-    counts: Pointer,
-    fault: Pointer,
+    steps: Pointer,
+    watch: Pointer,
     samples: u32,
     classes: u32,
-    t: u32,
     ce: f32,
     mse: f32,
-    unused: u32,
 });
 
 arguments!(Update {

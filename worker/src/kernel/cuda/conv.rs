@@ -14,6 +14,8 @@ use std::collections::HashMap;
 pub(super) struct Convolutions {
     operands: Operands,
     pub(super) interface: Interface,
+    /// Whether time steps are taken one by one.
+    by_steps: bool,
     known: HashMap<(usize, usize), (Conv, usize)>,
     plans: Vec<Convolution>,
 }
@@ -28,6 +30,7 @@ impl Convolutions {
         Self {
             operands,
             interface: options.interface,
+            by_steps: options.without.windows,
             known: HashMap::new(),
             plans: Vec::new(),
         }
@@ -41,16 +44,16 @@ struct Joined {
     steps: usize,
 }
 
-/// A window as it lies in rings: all slots at once where the window fills them, else step by step. In
-/// a ring that is filled the slots lie one after the other, in the same order in every ring of as many
-/// slots.
-fn joined(window: Window, rings: &[&Ring]) -> Vec<Joined> {
+/// A window as it lies in rings: all slots at once where the window fills them and they may be, else step by
+/// step. In a ring that is filled the slots lie one after the other, in the same order in every ring of as
+/// many slots.
+fn joined(window: Window, rings: &[&Ring], by_steps: bool) -> Vec<Joined> {
     // cuDNN counts the numbers of a tensor in 31 bits.
     let fits = |ring: &&Ring| ring.stride * (window.len as u64) < 1 << 31;
     let fills = rings
         .iter()
         .all(|ring| ring.slots as usize == window.len && fits(ring));
-    if fills && window.len > 1 {
+    if fills && window.len > 1 && !by_steps {
         return vec![Joined {
             // The slot of time step 0 is the first.
             first: 0,
@@ -68,6 +71,11 @@ fn is_aligned(values: Values, kind: Type) -> bool {
 }
 
 impl CudaKernels {
+    /// Convolutions that cuDNN was asked for: each with each number of samples.
+    pub fn num_convolutions(&self) -> usize {
+        self.convolutions.plans.len()
+    }
+
     /// The number of the plan for so many time steps at once.
     fn plan(&mut self, conv: &Conv, steps: usize) -> Option<usize> {
         self.settle(conv);
@@ -182,7 +190,7 @@ impl CudaKernels {
         let kind = self.rooms.operands();
         let from = self.rooms.ring_in(dy, outputs);
         let to = self.rooms.ring_out(dx, inputs, kind);
-        for part in joined(dy.steps, &[&from, &to]) {
+        for part in joined(dy.steps, &[&from, &to], self.convolutions.by_steps) {
             let Some(plan) = self.plan(conv, part.steps) else {
                 return;
             };
@@ -227,7 +235,8 @@ impl CudaKernels {
         let kind = self.rooms.operands();
         let saved = self.rooms.operand_ring(x, inputs);
         let from = self.rooms.ring_in(dy, outputs);
-        for (index, part) in joined(dy.steps, &[&saved, &from]).into_iter().enumerate() {
+        let parts = joined(dy.steps, &[&saved, &from], self.convolutions.by_steps);
+        for (index, part) in parts.into_iter().enumerate() {
             let Some(plan) = self.plan(conv, part.steps) else {
                 return;
             };
@@ -287,7 +296,8 @@ impl CudaKernels {
         let channels = conv.output.channels;
         let rows = conv.samples * conv.output.pixels();
         let from = self.rooms.ring_in(dy, rows * channels);
-        for (index, part) in joined(dy.steps, &[&from]).into_iter().enumerate() {
+        let parts = joined(dy.steps, &[&from], self.convolutions.by_steps);
+        for (index, part) in parts.into_iter().enumerate() {
             let tile = Tile::of(rows * part.steps, channels);
             let partials = self.scratch(Purpose::Partials, 4 * tile.partials(1));
             let sums = ColumnSums {

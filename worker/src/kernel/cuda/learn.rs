@@ -25,7 +25,7 @@ pub(super) struct Counters {
     steps: Memory,
     /// A `LayerCounts` per layer.
     layers: Memory,
-    /// The first time step with a number that is not finite.
+    /// The first time step with a number that is not finite, and the one that is computed: a `Watch`.
     fault: Memory,
     /// Learning rate and all that: a `Step`.
     step: Memory,
@@ -37,8 +37,9 @@ pub(super) struct Counters {
     /// Time steps that have been counted since the last report, at most.
     steps_seen: usize,
     layers_seen: usize,
-    /// What the device was last told.
+    /// What the device was last told: the update, and the time step.
     told: Option<Step>,
+    time: Option<usize>,
     pub(super) watch: Watch,
 }
 
@@ -76,6 +77,7 @@ impl Counters {
             steps_seen: 0,
             layers_seen: 0,
             told: None,
+            time: None,
             watch: Watch::default(),
         })
     }
@@ -103,13 +105,6 @@ impl Counters {
         let (alive, _) = room.as_ref().expect("allocated above");
         let counts = self.layers.pointer().offset((layer * LAYER_BYTES) as u64);
         Ok([alive.pointer(), counts])
-    }
-
-    /// Where a time step is counted.
-    fn counts(&mut self, t: usize) -> Pointer {
-        assert!(t < STEPS, "time steps of a batch");
-        self.steps_seen = self.steps_seen.max(t + 1);
-        self.steps.pointer().offset((t * STEP_BYTES) as u64)
     }
 }
 
@@ -197,6 +192,7 @@ impl CudaKernels {
         if self.is_in_vain() {
             return;
         }
+        self.tell_time(t);
         let elements = loss.samples * loss.classes;
         assert_eq!(
             self.counters.num_labels, loss.samples,
@@ -225,29 +221,36 @@ impl CudaKernels {
             labels,
             losses,
             hits,
+            watch: self.counters.fault(),
             samples: narrow(loss.samples),
             classes: narrow(loss.classes),
-            t: narrow(t),
             ce: loss.ce,
             mse: loss.mse,
-            unused: 0,
         };
-        let counts = self.counters.counts(t);
         self.launch_grid([of_samples.samples, 1, 1], LOSS_THREADS, &of_samples);
         let of_batch = LossOfBatch {
             losses,
             hits,
             labels,
-            counts,
-            fault: self.counters.fault(),
+            steps: self.counters.steps.pointer(),
+            watch: self.counters.fault(),
             samples: of_samples.samples,
             classes: of_samples.classes,
-            t: of_samples.t,
             ce: loss.ce,
             mse: loss.mse,
-            unused: 0,
         };
         self.launch_grid([1, 1, 1], LOSS_THREADS, &of_batch);
+    }
+
+    /// Tells the device which time step is computed, if it does not know: no kernel has t as an argument.
+    pub(super) fn tell_time(&mut self, t: usize) {
+        assert!(t < STEPS, "time steps of a batch");
+        self.counters.steps_seen = self.counters.steps_seen.max(t + 1);
+        if self.counters.time.replace(t) != Some(t) {
+            // The second word of `Watch`.
+            self.device
+                .set_word(self.counters.fault().offset(4), narrow(t));
+        }
     }
 
     /// Tells the device what the next updates are, if it does not know.

@@ -46,7 +46,7 @@ use self::shortage::Missing;
 use super::{
     Arena, ArenaSizes, Buffer, BufferSpec, Conv, DeviceArenas, DeviceMemory, Dropout, Errors,
     ErrorsOut, Failure, Kernels, Loss, Norm, NormLif, NormLifErrors, Phase, Pictures, Pool, Repeat,
-    Report, Residual, Shortage, Span, Step, Window,
+    Report, Residual, Shortage, Span, Step, Window, Without,
 };
 use crate::shape::Shape;
 
@@ -81,6 +81,8 @@ pub struct Options {
     pub precision: Precision,
     /// By which interface of cuDNN they are computed.
     pub interface: Interface,
+    /// What is left out, to measure it.
+    pub without: Without,
 }
 
 /// The back end for NVIDIA GPUs.
@@ -92,6 +94,7 @@ pub struct CudaKernels {
     rooms: Rooms,
     arenas: Option<Arenas>,
     convolutions: Convolutions,
+    without: Without,
     counters: Counters,
     waiting: Option<Waiting>,
     /// What lies in the scratch of that name.
@@ -159,7 +162,8 @@ impl CudaKernels {
             arenas: None,
             convolutions: Convolutions::new(*options),
             waiting: None,
-            graphs: Graphs::default(),
+            graphs: Graphs::new(options.without.graphs),
+            without: options.without,
             tables: pictures::Tables::new(),
             scratch: Scratch::default(),
             failure: None,
@@ -328,8 +332,14 @@ impl Kernels for CudaKernels {
         body(self);
     }
 
-    fn repeat(&mut self, what: Repeat, step: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
-        self.repeat_recorded(what, step, body);
+    fn repeat(
+        &mut self,
+        what: Repeat,
+        t: usize,
+        step: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    ) {
+        self.repeat_recorded(what, t, step, body);
     }
 
     fn in_between(&mut self, call: &mut dyn FnMut(&mut dyn Kernels)) {
@@ -466,7 +476,7 @@ impl Kernels for CudaKernels {
 
     /// 4 MiB of weights: some 5 µs by the roofline of an H200, of which a launch would be a part.
     fn update_grain(&self) -> usize {
-        1 << 20
+        if self.without.updates { 1 } else { 1 << 20 }
     }
 
     // A range may cut a filter, whose order on the device is another: a piece of the one is no piece of

@@ -179,6 +179,7 @@ impl CudaKernels {
         if self.failure.is_some() {
             return;
         }
+        self.tell_time(t);
         let Size {
             elements,
             rows,
@@ -222,10 +223,9 @@ impl CudaKernels {
             u_before,
             alive,
             counts,
-            fault: self.counters.fault(),
+            watch: self.counters.fault(),
             tile,
             pixels: narrow(layer.shape.pixels()),
-            t: narrow(t),
             neuron: layer
                 .lif
                 .map_or_else(Neuron::default, |lif| lif.neuron)

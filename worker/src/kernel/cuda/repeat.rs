@@ -1,10 +1,12 @@
-//! Time steps as CUDA graphs: recorded once, replayed in every batch after.
+//! Time steps as CUDA graphs: recorded once per phase of the rings, and replayed from there on.
 //!
 //! A time step is some two hundred launches of which many are shorter than it takes to launch them. A
 //! graph is launched as one. What it consists of are addresses and sizes, so nothing that differs from
-//! batch to batch may be an argument: inputs, labels and dropout masks are written before, learning
-//! rates lie in device memory, and counters are the device's. Every time step t of a batch has a graph
-//! of its own: slots of rings, the window and the place of its counts depend on t.
+//! one time to the next may be an argument: inputs, labels and dropout masks are written before, learning
+//! rates and the number of the time step lie in device memory, and counters are the device's. What is left
+//! of t are the slots of rings and how full the window is: with STOL's window of k, time steps from
+//! k - 1 on are alike where they are k apart. So a batch of any length has a graph for each of its first k - 1
+//! (at least one) and k more: memory, of which a graph takes some in the driver, does not grow with T.
 //!
 //! # In parts
 //!
@@ -60,11 +62,18 @@ enum Stage {
 pub(super) struct Graphs {
     known: HashMap<Repeat, Known>,
     stage: Stage,
-    /// Whether nothing is recorded.
-    pub(super) are_off: bool,
+    /// Whether nothing is recorded: to measure what that gives, or to find a fault where it arises.
+    are_off: bool,
 }
 
 impl Graphs {
+    pub(super) fn new(are_off: bool) -> Self {
+        Self {
+            are_off,
+            ..Self::default()
+        }
+    }
+
     /// Whether memory that was in use must not go yet.
     pub(super) fn hold_addresses(&self) -> bool {
         let is_recorded = |known: &Known| matches!(known, Known::Recorded(_));
@@ -73,13 +82,6 @@ impl Graphs {
 }
 
 impl CudaKernels {
-    /// Whether time steps are recorded and replayed, which is the case unless it is turned off: to
-    /// measure its parts, or to find a fault where it arises.
-    pub fn set_graphs(&mut self, on: bool) {
-        self.graphs.are_off = !on;
-        self.graphs.known.clear();
-    }
-
     /// Graphs that have been recorded, one for each part of a time step.
     pub fn num_graphs(&self) -> usize {
         let known = self.graphs.known.values();
@@ -92,8 +94,15 @@ impl CudaKernels {
             .count()
     }
 
-    pub(super) fn repeat_recorded(&mut self, what: Repeat, step: Option<Step>, body: Body<'_>) {
+    pub(super) fn repeat_recorded(
+        &mut self,
+        what: Repeat,
+        t: usize,
+        step: Option<Step>,
+        body: Body<'_>,
+    ) {
         self.counters.watch.is_late = true;
+        self.tell_time(t);
         if let Some(step) = step {
             self.tell(step);
         }

@@ -155,7 +155,13 @@ impl Kernels for ReferenceKernels {
         body(self);
     }
 
-    fn repeat(&mut self, _: Repeat, _: Option<Step>, body: &mut dyn FnMut(&mut dyn Kernels)) {
+    fn repeat(
+        &mut self,
+        _: Repeat,
+        _: usize,
+        _: Option<Step>,
+        body: &mut dyn FnMut(&mut dyn Kernels),
+    ) {
         body(self);
     }
 

@@ -99,6 +99,12 @@ impl Device {
         }
     }
 
+    /// Writes a word, on the compute stream.
+    pub fn set_word(&self, to: Pointer, word: u32) {
+        self.context
+            .work(|context| context.compute.set_word(to.0, word));
+    }
+
     /// Copies within the device, on the compute stream.
     pub fn copy(&self, from: Pointer, to: Pointer, bytes: u64) {
         if bytes > 0 {

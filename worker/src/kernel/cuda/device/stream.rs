@@ -89,6 +89,14 @@ impl Stream {
         })
     }
 
+    /// Writes a word.
+    pub(super) fn set_word(&self, to: u64, word: u32) -> Result<(), CudaError> {
+        // SAFETY: the driver checks the range.
+        check("cuMemsetD32Async", unsafe {
+            sys::cuMemsetD32Async(to, word, 1, self.0)
+        })
+    }
+
     /// Launches a kernel.
     ///
     /// # Safety

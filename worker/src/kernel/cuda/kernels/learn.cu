@@ -8,12 +8,11 @@ struct Loss {
   const u32 *labels; // [N], then the number of labelled samples; ~0 marks one that counts for nothing
   f32 *losses;       // [N][2]: cross-entropy and squared errors
   u32 *hits;         // [N]
+  const Watch *watch;
   u32 samples;
   u32 classes;
-  u32 t;
   f32 ce;
   f32 mse;
-  u32 unused;
 };
 
 enum : u32 { LOSS_THREADS = 128 };
@@ -63,6 +62,7 @@ BLOCK_KERNEL(loss_of_samples, Loss) {
     mine += exponential(load(a.logits, row + k) - peak);
   const f32 log_sum = logarithm(total(mine, shared));
 
+  const bool is_first = a.watch->t == 0;
   f32 squares = 0.0f, best = minus_infinity();
   u32 place = ~0u;
   for (u32 k = threadIdx.x; k < classes; k += LOSS_THREADS) {
@@ -74,7 +74,7 @@ BLOCK_KERNEL(loss_of_samples, Loss) {
       const f32 dmse = labelled ? (y - e) * 2.0f / (n * static_cast<f32>(classes)) : 0.0f;
       store(a.error, row + k, dce * a.ce + dmse * a.mse);
     }
-    const f32 sum = (a.t == 0 ? 0.0f : a.so_far[row + k]) + y;
+    const f32 sum = (is_first ? 0.0f : a.so_far[row + k]) + y;
     a.so_far[row + k] = sum;
     // The first of equals, as the reference: it keeps class 0 where nothing is larger.
     if (place == ~0u || sum > best) {
@@ -118,14 +118,12 @@ struct LossOfBatch {
   const f32 *losses;
   const u32 *hits;
   const u32 *labels;
-  StepCounts *counts;
-  u32 *fault;
+  StepCounts *steps; // one per time step of a batch
+  Watch *watch;
   u32 samples;
   u32 classes;
-  u32 t;
   f32 ce;
   f32 mse;
-  u32 unused;
 };
 
 // One block.
@@ -159,11 +157,13 @@ BLOCK_KERNEL(loss_of_batch, LossOfBatch) {
   f32 loss = static_cast<f32>(ces[0]) / n * a.ce;
   if (a.mse != 0.0f)
     loss += static_cast<f32>(mses[0]) / (n * static_cast<f32>(a.classes)) * a.mse;
-  a.counts->loss += loss;
-  a.counts->correct += corrects[0];
-  a.counts->samples += labelled;
-  a.counts->batches += 1;
-  if (!is_finite(loss)) atomic_min(a.fault, a.t);
+  const u32 t = a.watch->t;
+  StepCounts &counts = a.steps[t];
+  counts.loss += loss;
+  counts.correct += corrects[0];
+  counts.samples += labelled;
+  counts.batches += 1;
+  if (!is_finite(loss)) atomic_min(&a.watch->fault, t);
 }
 
 // An update; written by the host before each time step.

@@ -24,10 +24,9 @@ struct NormLifForward {
   const f32 *u_before; // null at t = 0: u = s = 0 (section 3.3)
   u8 *alive;           // a byte per neuron of a sample
   LayerCounts *counts;
-  u32 *fault;
+  Watch *watch;
   Tile tile;
   u32 pixels; // of a sample
-  u32 t;
   Neuron neuron;
 };
 
@@ -186,7 +185,7 @@ WIDE_KERNEL(norm_lif_forward, NormLifForward, 4) {
   else
     forward<Known<f32, f32, FORWARD_WIDTH>, UsualNeuron>(a, kept, seen);
   if (a.u == nullptr) return;
-  if (!seen.all_finite) atomic_min(a.fault, a.t);
+  if (!seen.all_finite) atomic_min(&a.watch->fault, a.watch->t);
   const u32 sum = add_threads(seen.spikes);
   if (threadIdx.x == 0) {
     // Whole numbers: the order does not matter.

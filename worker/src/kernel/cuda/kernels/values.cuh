@@ -12,6 +12,12 @@
 // The types of stored numbers; `Type` in arguments.rs.
 enum Type : u32 { F32 = 0, BF16 = 1 };
 
+// The time step that is computed, and the first of those with a number that is not finite; ~0: none.
+struct Watch {
+  u32 fault;
+  u32 t;
+};
+
 // Numbers of one slot, or nothing.
 struct Values {
   void *at;
