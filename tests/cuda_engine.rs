@@ -7,22 +7,25 @@
     reason = "a launch that fails is one of a kernel with a promised argument"
 )]
 
+use std::collections::BTreeSet;
 use synfire::engine::Network;
 use synfire::graph::init;
 use synfire::graph::models::{self, ModelName, ModelOptions};
 use synfire::kernel::cuda::device::Arguments;
 use synfire::kernel::cuda::{CudaKernels, Interface, Options, Precision};
-use synfire::kernel::{
-    Arena, ArenaSizes, Buffer, BufferSpec, Conv, Kernels, Loss, Repeat, Report, Span, Without,
-};
+use synfire::kernel::{Arena, ArenaSizes, BufferSpec, Kernels, Loss, Report, Without};
 use synfire::learn::optimiser::Optimiser;
 use synfire::learn::stol::Stol;
 use synfire::learn::{Algorithm, Learner, Unobserved};
-use synfire::shape::{Content, Join, Shape};
+use synfire::shape::{Join, Shape};
 use synfire_shared::run;
-use synfire_tests::pictures::Made;
 use synfire_tests::random::Random;
 use synfire_tests::training::{Frames, Setup, Training, cpu};
+
+#[path = "cuda_engine/repetitions.rs"]
+mod repetitions;
+#[path = "cuda_engine/slots.rs"]
+mod slots;
 
 const SAMPLES: usize = 3;
 const NUM_TIME_STEPS: usize = 5;
@@ -62,20 +65,24 @@ fn all_models() -> Vec<ModelOptions> {
 }
 
 fn frames(model: &ModelOptions, seed: u64) -> Frames {
+    frames_of(model, seed, NUM_TIME_STEPS)
+}
+
+fn frames_of(model: &ModelOptions, seed: u64, num_time_steps: usize) -> Frames {
     let mut random = Random::new(seed);
     Frames {
-        frames: random.normal(NUM_TIME_STEPS * SAMPLES * model.input.elements()),
+        frames: random.normal(num_time_steps * SAMPLES * model.input.elements()),
         labels: vec![1, 0, 2],
-        num_time_steps: NUM_TIME_STEPS,
+        num_time_steps,
     }
 }
 
-fn setup() -> Setup {
+fn setup(window: usize) -> Setup {
     Setup {
         sgd: [0.05, 0.9, 1e-4],
         loss: (0.95, 0.05),
         seed: 5,
-        ..Setup::new(SAMPLES, 2)
+        ..Setup::new(SAMPLES, window)
     }
 }
 
@@ -83,6 +90,8 @@ fn setup() -> Setup {
 struct OnGpu {
     kernels: CudaKernels,
     learner: Learner,
+    algorithm: Stol,
+    num_time_steps: usize,
 }
 
 impl OnGpu {
@@ -91,12 +100,21 @@ impl OnGpu {
     }
 
     fn with(model: &ModelOptions, options: Options) -> Self {
+        Self::over_time(model, options, Stol { window: 2 }, NUM_TIME_STEPS)
+    }
+
+    fn over_time(
+        model: &ModelOptions,
+        options: Options,
+        algorithm: Stol,
+        num_time_steps: usize,
+    ) -> Self {
         let mut kernels = match CudaKernels::open(&options) {
             Ok(kernels) => kernels,
             Err(error) => panic!("{error}"),
         };
         let graph = models::build(model).expect("the options fit the model");
-        let setup = setup();
+        let setup = setup(algorithm.window(num_time_steps));
         let network = Network::new(&graph, &setup.settings(), 1, &mut kernels);
         let loss = Loss {
             samples: SAMPLES,
@@ -114,17 +132,20 @@ impl OnGpu {
             let set = network.set(&mut kernels, &name, &values);
             set.expect("the network has its parameters");
         }
-        let learner = Learner::new(network, loss, optimiser);
-        Self { kernels, learner }
+        Self {
+            learner: Learner::new(network, loss, optimiser),
+            kernels,
+            algorithm,
+            num_time_steps,
+        }
     }
 
     /// Learns from one batch after the other; what was counted.
     fn learn(&mut self, model: &ModelOptions, batches: std::ops::Range<u64>) -> Report {
         for index in batches {
-            let frames = frames(model, index);
+            let frames = frames_of(model, index, self.num_time_steps);
             let batch = frames.batch(index);
-            let mut stol = Stol { window: 2 };
-            let learnt = stol.learn(
+            let learnt = self.algorithm.learn(
                 &mut self.learner,
                 &mut self.kernels,
                 &batch,
@@ -132,6 +153,20 @@ impl OnGpu {
             );
             learnt.expect("every number is finite");
         }
+        self.report()
+    }
+
+    /// Looks at one batch after the other; what was counted.
+    fn evaluate(&mut self, model: &ModelOptions, batches: std::ops::Range<u64>) -> Report {
+        for index in batches {
+            let frames = frames_of(model, index, self.num_time_steps);
+            let batch = frames.batch(index);
+            self.learner.evaluate(&mut self.kernels, &batch);
+        }
+        self.report()
+    }
+
+    fn report(&mut self) -> Report {
         let report = self.kernels.take_report();
         assert_eq!(self.kernels.failure(), None);
         report
@@ -177,6 +212,41 @@ fn needs_cuda_recorded_time_steps_give_the_bits_of_those_run_as_written() {
             assert_eq!(recorded.kernels.num_graphs(), NUM_GRAPHS, "{what}");
             assert_eq!(written.kernels.num_graphs(), 0, "{what}");
         }
+    }
+}
+
+/// A batch of any length has a graph for each time step that is like no earlier one, in training and in evaluation.
+#[test]
+#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
+fn needs_cuda_graphs_of_any_window_give_the_bits_of_time_steps_run_as_written() {
+    let models = all_models();
+    // The largest has dropout, whose masks are of a time step.
+    for (model, window, num_time_steps) in [
+        (&models[1], 1, 5),
+        (&models[1], 2, 1),
+        (&models[1], 3, 8),
+        (&models[1], 4, 3),
+        (&models[3], 3, 6),
+    ] {
+        let what = format!("{} with k = {window}, T = {num_time_steps}", model.name);
+        let options = options(Precision::F32);
+        let [written, recorded] = [without_graphs(options), options].map(|options| {
+            let mut one = OnGpu::over_time(model, options, Stol { window }, num_time_steps);
+            let mut seen = Vec::new();
+            // Evaluation comes between, as in training.
+            for begin in [0, 2] {
+                seen.push(one.learn(model, begin..begin + 2));
+                seen.push(one.evaluate(model, 7..10));
+            }
+            (seen, one)
+        });
+        assert_eq!(written.0, recorded.0, "{what}");
+        let plan = recorded.1.learner.network.plan();
+        let firsts: BTreeSet<usize> = (0..num_time_steps).map(|t| plan.first_like(t)).collect();
+        let graphs = [&written, &recorded].map(|(_, one)| one.kernels.num_graphs());
+        assert_eq!(graphs, [0, 2 * firsts.len()], "{what}");
+        let [mut written, mut recorded] = [written.1, recorded.1];
+        assert!(written.bits() == recorded.bits(), "{what}");
     }
 }
 
@@ -232,33 +302,36 @@ fn needs_cuda_stand_in_what_is_left_out_changes_calls_and_no_number() {
                 ..options(precision)
             };
             let mut one = OnGpu::with(model, options);
-            let learnt = (one.learn(model, 0..3), one.bits());
-            let tolerance = match (without.windows, precision) {
-                (true, Precision::Bf16) => f32::INFINITY,
-                (true, _) => 1e-4,
-                (false, _) => 0.0,
-            };
+            let (report, bits) = (one.learn(model, 0..3), one.bits());
             let what = format!("{precision:?} without {:?}", without.names());
-            assert!(
-                distance(&learnt.1, &expected.1) <= tolerance,
-                "{what}: {}",
-                distance(&learnt.1, &expected.1)
-            );
+            match (without.windows, precision) {
+                (false, _) => assert!((report, bits) == expected, "{what}"),
+                (true, Precision::Bf16) => assert!(distance(&bits, &bits).is_finite(), "{what}"),
+                (true, _) => {
+                    let distance = distance(&bits, &expected.1);
+                    assert!(distance <= 1e-4, "{what}: {distance}");
+                    assert_eq!(report.spikes, expected.0.spikes, "{what}");
+                }
+            }
             let convolutions = [&one, &all].map(|gpu| gpu.kernels.num_convolutions());
             // Forward and backward of a convolution have as many samples, or not.
             assert_eq!(convolutions[0] < convolutions[1], without.windows, "{what}");
+            // The learner joins updates until they have so many numbers.
             assert_eq!(one.kernels.update_grain() == 1, without.updates, "{what}");
             assert_eq!(one.kernels.num_graphs(), NUM_GRAPHS, "{what}");
         }
     }
 }
 
-/// The largest difference of numbers given by their bits.
+/// The largest difference of numbers given by their bits; infinite where one is no number.
 fn distance(a: &[u32], b: &[u32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let pairs = a.iter().zip(b);
     let apart = pairs.map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs());
-    apart.fold(0.0, f32::max)
+    apart.fold(
+        0.0,
+        |largest, apart| if apart <= largest { largest } else { apart },
+    )
 }
 
 /// On a GPU the interfaces of cuDNN may take kernels that sum in another order.
@@ -299,7 +372,7 @@ fn needs_cuda_training_is_deterministic_and_follows_the_learning_rate() {
 #[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
 fn needs_cuda_training_on_a_gpu_is_training_on_the_cpu() {
     for model in all_models() {
-        let mut training = Training::of_model(cpu(1), &model, &setup(), 1);
+        let mut training = Training::of_model(cpu(1), &model, &setup(2), 1);
         for index in 0..2 {
             training.learn_unseen(&mut Stol { window: 2 }, &frames(&model, index), index);
         }
@@ -394,314 +467,6 @@ fn fault_at(model: &ModelOptions, time_step: usize) {
             .iter()
             .all(|bits| f32::from_bits(*bits).is_finite())
     );
-}
-
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_what_cannot_be_recorded_runs_as_it_is_written() {
-    let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
-        Ok(kernels) => kernels,
-        Err(error) => panic!("{error}"),
-    };
-    let shape = Shape::new(1, 1, 4);
-    let spec = synfire::kernel::BufferSpec::plain(1, shape, 1);
-    let buffer = kernels.allocate(&spec);
-    let what = Repeat {
-        may_record: true,
-        is_training: true,
-        like: 0,
-        ends_batch: false,
-    };
-    let mut in_between = 0;
-    for round in 0_u8..4 {
-        let value = f32::from(round);
-        kernels.repeat(what, 0, None, &mut |kernels| {
-            // Writing is what a recorded time step must not do, in neither of two parts.
-            kernels.write(buffer, 0, &[0.0; 4]);
-            kernels.in_between(&mut |_| in_between += 1);
-            kernels.write(buffer, 0, &[value; 4]);
-        });
-        let mut values = [f32::NAN; 4];
-        kernels.read(buffer, 0, &mut values);
-        assert_eq!(values.map(f32::to_bits), [value.to_bits(); 4]);
-        assert_eq!(kernels.failure(), None);
-        assert_eq!(kernels.num_graphs(), 0);
-        assert_eq!(in_between, round + 1);
-    }
-}
-
-/// A body with two places in between: zeros a buffer, lets the host put `value` there, copies it to another,
-/// lets the host look there, and zeros that.
-struct InParts {
-    kernels: CudaKernels,
-    from: Buffer,
-    to: Buffer,
-    /// The bits that the host found in the two places.
-    found: Vec<[u32; 4]>,
-}
-
-impl InParts {
-    const SHAPE: Shape = Shape {
-        height: 1,
-        width: 1,
-        channels: 4,
-    };
-
-    /// A buffer full of this.
-    fn full(value: f32) -> [u32; 4] {
-        [value.to_bits(); 4]
-    }
-
-    fn new() -> Self {
-        let mut kernels = match CudaKernels::open(&options(Precision::F32)) {
-            Ok(kernels) => kernels,
-            Err(error) => panic!("{error}"),
-        };
-        let spec = BufferSpec::plain(1, Self::SHAPE, 1);
-        Self {
-            from: kernels.allocate(&spec),
-            to: kernels.allocate(&spec),
-            kernels,
-            found: Vec::new(),
-        }
-    }
-
-    /// Ends in the first place if `is_cut`.
-    fn repeat(&mut self, value: f32, is_cut: bool) {
-        let what = Repeat {
-            may_record: true,
-            is_training: true,
-            like: 0,
-            ends_batch: false,
-        };
-        let (from, to, found) = (self.from, self.to, &mut self.found);
-        self.kernels.repeat(what, 0, None, &mut |kernels| {
-            let mut look = |kernels: &mut dyn Kernels, buffer| {
-                let mut values = [f32::NAN; 4];
-                kernels.read(buffer, 0, &mut values);
-                found.push(values.map(f32::to_bits));
-            };
-            kernels.zero(from, 1, Self::SHAPE, 0);
-            let mut has_failed = false;
-            kernels.in_between(&mut |kernels| {
-                look(kernels, from);
-                kernels.write(from, 0, &[value; 4]);
-                has_failed = is_cut;
-            });
-            if has_failed {
-                return;
-            }
-            kernels.flatten_forward(1, Self::SHAPE, 0, from, to);
-            kernels.in_between(&mut |kernels| look(kernels, to));
-            kernels.zero(to, 1, Self::SHAPE, 0);
-        });
-    }
-
-    /// What lies in the second buffer.
-    fn rest(&mut self) -> [u32; 4] {
-        let mut values = [f32::NAN; 4];
-        self.kernels.read(self.to, 0, &mut values);
-        values.map(f32::to_bits)
-    }
-}
-
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_what_stands_in_between_is_done_every_time_in_its_place() {
-    let mut one = InParts::new();
-    for round in 1_u8..6 {
-        let value = f32::from(round);
-        one.repeat(value, false);
-        let expected = [0.0, value].map(InParts::full);
-        assert_eq!(one.found, expected, "round {round}");
-        assert_eq!(one.rest(), InParts::full(0.0));
-        one.found.clear();
-        assert_eq!(one.kernels.failure(), None);
-        // Three parts, once it was recorded.
-        let graphs = if round == 1 { 0 } else { 3 };
-        assert_eq!(one.kernels.num_graphs(), graphs, "round {round}");
-    }
-}
-
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_a_repetition_that_ends_early_does_nothing_further() {
-    let mut one = InParts::new();
-    (1_u8..4).for_each(|round| one.repeat(f32::from(round), false));
-    one.kernels.write(one.to, 0, &[9.0; 4]);
-    one.repeat(7.0, true);
-    assert_eq!(one.rest(), InParts::full(9.0), "neither copied nor zeroed");
-    // What comes after is done as ever.
-    one.found.clear();
-    one.repeat(8.0, false);
-    assert_eq!(one.found, [0.0, 8.0].map(InParts::full));
-    assert_eq!(one.rest(), InParts::full(0.0));
-    assert_eq!(one.kernels.failure(), None);
-}
-
-/// Two inputs of the same kind in one back end, and what a convolution makes of them: one is given
-/// values, the other bytes.
-struct Twins {
-    kernels: CudaKernels,
-    conv: Conv,
-    inputs: [Buffer; 2],
-    output: Buffer,
-}
-
-impl Twins {
-    const SLOTS: usize = 2;
-
-    /// `forms`: slots that convolutions read, slots that everything else reads.
-    fn new(precision: Precision, samples: usize, shape: Shape, forms: (usize, usize)) -> Self {
-        let mut kernels = match CudaKernels::open(&options(precision)) {
-            Ok(kernels) => kernels,
-            Err(error) => panic!("{error}"),
-        };
-        kernels.allocate_arenas(ArenaSizes {
-            parameters: 3 * shape.channels,
-            statistics: 0,
-            moments: 0,
-            states: 0,
-        });
-        let weights: Vec<f32> = (1..=3 * shape.channels).map(|i| i as f32).collect();
-        kernels.write_arena(Arena::Weights, 0, &weights);
-        let input = BufferSpec {
-            operand_slots: forms.0,
-            ..BufferSpec::plain(samples, shape, forms.1)
-        };
-        assert_eq!(input.content, Content::Real);
-        let output = Shape::new(shape.height, shape.width, 3);
-        Self {
-            inputs: [(); 2].map(|()| kernels.allocate(&input)),
-            output: kernels.allocate(&BufferSpec {
-                of_conv: true,
-                ..BufferSpec::plain(samples, output, Self::SLOTS)
-            }),
-            conv: Conv {
-                index: 0,
-                samples,
-                input: shape,
-                output,
-                kernel: 1,
-                stride: 1,
-                padding: 0,
-                weight: Span {
-                    offset: 0,
-                    len: weights.len(),
-                },
-                bias: None,
-            },
-            kernels,
-        }
-    }
-
-    fn bits(&mut self, buffer: Buffer, t: usize, len: usize) -> Vec<u32> {
-        let mut values = vec![f32::NAN; len];
-        self.kernels.read(buffer, t, &mut values);
-        values.into_iter().map(f32::to_bits).collect()
-    }
-
-    /// Gives both the same pictures; the bits of each, and those of the convolution if it can read it.
-    fn give(&mut self, made: &Made, t: usize, convolves: bool) -> [[Vec<u32>; 2]; 2] {
-        let pictures = made.pictures();
-        let [values, bytes] = self.inputs;
-        self.kernels.write(values, t, &pictures.values());
-        self.kernels.write_pictures(bytes, t, &pictures);
-        let len = self.conv.samples * self.conv.output.elements();
-        self.inputs.map(|input| {
-            let own = self.bits(input, t, pictures.elements());
-            if !convolves {
-                return [own, Vec::new()];
-            }
-            self.kernels.conv_forward(&self.conv, t, input, self.output);
-            [own, self.bits(self.output, t, len)]
-        })
-    }
-}
-
-/// What is asked for first where a time step is recorded: a plan of cuDNN's, and scratch.
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_a_recording_that_asks_for_memory_is_made_when_that_is_there() {
-    let shape = Shape::new(5, 5, 2);
-    let mut twins = Twins::new(Precision::Bf16, 2, shape, (1, 1));
-    let values: Vec<f32> = (0..2 * shape.elements()).map(|i| i as f32 / 16.0).collect();
-    twins.kernels.write(twins.inputs[0], 0, &values);
-    let what = Repeat {
-        may_record: true,
-        is_training: true,
-        like: 0,
-        ends_batch: false,
-    };
-    let (input, output, conv) = (twins.inputs[0], twins.output, twins.conv);
-    let len = conv.samples * conv.output.elements();
-    let mut results = Vec::new();
-    for round in 0..4 {
-        twins.kernels.repeat(what, 0, None, &mut |kernels| {
-            kernels.zero(output, conv.samples, conv.output, 0);
-            if round > 0 {
-                kernels.conv_forward(&conv, 0, input, output);
-            }
-        });
-        assert_eq!(twins.kernels.failure(), None);
-        assert_eq!(twins.kernels.num_graphs(), usize::from(round > 1));
-        results.push(twins.bits(output, 0, len));
-    }
-    assert!(results[0].iter().all(|bits| *bits == 0));
-    assert!(results[1].iter().any(|bits| *bits != 0));
-    assert_eq!(results[1..], vec![results[1].clone(); 3][..]);
-}
-
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_pictures_as_bytes_give_the_bits_of_those_made_on_the_host() {
-    let shapes = [(32, 32, 3), (28, 28, 1), (7, 5, 3), (9, 11, 1), (1, 1, 3)];
-    for (height, width, channels) in shapes {
-        let shape = Shape::new(height, width, channels);
-        for precision in [Precision::F32, Precision::Bf16] {
-            // In bf16: stored so for convolutions alone, as f32 for others alone, as both.
-            for forms in [(2, 0), (0, 2), (2, 2)] {
-                let mut twins = Twins::new(precision, 11, shape, forms);
-                // The same tables again, then others, then the first.
-                for (t, deviation) in [0.25, 0.25, 0.5, 0.25].into_iter().enumerate() {
-                    let made = Made::new(11, shape, deviation, t as u64);
-                    let [host, device] = twins.give(&made, t, forms.0 > 0);
-                    let what = format!("{shape:?} in {precision:?}, {forms:?}, t = {t}");
-                    assert_eq!(twins.kernels.failure(), None, "{what}");
-                    assert!(host == device, "{what}");
-                    let empty = &host[0][4 * shape.elements()..5 * shape.elements()];
-                    assert!(empty.iter().all(|&bits| bits == 0), "{what}");
-                    assert!(host[0].iter().any(|&bits| bits != 0), "{what}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a CUDA driver, or the stand-in of tests/cuda"]
-fn needs_cuda_pictures_that_were_not_recorded_are_made_as_they_are_written() {
-    let shape = Shape::new(4, 4, 3);
-    let mut twins = Twins::new(Precision::F32, 2, shape, (0, 2));
-    let what = Repeat {
-        may_record: true,
-        is_training: true,
-        like: 0,
-        ends_batch: false,
-    };
-    for round in 0_u8..4 {
-        // Other tables each time: those of a recording that was refused never arrived.
-        let made = Made::new(2, shape, 0.25 + f32::from(round), 1);
-        let (input, kernels) = (twins.inputs[0], &mut twins.kernels);
-        kernels.repeat(what, 0, None, &mut |kernels| {
-            kernels.write_pictures(input, 0, &made.pictures());
-        });
-        let expected = made.pictures().values();
-        let mut values = vec![f32::NAN; expected.len()];
-        kernels.read(input, 0, &mut values);
-        assert_eq!(values, expected, "round {round}");
-        assert_eq!(kernels.failure(), None);
-    }
 }
 
 #[test]

@@ -72,11 +72,22 @@ fn the_device_of_the_command_line_is_that_of_the_run() {
             "{verb}"
         );
     }
-    for on_gpus in [["--precision", "bf16"], ["--convolutions", "graph"]] {
+    for on_gpus in [
+        ["--precision", "bf16"],
+        ["--convolutions", "graph"],
+        ["--without", "graphs,updates"],
+    ] {
         let bench = [&["bench", "--model", "small"][..], &on_gpus].concat();
-        let told = text(&synfire(&bench).stderr);
-        assert!(told.contains("go with --device cuda"), "{told}");
+        let output = synfire(&bench);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(
+            told.contains(" with --device cuda and --engine fast"),
+            "{told}"
+        );
     }
+    let unknown = synfire(&["bench", "--model", "small", "--without", "graph"]);
+    assert_eq!(unknown.status.code(), Some(64));
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -399,6 +410,13 @@ fn needs_cuda_bench_times_a_gpu_its_memory_and_its_layers() {
     assert_eq!(graph["convolutions"], "graph");
     let name = graph["device_name"].as_str().unwrap();
     assert!(name.ends_with("bf16, graph API)"), "{name}");
+
+    let graphs = memory["at_end"]["graphs"].as_u64().unwrap();
+    assert!(graphs > 0 && figures["without"].as_array().unwrap().is_empty());
+    let written = tiny_figures(&[&gpu[..], &["--without", "updates,graphs"]].concat());
+    assert_eq!(written["device_memory"]["at_end"]["graphs"], 0);
+    assert_eq!(written["without"], serde_json::json!(["graphs", "updates"]));
+    assert_eq!(written["loss"], figures["loss"], "the same bits");
 
     let soon = tiny_bench(&[&gpu[..], &["--warmup", "1"]].concat());
     assert_eq!(soon.status.code(), Some(1));

@@ -163,12 +163,14 @@ class Attempt:
 
     @contextlib.contextmanager
     def alone(self):
-        """What runs beside stands still, where the GPU's free memory is looked at."""
+        """What runs beside stands still, where the GPU's free memory is looked at; its time stands still, too."""
         self.signal_beside(signal.SIGSTOP)
+        began = self.passed()
         try:
             yield
         finally:
             self.signal_beside(signal.SIGCONT)
+            self.beside_began += self.passed() - began
 
     def wait_beside(self, until):
         """Waits until this second of the run for what runs beside, and ends what does not end."""

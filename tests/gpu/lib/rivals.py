@@ -53,7 +53,7 @@ def items(place, sizes):
             for size in sizes.rivals:
                 for engine in engines:
                     found += pair(place, sizes, size, engine, number)
-        if number == 1:
+        if number == min(2, sizes.rounds):
             for index in sizes.left_out:
                 found += left_out(place, sizes, sizes.rivals[index])
     for model, batch, warmup, timed in sizes.rivals[:2]:
@@ -78,10 +78,11 @@ def interfaces(place, sizes, size):
 def left_out(place, sizes, size):
     """All that makes us fast, and then all but one, one after the other."""
     name = f"{size[0]} {size[1]}"
-    return [Item(f"{name}: {WHOLE}", "rivals", 60, 12, lambda s, t: ours(s, t, place, sizes, size, ["--keep-input"]))] + [
-        Item(f"{name}: synfire without {saving}", "rivals", 60, 12,
-             lambda s, t, saving=saving: ours(s, t, place, sizes, size, ["--keep-input", "--without", saving]))
-        for saving in SAVINGS]
+    found = []
+    for named, more in ((WHOLE, []), *((f"synfire without {saving}", ["--without", saving]) for saving in SAVINGS)):
+        found.append(Item(f"{name}: {named}", "rivals", 60, 12,
+                          lambda s, t, more=more: ours(s, t, place, sizes, size, ["--keep-input", *more])))
+    return found
 
 
 def pair(place, sizes, size, engine, number):

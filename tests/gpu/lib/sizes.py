@@ -64,7 +64,7 @@ def of(stand_in):
                "cuda_engine": ["needs_cuda_memory"]},
         suites=(),
         memory_batch=2,
-        flat=(2, 4, 8),
+        flat=(3, 4, 8),
         soak_batch=1,
         soak=4,
         twice=2,

@@ -6,7 +6,8 @@
 //!
 //! # Layout
 //!
-//! - this file: the trait [`Kernels`], buffers, windows and errors.
+//! - this file: the trait [`Kernels`].
+//! - `memory`: buffers and arenas. `steps`: time steps, windows, errors. `report`: what is told.
 //! - [`layers`]: the descriptions of operations that it takes.
 //! - [`pictures`]: input as bytes, and what is done to it.
 //! - [`mod@reference`]: every operation in plain burn tensors. It is the definition.
@@ -23,291 +24,25 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod layers;
+mod memory;
 pub mod pictures;
 pub mod reference;
+mod report;
+mod steps;
 mod without;
 
-use crate::shape::{Content, Shape};
+use crate::shape::Shape;
 pub use layers::{
     Conv, Dropout, Lif, Loss, Neuron, Norm, NormLif, NormLifErrors, Norms, Pool, PoolKind, Reset,
     Residual, Step,
 };
+pub use memory::{
+    Arena, ArenaSizes, Buffer, BufferSpec, DeviceArenas, DeviceMemory, Shortage, Span,
+};
 pub use pictures::{Change, Pictures};
+pub use report::{Failure, Report};
+pub use steps::{Errors, ErrorsOut, Phase, Repeat, Window};
 pub use without::Without;
-
-/// A buffer of a back end, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Buffer(pub u32);
-
-/// What a buffer has to hold.
-///
-/// A value may be wanted in two forms: as the operand of convolutions (bits or packed numbers), and
-/// plainly, as everything else reads it. Each form has its own number of slots; a form with 0 slots
-/// is not stored. A back end may store both forms as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferSpec {
-    /// Samples in a slot: the batch, or 1 for what does not depend on the sample.
-    pub samples: usize,
-    /// The shape of a sample.
-    pub shape: Shape,
-    /// What its numbers are.
-    pub content: Content,
-    /// Slots of the form that convolutions read.
-    pub operand_slots: usize,
-    /// Slots of the form that everything else reads.
-    pub plain_slots: usize,
-    /// Whether a convolution writes it: a back end whose convolutions round what they write may store
-    /// it so.
-    pub of_conv: bool,
-}
-
-impl BufferSpec {
-    /// A buffer of plain numbers.
-    pub fn plain(samples: usize, shape: Shape, slots: usize) -> Self {
-        Self {
-            samples,
-            shape,
-            content: Content::Real,
-            operand_slots: 0,
-            plain_slots: slots,
-            of_conv: false,
-        }
-    }
-
-    /// Numbers in one slot.
-    pub fn elements(&self) -> usize {
-        self.samples * self.shape.elements()
-    }
-}
-
-/// A range of an arena, in numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Span {
-    /// Where it starts.
-    pub offset: usize,
-    /// How many numbers.
-    pub len: usize,
-}
-
-impl Span {
-    /// From the begin of this range to the end of one behind it.
-    #[must_use]
-    pub fn up_to(self, behind: Self) -> Self {
-        Self {
-            offset: self.offset,
-            len: behind.offset + behind.len - self.offset,
-        }
-    }
-
-    /// As an index.
-    pub fn range(&self) -> std::ops::Range<usize> {
-        self.offset..self.offset + self.len
-    }
-}
-
-/// The flat buffers beside the values. The first four share one layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arena {
-    /// Trained parameters.
-    Weights,
-    /// Their gradients, summed over the window.
-    Gradients,
-    /// The optimiser's first state: velocity (SGD) or first moment (`AdamW`).
-    State,
-    /// `AdamW`'s second moment.
-    SecondState,
-    /// Running means and variances of batch norms.
-    Statistics,
-    /// Where there are several ranks, the moments of a time step, in the layout of
-    /// [`Arena::Statistics`]. With the running mean m0, which is the same on all ranks: where that
-    /// lies, d = E\[x\] - m0; where the running variance lies, q = Var\[x\] + d^2 = E\[(x - m0)^2\].
-    ///
-    /// Both are means over samples, so those of all ranks are the mean of the shares', each weighted
-    /// by its number of samples. Taken about m0 and not about 0, because q - d^2 has the rounding of
-    /// q: it is lost where the batch's mean is some hundred deviations away.
-    Moments,
-}
-
-/// How large the arenas are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ArenaSizes {
-    /// Numbers in each of the arenas that follow the layout of the parameters.
-    pub parameters: usize,
-    /// Numbers in [`Arena::Statistics`].
-    pub statistics: usize,
-    /// Numbers in [`Arena::Moments`]: as many, or 0 where there is one rank.
-    pub moments: usize,
-    /// Optimiser states: 1 for SGD, 2 for `AdamW`, 0 for a network that only evaluates.
-    pub states: usize,
-}
-
-impl ArenaSizes {
-    /// Bytes of all arenas: there are gradients where there is a state.
-    pub fn bytes(&self) -> u64 {
-        let copies = 1 + self.states + usize::from(self.states > 0);
-        let channels = self.statistics + self.moments;
-        (size_of::<f32>() * (self.parameters * copies + channels)) as u64
-    }
-}
-
-/// Whether batch norm uses the batch's statistics and moves the running ones, or uses those.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Batch statistics; running statistics move (of several ranks' networks: later, by
-    /// [`Kernels::apply_moments`]); dropout on.
-    Train,
-    /// Running statistics; nothing moves; dropout off.
-    Evaluate,
-}
-
-/// What a network does again with the same slots of the same buffers, the same shapes and the same calls:
-/// in every batch, and every few time steps of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Repeat {
-    /// Whether it may be recorded and done again: not where the host looks at what is computed.
-    pub may_record: bool,
-    /// In training: forward, loss, backward and update of a time step; else forward and loss.
-    pub is_training: bool,
-    /// The first time step that is like this one (`Plan::first_like`).
-    pub like: usize,
-    /// Whether ranks tell each other the words of a batch in it.
-    pub ends_batch: bool,
-}
-
-/// The newest `len` time steps, `newest` among them: `newest - len + 1 ..= newest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// The newest time step.
-    pub newest: usize,
-    /// How many time steps.
-    pub len: usize,
-}
-
-impl Window {
-    /// Its time steps, newest first.
-    pub fn newest_first(self) -> impl Iterator<Item = usize> {
-        (0..self.len).map(move |age| self.newest - age)
-    }
-
-    /// Only its newest time step.
-    #[must_use]
-    pub fn newest_only(self) -> Self {
-        Self { len: 1, ..self }
-    }
-}
-
-/// Errors that arrive from above: a buffer and the time steps for which something arrived.
-///
-/// For time steps outside `steps` the error is 0 and the buffer holds nothing of meaning
-/// (Algorithm 1, line 15).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errors {
-    /// Where they lie.
-    pub buffer: Buffer,
-    /// The time steps that have one: the newest of the window, or all of it.
-    pub steps: Window,
-}
-
-/// Where errors go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ErrorsOut {
-    /// The buffer.
-    pub buffer: Buffer,
-    /// Add to what is there (another reader of the value came first) instead of overwriting it.
-    pub accumulate: bool,
-}
-
-/// Where numbers that ranks average lie, for back ends whose memory is a GPU's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceArenas {
-    /// The number of the GPU, as the driver counts those that this process is shown.
-    pub ordinal: u32,
-    /// The `CUstream` of all computation. Others use it in [`Kernels::in_between`] alone, or where no
-    /// [`Kernels::repeat`] is under way.
-    pub stream: u64,
-    /// The address of [`Arena::Gradients`], f32.
-    pub gradients: u64,
-    /// The address of [`Arena::Moments`], f32; 0 if there are none.
-    pub moments: u64,
-    /// The address of as many bf16 as there are gradients, for [`Kernels::round_to_wire`]; 0 if there are none.
-    pub wire: u64,
-}
-
-/// Why a back end can compute no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// In words, with a remedy where there is one.
-    pub what: String,
-    /// Whether another start may find the device well: not where something is missing that would be
-    /// missing again.
-    pub may_pass: bool,
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.what)
-    }
-}
-
-/// Memory of a device, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// What is held now.
-    pub held: u64,
-    /// The most that was held at once.
-    pub peak: u64,
-}
-
-/// Memory that a device did not have, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// What there is for this back end, whoever took the rest.
-    pub available: u64,
-    /// What it needs, as far as it was asked for: what was held, and all that was wanted in vain.
-    pub needed: u64,
-    /// Of what is needed, what does not grow with the batch.
-    pub fixed: u64,
-}
-
-/// Sums since the last report, read from the device at once.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Per time step: the sum over batches of the loss.
-    pub loss: Vec<f64>,
-    /// Per time step: samples whose label is the argmax of the logits summed up to that step.
-    pub correct: Vec<u64>,
-    /// Per time step: labelled samples.
-    pub samples: Vec<u64>,
-    /// Per time step: batches.
-    pub batches: Vec<u64>,
-    /// Per layer of neurons: spikes.
-    pub spikes: Vec<u64>,
-    /// Per layer of neurons: neurons times samples times time steps.
-    pub neurons: Vec<u64>,
-    /// Per layer: neurons without a spike in any sample at any time step of a batch, summed over
-    /// batches. A batch begins at t = 0 and ends at the next one, or with the report.
-    pub silent: Vec<u64>,
-    /// Per layer: neurons times batches. A neuron is a place (h, w, c), whatever the sample.
-    pub observed: Vec<u64>,
-}
-
-impl Report {
-    /// Adds what was summed elsewhere or later.
-    pub fn add(&mut self, more: &Self) {
-        fn sum<T: Copy + Default + std::ops::AddAssign>(all: &mut Vec<T>, more: &[T]) {
-            all.resize(all.len().max(more.len()), T::default());
-            all.iter_mut().zip(more).for_each(|(a, &m)| *a += m);
-        }
-        sum(&mut self.loss, &more.loss);
-        sum(&mut self.correct, &more.correct);
-        sum(&mut self.samples, &more.samples);
-        sum(&mut self.batches, &more.batches);
-        sum(&mut self.spikes, &more.spikes);
-        sum(&mut self.neurons, &more.neurons);
-        sum(&mut self.silent, &more.silent);
-        sum(&mut self.observed, &more.observed);
-    }
-}
 
 /// The operations of one time step. Several implementations, one test suite; `reference` is the
 /// definition.
@@ -337,10 +72,9 @@ pub trait Kernels: Send {
 
     /// Runs `body`, time step `t` of a batch, which makes the same calls on the same slots whenever `what` is
     /// the same, but for the number t and those of `step`: the update that it makes, if it makes one. A back
-    /// end may do again what `body` did before:
-    /// it calls it then once more, or not at all, or so that its calls do nothing but those of
-    /// [`Kernels::in_between`]; what `body` shall do besides must not matter. What is written to the device
-    /// is written before, or in between.
+    /// end may do again what `body` did before: it calls it then once more, or not at all, or so that its calls
+    /// do nothing but those of [`Kernels::in_between`]; what `body` shall do besides must not matter. What is
+    /// written to the device is written before, or in between.
     fn repeat(
         &mut self,
         what: Repeat,

@@ -179,8 +179,8 @@ impl Learner {
     /// One time step of an algorithm that updates at each: `body` is forward, loss, backward and the
     /// update that it is given.
     ///
-    /// Where nobody looks on, every batch makes the same calls, and the back end need not be waited for:
-    /// it may repeat what it recorded ([`Kernels::repeat`]).
+    /// Where nobody looks on, every batch makes the same calls, and so do time steps that are alike; the back end
+    /// need not be waited for: it may repeat what it recorded ([`Kernels::repeat`]).
     ///
     /// # Errors
     /// Those of `body`; and a fault that the back end found late.

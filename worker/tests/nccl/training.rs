@@ -63,6 +63,8 @@ struct Trained {
     report: Report,
     stopped: Option<usize>,
     graphs: usize,
+    /// Time steps that are replayed.
+    recorded: usize,
 }
 
 pub(super) fn compare(seat: &Seat) {
@@ -168,6 +170,7 @@ fn both(seat: &Seat, plan: &Plan, tolerance: f32) {
     if plan.bptt {
         assert_eq!([host.graphs, device.graphs], [0, 0]);
     } else {
+        assert_eq!([host.recorded, device.recorded], [APART; 2]);
         assert!(host.graphs >= APART, "{}", host.graphs);
         assert!(device.graphs >= 4 * APART, "{}", device.graphs);
     }
@@ -247,6 +250,7 @@ pub(super) fn in_trouble(seat: &Seat, trouble: Trouble) {
             println!("over: {error}");
         }
     }
+    assert_eq!(kernels.num_recorded(), APART);
     assert!(kernels.num_graphs() >= 4 * APART);
     let is_broken = matches!(trouble, Trouble::Broken(ranks) if ranks.contains(&seat.rank));
     assert_eq!(kernels.failure().is_some(), is_broken);
@@ -300,6 +304,7 @@ fn train(mut kernels: CudaKernels, collective: Box<dyn Collective>, plan: &Plan)
         report: exchange.take_report(),
         stopped: exchange.stopped(),
         graphs: kernels.num_graphs(),
+        recorded: kernels.num_recorded(),
     }
 }
 

@@ -80,7 +80,8 @@ impl Bench {
         };
         let [before, after] = [before, after].map(|taken| {
             let (memory, free) = (taken.memory, taken.free);
-            json!({"held_bytes": memory.held, "peak_bytes": memory.peak, "free_bytes": free})
+            let [held, peak] = [memory.held, memory.peak];
+            json!({"held_bytes": held, "peak_bytes": peak, "free_bytes": free, "graphs": memory.graphs})
         });
         Some(json!({"after_warmup": before, "at_end": after}))
     }
@@ -131,12 +132,16 @@ impl Bench {
             apart => apart,
         };
         let mut text = format!(
-            "{}, batch {}, T {}, {} on {}: milliseconds per batch, mean of {} batches\n\n",
+            "{}, batch {}, T {}, {} on {}{}: milliseconds per batch, mean of {} batches\n\n",
             arguments.model,
             arguments.batch,
             arguments.time_steps,
             self.algorithm.name(),
             self.kernels.name(),
+            match arguments.without().names()[..] {
+                [] => String::new(),
+                ref names => format!(" without {}", names.join(", ")),
+            },
             self.seconds.len(),
         );
         if self.is_profiled() {

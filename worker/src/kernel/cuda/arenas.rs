@@ -5,8 +5,9 @@
 //! device's order from the first convolution that uses it, so that gradients and updates need no
 //! change of order: only what goes to or comes from the host is put in order.
 
-use super::arguments::{Convert, Reorder, Type, Values, narrow};
+use super::arguments::{Convert, Reorder};
 use super::device::{CudaError, Device, Memory, Pointer};
+use super::values::{Type, Values, narrow};
 use super::{CudaKernels, Purpose};
 use crate::kernel::{Arena, ArenaSizes, Conv, DeviceArenas, Span};
 use std::collections::BTreeMap;

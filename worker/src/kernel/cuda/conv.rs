@@ -1,10 +1,8 @@
 //! Convolutions and linear layers by cuDNN, over one time step or a whole window at once.
 
-use super::arguments::{
-    AddBias, ColumnSums, ColumnTotals, MERGE_CHANNELS, Ring, TILE_THREADS, Tile,
-};
-use super::arguments::{Type, Values, narrow};
+use super::arguments::{AddBias, ColumnSums, ColumnTotals};
 use super::device::{Convolution, ConvolutionShape, CudaError, Operands, Pass, Pointer};
+use super::values::{MERGE_CHANNELS, Ring, TILE_THREADS, Tile, Type, Values, narrow};
 use super::{CudaKernels, Interface, Options, Precision, Purpose};
 use crate::kernel::{Arena, Buffer, Conv, Errors, ErrorsOut, Window};
 use std::collections::HashMap;

@@ -3,10 +3,11 @@
 use super::CudaKernels;
 use super::arguments::{
     AdaptiveBackward, AdaptiveForward, AverageBackward, AverageForward, DropoutMask, Flatten,
-    MaxBackward, MaxForward, Multiply, PoolBackward, PoolForward, PoolShape, QUAD,
-    ResidualBackward, ResidualForward, TILE_THREADS, Tile, Type, narrow,
+    MaxBackward, MaxForward, Multiply, PoolBackward, PoolForward, PoolShape, ResidualBackward,
+    ResidualForward,
 };
 use super::device::Pointer;
+use super::values::{QUAD, TILE_THREADS, Tile, Type, narrow};
 use crate::kernel::{Buffer, Dropout, Errors, ErrorsOut, Phase, Pool, PoolKind, Residual};
 use crate::shape::{Join, Shape};
 

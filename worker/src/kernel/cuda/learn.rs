@@ -1,9 +1,8 @@
 //! The loss, updates of the weights, and what the device counts until it is asked.
 
-use super::arguments::{
-    AdamW, LOSS_THREADS, LossOfBatch, LossOfSamples, Sgd, Update, Values, narrow,
-};
+use super::arguments::{AdamW, LOSS_THREADS, LossOfBatch, LossOfSamples, Sgd, Update};
 use super::device::{CudaError, Device, Later, Memory, Pointer};
+use super::values::{Values, narrow};
 use super::{CudaKernels, Purpose};
 use crate::kernel::{Arena, Buffer, Loss, Report, Span, Step};
 
@@ -25,8 +24,8 @@ pub(super) struct Counters {
     steps: Memory,
     /// A `LayerCounts` per layer.
     layers: Memory,
-    /// The first time step with a number that is not finite, and the one that is computed: a `Watch`.
-    fault: Memory,
+    /// The kernels' `Watch`: the first time step with a number that is not finite, and the one that is computed.
+    words: Memory,
     /// Learning rate and all that: a `Step`.
     step: Memory,
     /// Per layer: its neurons, a byte for each that has spiked, and how many they are.
@@ -34,7 +33,7 @@ pub(super) struct Counters {
     /// Labels, and how many samples have one.
     labels: Option<Memory>,
     num_labels: usize,
-    /// Time steps that have been counted since the last report, at most.
+    /// Time steps that have been counted, at most.
     steps_seen: usize,
     layers_seen: usize,
     /// What the device was last told: the update, and the time step.
@@ -64,12 +63,12 @@ impl Watch {
 
 impl Counters {
     pub(super) fn new(device: &Device) -> Result<Self, CudaError> {
-        let fault = device.allocate(256)?;
-        device.write(fault.pointer(), &NO_FAULT.to_le_bytes());
+        let words = device.allocate(256)?;
+        device.write(words.pointer(), &NO_FAULT.to_le_bytes());
         Ok(Self {
             steps: device.allocate((STEPS * STEP_BYTES) as u64)?,
             layers: device.allocate((LAYERS * LAYER_BYTES) as u64)?,
-            fault,
+            words,
             step: device.allocate(256)?,
             alive: Vec::new(),
             labels: None,
@@ -82,8 +81,9 @@ impl Counters {
         })
     }
 
-    pub(super) fn fault(&self) -> Pointer {
-        self.fault.pointer()
+    /// What kernels take as their `Watch`; where only the fault is looked at, that is its first word.
+    pub(super) fn words(&self) -> Pointer {
+        self.words.pointer()
     }
 
     /// Where a layer of so many neurons is counted: which have spiked, and its sums.
@@ -143,7 +143,7 @@ impl CudaKernels {
             // host is never more than one batch ahead.
             let answer = self.counters.watch.answer.take();
             self.note_fault(answer);
-            let question = self.device.read_later(self.counters.fault(), 4);
+            let question = self.device.read_later(self.counters.words(), 4);
             self.counters.watch.answer = Some(question);
         }
     }
@@ -173,7 +173,7 @@ impl CudaKernels {
     pub(super) fn look_for_fault(&mut self) -> Option<usize> {
         if !self.counters.watch.is_late && self.failure.is_none() {
             let mut word = [0xff; 4];
-            self.device.read(self.counters.fault(), &mut word);
+            self.device.read(self.counters.words(), &mut word);
             self.note_fault_word(&word);
         }
         let watch = &mut self.counters.watch;
@@ -221,7 +221,7 @@ impl CudaKernels {
             labels,
             losses,
             hits,
-            watch: self.counters.fault(),
+            watch: self.counters.words(),
             samples: narrow(loss.samples),
             classes: narrow(loss.classes),
             ce: loss.ce,
@@ -233,7 +233,7 @@ impl CudaKernels {
             hits,
             labels,
             steps: self.counters.steps.pointer(),
-            watch: self.counters.fault(),
+            watch: self.counters.words(),
             samples: of_samples.samples,
             classes: of_samples.classes,
             ce: loss.ce,
@@ -247,9 +247,11 @@ impl CudaKernels {
         assert!(t < STEPS, "time steps of a batch");
         self.counters.steps_seen = self.counters.steps_seen.max(t + 1);
         if self.counters.time.replace(t) != Some(t) {
+            let is_made = self.graphs.are_calls_made();
+            assert!(is_made, "time step {t} is repeated as another one");
             // The second word of `Watch`.
             self.device
-                .set_word(self.counters.fault().offset(4), narrow(t));
+                .set_word(self.counters.words().offset(4), narrow(t));
         }
     }
 
@@ -278,7 +280,7 @@ impl CudaKernels {
             second_state: at(Arena::SecondState),
             operands: arenas.operand_to_write(span.offset),
             step: self.counters.step.pointer(),
-            fault: self.counters.fault(),
+            fault: self.counters.words(),
             elements: span.len as u64,
         };
         self.tell(step);
@@ -337,11 +339,11 @@ impl CudaKernels {
             self.counters.watch.found = None;
         } else if self.failure.is_none() {
             let mut word = [0xff; 4];
-            self.device.read(self.counters.fault(), &mut word);
+            self.device.read(self.counters.words(), &mut word);
             self.note_fault_word(&word);
         }
         self.device
-            .write(self.counters.fault(), &NO_FAULT.to_le_bytes());
+            .write(self.counters.words(), &NO_FAULT.to_le_bytes());
     }
 
     /// Words of counts, which start again from zero.

@@ -13,8 +13,8 @@
 //! or has written is bf16. So the type belongs to what the buffer holds at the moment, and its slots
 //! lie as close as the value allows.
 
-use super::arguments::{Ring, Type, Values, narrow};
 use super::device::{CudaError, Device, Memory, Pointer};
+use super::values::{Ring, Type, Values, narrow};
 use crate::kernel::{Buffer, BufferSpec, Errors, ErrorsOut};
 use crate::shape::Content;
 

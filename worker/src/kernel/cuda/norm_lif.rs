@@ -1,11 +1,13 @@
 //! Norm, sums with shortcuts, neurons: forward, and backward over a window.
 
 use super::arguments::{
-    CountSilent, EndCount, FORWARD_WIDTH, MAX_STEPS, MERGE_CHANNELS, NormFrom, NormGradients,
-    NormLifBackward, NormLifBackwardSums, NormLifForward, NormStatistics, NormSums, QUAD, Ring,
-    Shared, TILE_THREADS, Tile, Type, Values, narrow, norm_use,
+    CountSilent, EndCount, NormFrom, NormGradients, NormLifBackward, NormLifBackwardSums,
+    NormLifForward, NormStatistics, NormSums, Shared, norm_use,
 };
 use super::device::Pointer;
+use super::values::{
+    FORWARD_WIDTH, MAX_STEPS, MERGE_CHANNELS, QUAD, Ring, TILE_THREADS, Tile, Type, Values, narrow,
+};
 use super::{CudaKernels, Purpose};
 use crate::kernel::{
     Arena, Buffer, Errors, ErrorsOut, Lif, Neuron, Norm, NormLif, NormLifErrors, Norms, Phase,
@@ -223,7 +225,7 @@ impl CudaKernels {
             u_before,
             alive,
             counts,
-            watch: self.counters.fault(),
+            watch: self.counters.words(),
             tile,
             pixels: narrow(layer.shape.pixels()),
             neuron: layer

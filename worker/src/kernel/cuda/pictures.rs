@@ -1,6 +1,7 @@
 //! Pictures that come as bytes and become values on the device.
 
-use super::arguments::{self, narrow};
+use super::arguments;
+use super::values::narrow;
 use super::{CudaKernels, Purpose};
 use crate::kernel::Buffer;
 use crate::kernel::pictures::{CUTOUT_HALF, Change, Pictures};

@@ -6,7 +6,8 @@
 //! rates and the number of the time step lie in device memory, and counters are the device's. What is left
 //! of t are the slots of rings and how full the window is: with STOL's window of k, time steps from
 //! k - 1 on are alike where they are k apart. So a batch of any length has a graph for each of its first k - 1
-//! (at least one) and k more: memory, of which a graph takes some in the driver, does not grow with T.
+//! (at least one) and k more, in training and in evaluation: memory, of which a graph takes some in the driver,
+//! does not grow with T.
 //!
 //! # In parts
 //!
@@ -74,6 +75,11 @@ impl Graphs {
         }
     }
 
+    /// Whether calls do what they say.
+    pub(super) fn are_calls_made(&self) -> bool {
+        matches!(self.stage, Stage::Written | Stage::Between)
+    }
+
     /// Whether memory that was in use must not go yet.
     pub(super) fn hold_addresses(&self) -> bool {
         let is_recorded = |known: &Known| matches!(known, Known::Recorded(_));
@@ -82,6 +88,14 @@ impl Graphs {
 }
 
 impl CudaKernels {
+    /// Time steps that have been recorded.
+    pub fn num_recorded(&self) -> usize {
+        let known = self.graphs.known.values();
+        known
+            .filter(|known| matches!(known, Known::Recorded(_)))
+            .count()
+    }
+
     /// Graphs that have been recorded, one for each part of a time step.
     pub fn num_graphs(&self) -> usize {
         let known = self.graphs.known.values();

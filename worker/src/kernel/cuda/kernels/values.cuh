@@ -12,7 +12,7 @@
 // The types of stored numbers; `Type` in arguments.rs.
 enum Type : u32 { F32 = 0, BF16 = 1 };
 
-// The time step that is computed, and the first of those with a number that is not finite; ~0: none.
+// The first time step with a number that is not finite, ~0: none; and the one that is computed.
 struct Watch {
   u32 fault;
   u32 t;
