@@ -192,11 +192,11 @@ fn a_rank_that_hangs_is_named_at_the_deadline() {
                 return (None, member);
             }
             // Only the first waits so short, the others learn it from there.
-            let seconds = if member.rank() == Rank(0) { 0.2 } else { 60.0 };
+            let seconds = if member.rank() == Rank(0) { 1.5 } else { 60.0 };
             member.set_deadline(Duration::from_secs_f64(seconds));
             // Of threads each finds it out alone.
             if member.name() == "threads" {
-                member.set_deadline(Duration::from_millis(200));
+                member.set_deadline(Duration::from_millis(1500));
             }
             (Some(fails(&mut *member, 10)), member)
         });

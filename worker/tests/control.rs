@@ -262,7 +262,9 @@ fn training_goes_on_without_a_coordinator_and_with_the_next() {
     assert_eq!(next(&notices, |_| true), Notice::Reachable);
     let checkpoint = || server.view().checkpoint.as_ref().map(|c| c.batches_done);
     wait_for("the checkpoint", || checkpoint() == Some(5));
-    assert_eq!(server.view().generation, Some(generation));
+    wait_for("the generation", || {
+        server.view().generation == Some(generation)
+    });
     assert!(notices.try_recv().is_err());
 }
 

@@ -172,7 +172,7 @@ fn unequal(mpi: &mut Mpi) {
     assert!(matches!(error, CollectiveError::Unequal { .. }), "{error}");
     println!("refused on {}", mpi.rank());
     // So that each has said it before the job ends.
-    thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_secs(2));
     mpi.abort(&error.to_string());
 }
 

@@ -13,6 +13,8 @@ use synfire_shared::random::mix;
 
 /// Kills in the test that runs everywhere; `SYNFIRE_KILLS` asks for more (CONTRIBUTING.md).
 const KILLS: u64 = 30;
+/// Batches of a run that is ended before.
+const FOREVER: u64 = 10_000_000;
 /// A life that makes no progress for so long has hung.
 const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -223,8 +225,7 @@ fn a_signal_saves_and_the_status_says_which() {
     for (signal, status) in [("TERM", 143), ("INT", 130)] {
         let scratch = Scratch::new(signal);
         let folder = scratch.path("run");
-        let mut command = train(&folder, 600, &[]);
-        // Only the signal saves after the first.
+        let mut command = train(&folder, FOREVER, &["--set", "run.epochs=99999"]);
         command.args(["--set", "checkpoint.every_batches=2"]);
         let mut child = command.stdout(Stdio::null()).spawn().expect(OWN);
         wait_for(&mut child, &folder, 2);
@@ -234,19 +235,32 @@ fn a_signal_saves_and_the_status_says_which() {
         assert!(sent.expect(OWN).success());
         assert_eq!(child.wait().expect(OWN).code(), Some(status), "{signal}");
         let saved = newest(&folder);
-        assert!((2..600).contains(&saved));
-        let again = text(&finished(train(&folder, saved + 1, &[])));
+        assert!((2..FOREVER).contains(&saved));
+        let epochs = ["--set", "run.epochs=99999"];
+        let again = text(&finished(train(&folder, saved + 1, &epochs)));
         assert!(again.contains(&format!("{saved:012}.json")), "{again}");
     }
+}
+
+/// The manifests of a run of six batches: only the last of each process, as a busy writer leaves out others.
+fn three_checkpoints(folder: &Path) -> Vec<String> {
+    for batches in [2, 4, 6] {
+        finished(train(
+            folder,
+            batches,
+            &["--set", "checkpoint.every_batches=9"],
+        ));
+    }
+    let all = manifests(folder);
+    assert_eq!(all.len(), 3, "{all:?}");
+    all
 }
 
 #[test]
 fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
     let scratch = Scratch::new("damage");
     let folder = scratch.path("run");
-    finished(train(&folder, 6, &[]));
-    let all = manifests(&folder);
-    assert_eq!(all.len(), 3, "{all:?}");
+    let all = three_checkpoints(&folder);
     let refused = |more: &[&str], reason: &str| {
         let output = train(&folder, 8, more).output().expect(OWN);
         assert!(
@@ -298,18 +312,18 @@ fn damaged_checkpoints_give_way_and_foreign_ones_are_refused() {
     assert!(output.contains(&format!("{}: epoch 1", all[0])), "{output}");
 
     // All are damaged: a new start would hide that.
-    for name in manifests(&folder) {
+    let all = manifests(&folder);
+    for name in &all {
         fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
     }
-    refused(&[], "none of the 3 checkpoints");
+    refused(&[], &format!("none of the {} checkpoints", all.len()));
 }
 
 #[test]
 fn an_older_checkpoint_is_resumed_in_another_folder_alone() {
     let scratch = Scratch::new("older");
     let (folder, other) = (scratch.path("run"), scratch.path("other"));
-    finished(train(&folder, 6, &[]));
-    let all = manifests(&folder);
+    let all = three_checkpoints(&folder);
     let at = |name: &String| {
         let manifest = folder.join("checkpoints").join(name);
         manifest.display().to_string()
@@ -335,13 +349,14 @@ fn an_older_checkpoint_is_resumed_in_another_folder_alone() {
     assert!(older.contains(&all[1]), "{older}");
 
     // Where all of the own folder is damaged, a checkpoint elsewhere is a way out.
-    for name in manifests(&folder) {
+    let damaged = manifests(&folder);
+    for name in &damaged {
         fs::write(folder.join("checkpoints").join(name), "{}").expect(OWN);
     }
     let from = other.display().to_string();
     let output = text(&finished(train(&folder, 9, &["--resume", &from])));
     assert!(output.contains(&format!("resumed from {from}")), "{output}");
-    assert_eq!(newest_and_aside(&folder), (9, 3));
+    assert_eq!(newest_and_aside(&folder), (9, damaged.len()));
 }
 
 /// The newest checkpoint, and how many damaged ones were put aside.
@@ -356,9 +371,10 @@ fn newest_and_aside(folder: &Path) -> (u64, usize) {
 fn a_folder_that_a_process_writes_to_is_refused_until_that_is_killed() {
     let scratch = Scratch::new("lock");
     let folder = scratch.path("run");
-    let mut first = train(&folder, 600, &[]).spawn().expect(OWN);
+    let epochs = ["--set", "run.epochs=99999"];
+    let mut first = train(&folder, FOREVER, &epochs).spawn().expect(OWN);
     wait_for(&mut first, &folder, 2);
-    let second = train(&folder, 3, &[]).output().expect(OWN);
+    let second = train(&folder, 3, &epochs).output().expect(OWN);
     let told = text(&second);
     assert!(!second.status.success(), "{told}");
     let error = format!("another process is writing to {}", folder.display());
@@ -366,7 +382,7 @@ fn a_folder_that_a_process_writes_to_is_refused_until_that_is_killed() {
     first.kill().expect(OWN);
     first.wait().expect(OWN);
     let at = newest(&folder);
-    let again = text(&finished(train(&folder, at + 1, &[])));
+    let again = text(&finished(train(&folder, at + 1, &epochs)));
     assert!(again.contains("resumed from"), "{again}");
 }
 

@@ -409,6 +409,40 @@ fn whenever_a_process_is_stopped_what_it_writes_then_does_not_count() {
 }
 
 #[test]
+fn who_fails_to_write_and_finds_a_later_generation_writes_no_more() {
+    for at in 0.. {
+        let disk = Arc::new(SmallDisk::new(1 << 20));
+        begin(&*disk, 1, None);
+        let store = Arc::new(Stopping {
+            inner: Arc::clone(&disk),
+            state: Mutex::default(),
+        });
+        let mut process = Process::new(Arc::<Stopping>::clone(&store), 1);
+        process.save(10);
+        let manifest = format!("{CHECKPOINTS}/{}", process.target.manifest(20));
+        {
+            let mut state = store.state.lock().unwrap();
+            let start = counting(&disk).last().copied();
+            let here = Arc::clone(&disk);
+            let meanwhile: Meanwhile = Box::new(move || begin(&*here, 2, start));
+            state.meanwhile = Some((state.operations + at, meanwhile));
+            state.fails = Some(manifest.clone());
+        }
+        process.save(20);
+        let late = store.state.lock().unwrap().late.take();
+        if late.expect("a checkpoint has more operations").first() != Some(&manifest) {
+            continue;
+        }
+        assert!(process.outcome.lock().unwrap().is_superseded);
+        let before = disk.files.lock().unwrap().clone();
+        process.save(30);
+        process.end();
+        assert!(before == *disk.files.lock().unwrap());
+        return;
+    }
+}
+
+#[test]
 fn who_begins_alone_leaves_out_no_checkpoint_that_was_written_meanwhile() {
     let disk = Arc::new(SmallDisk::new(1 << 20));
     begin(&*disk, 1, None);

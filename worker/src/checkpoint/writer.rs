@@ -393,7 +393,11 @@ fn checkpoint(
         written.attempts.push(attempt);
     }
     drop(written);
-    result.and(pruned)
+    match pruned {
+        // Nothing more is to be written, whatever has failed before.
+        Err(error) if error.is_taken_over() => Err(error),
+        pruned => result.and(pruned),
+    }
 }
 
 /// An error with what caused it.

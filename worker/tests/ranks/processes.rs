@@ -114,7 +114,8 @@ fn prepared(mut command: Command, folder: &Folder<'_>) -> Command {
         server.environment(&mut command);
     }
     command
-        .env("SYNFIRE_STORE_DEADLINE_SECONDS", "10")
+        // What a test holds back is in time as long as that.
+        .env("SYNFIRE_STORE_DEADLINE_SECONDS", "80")
         .env("SYNFIRE_STORE_LEASE_SECONDS", "1")
         .env("SYNFIRE_TOKEN", TOKEN)
         .env_remove("SYNFIRE_COORDINATOR")

@@ -135,7 +135,11 @@ impl Server {
 
     /// Ends all connections and takes no more.
     pub(crate) fn go_down(&mut self) {
-        self.shared.is_down.store(true, Ordering::SeqCst);
+        {
+            // What is being answered is done before, or not at all.
+            let _objects = self.shared.objects.lock().unwrap();
+            self.shared.is_down.store(true, Ordering::SeqCst);
+        }
         for connection in self.shared.connections.lock().unwrap().drain(..) {
             let _ = connection.shutdown(std::net::Shutdown::Both);
         }
@@ -217,12 +221,20 @@ fn serve(mut connection: TcpStream, shared: &Shared) {
         if !waits(When::Before) {
             break;
         }
-        let answer = |request: &Request| match signature::refusal(request) {
-            Some(refusal) => refusal,
-            None => shared.objects.lock().unwrap().answer(request),
+        let answer = |request: &Request| {
+            signature::refusal(request).or_else(|| {
+                let mut objects = shared.objects.lock().unwrap();
+                let is_up = !shared.is_down.load(Ordering::SeqCst);
+                is_up.then(|| objects.answer(request))
+            })
         };
         let answer = match fault {
-            None | Some(Fault::TornBody) => answer(&request),
+            None | Some(Fault::TornBody) => {
+                let Some(answer) = answer(&request) else {
+                    break;
+                };
+                answer
+            }
             Some(Fault::Status(status)) => Answer::error(status, "InternalError", "on purpose"),
             Some(Fault::LostAnswer) => {
                 answer(&request);

@@ -309,7 +309,7 @@ mod tests {
                         let tcp = Tcp::connect(Rank(rank), addresses, listener, "", LONG);
                         let mut tcp = tcp.unwrap();
                         // Rank 1 waits for the sum of rank 0, and its deadline comes first.
-                        let deadline = [300, 250][rank as usize];
+                        let deadline = [1500, 1250][rank as usize];
                         tcp.set_deadline(Duration::from_millis(deadline));
                         let pending = tcp.start_mean(vec![0.0; 10], Wire::F32);
                         let error = pending.and_then(Pending::wait).unwrap_err();
