@@ -122,14 +122,16 @@ impl ArenaSizes {
 pub struct DeviceArenas {
     /// The number of the GPU, as the driver counts those that this process is shown.
     pub ordinal: u32,
-    /// The `CUstream` of all computation. Others use it in [`Kernels::in_between`] alone, or where no
-    /// [`Kernels::repeat`] is under way.
+    /// The `CUstream` of all computation. Others use it in
+    /// [`Kernels::in_between`](super::Kernels::in_between) alone, or where no
+    /// [`Kernels::repeat`](super::Kernels::repeat) is under way.
     pub stream: u64,
     /// The address of [`Arena::Gradients`], f32.
     pub gradients: u64,
     /// The address of [`Arena::Moments`], f32; 0 if there are none.
     pub moments: u64,
-    /// The address of as many bf16 as there are gradients, for [`Kernels::round_to_wire`]; 0 if there are none.
+    /// The address of as many bf16 as there are gradients, for
+    /// [`Kernels::round_to_wire`](super::Kernels::round_to_wire); 0 if there are none.
     pub wire: u64,
 }
 

@@ -6,7 +6,7 @@ use super::Buffer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Batch statistics; running statistics move (of several ranks' networks: later, by
-    /// [`Kernels::apply_moments`]); dropout on.
+    /// [`Kernels::apply_moments`](super::Kernels::apply_moments)); dropout on.
     Train,
     /// Running statistics; nothing moves; dropout off.
     Evaluate,
