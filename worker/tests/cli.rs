@@ -423,6 +423,30 @@ fn needs_cuda_bench_times_a_gpu_its_memory_and_its_layers() {
     assert!(text(&soon.stderr).contains("--warmup must be at least 2"));
 }
 
+/// What no layer needs may be missing; what one does need is named, with another way.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the stand-in of tests/cuda"]
+fn needs_cuda_stand_in_a_direction_that_no_layer_needs_may_have_no_algorithm() {
+    // The channels of the pictures, and of what the second layer reads.
+    for (channels, status) in [("1", 0), ("8", 1)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
+        command.env("SYNFIRE_STAND_IN_LACKS_DATA", channels);
+        command.args(["bench", "--model", "small", "--input", "1x28x28"]);
+        command.args(["--width", "0.25", "--batch", "4", "--device", "cuda"]);
+        let output = command.output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{told}");
+        let words = "no deterministic algorithm for the data gradient of a 3x3 convolution";
+        assert_eq!(told.contains(words), status == 1, "{told}");
+        assert_eq!(
+            told.contains("--convolutions, \"graph\""),
+            status == 1,
+            "{told}"
+        );
+    }
+}
+
 /// Without an engine cuDNN's graph API can do nothing: who asks for it is told so, who does not needs none.
 #[cfg(feature = "cuda")]
 #[test]

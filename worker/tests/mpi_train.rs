@@ -310,7 +310,7 @@ fn needs_mpi_a_signal_to_mpirun_saves() {
 #[test]
 #[ignore = "needs MPI"]
 fn needs_mpi_a_killed_rank_ends_the_job_and_the_same_command_goes_on_to_the_same_bits() {
-    const ALL: u64 = 1500;
+    const ALL: u64 = 600;
     let [set, all] = &batches(ALL);
     let (whole, killed) = (Folder::new("whole"), Folder::new("killed"));
     Job::of(2, &whole, &[set, all]).succeeds();

@@ -329,7 +329,7 @@ fn a_signal_saves_to_the_store() {
     let server = Server::start();
     let epochs = ["--set", "run.epochs=99999"];
     let more = [&["--set", "checkpoint.every_batches=2"], &epochs[..]].concat();
-    let mut command = train(&server, "run", 10_000_000, &more);
+    let mut command = train(&server, "run", 200_000, &more);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     wait_for_batches(&server, "run", &mut child, 2);
     signal(&child, "TERM");

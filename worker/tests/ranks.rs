@@ -350,7 +350,7 @@ fn who_does_not_belong_to_a_run_is_refused() {
     let scratch = Scratch::new("strangers");
     let folder = scratch.folder("run");
     // Longer than all of them take to be refused, on any machine.
-    let mut arguments = train(&folder, 10_000_000);
+    let mut arguments = train(&folder, 200_000);
     arguments.extend(["--set", "run.epochs=99999"].map(str::to_owned));
     let group = Group::start(folder, 2, arguments, scratch.path("logs"));
     group.wait_for_batches(3);

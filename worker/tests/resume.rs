@@ -13,8 +13,8 @@ use synfire_shared::random::mix;
 
 /// Kills in the test that runs everywhere; `SYNFIRE_KILLS` asks for more (CONTRIBUTING.md).
 const KILLS: u64 = 30;
-/// Batches of a run that is ended before.
-const FOREVER: u64 = 10_000_000;
+/// Batches of a run that is ended before, on any machine.
+const FOREVER: u64 = 200_000;
 /// A life that makes no progress for so long has hung.
 const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -65,6 +65,34 @@ fn train(folder: &Path, batches: u64, more: &[&str]) -> Command {
     }
     command.args(more).stdin(Stdio::null());
     command
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        Self(command.spawn().expect(OWN))
+    }
+
+    /// Waits for its end; the exit status.
+    fn code(&mut self) -> Option<i32> {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect(OWN) {
+                return status.code();
+            }
+            assert!(begin.elapsed() < DEADLINE, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn finished(mut command: Command) -> Output {
@@ -227,13 +255,14 @@ fn a_signal_saves_and_the_status_says_which() {
         let folder = scratch.path("run");
         let mut command = train(&folder, FOREVER, &["--set", "run.epochs=99999"]);
         command.args(["--set", "checkpoint.every_batches=2"]);
-        let mut child = command.stdout(Stdio::null()).spawn().expect(OWN);
-        wait_for(&mut child, &folder, 2);
+        command.stdout(Stdio::null());
+        let mut child = Running::start(command);
+        wait_for(&mut child.0, &folder, 2);
         let sent = Command::new("kill")
-            .args(["-s", signal, &child.id().to_string()])
+            .args(["-s", signal, &child.0.id().to_string()])
             .status();
         assert!(sent.expect(OWN).success());
-        assert_eq!(child.wait().expect(OWN).code(), Some(status), "{signal}");
+        assert_eq!(child.code(), Some(status), "{signal}");
         let saved = newest(&folder);
         assert!((2..FOREVER).contains(&saved));
         let epochs = ["--set", "run.epochs=99999"];
@@ -372,15 +401,14 @@ fn a_folder_that_a_process_writes_to_is_refused_until_that_is_killed() {
     let scratch = Scratch::new("lock");
     let folder = scratch.path("run");
     let epochs = ["--set", "run.epochs=99999"];
-    let mut first = train(&folder, FOREVER, &epochs).spawn().expect(OWN);
-    wait_for(&mut first, &folder, 2);
+    let mut first = Running::start(train(&folder, FOREVER, &epochs));
+    wait_for(&mut first.0, &folder, 2);
     let second = train(&folder, 3, &epochs).output().expect(OWN);
     let told = text(&second);
     assert!(!second.status.success(), "{told}");
     let error = format!("another process is writing to {}", folder.display());
     assert!(told.contains(&error), "{told}");
-    first.kill().expect(OWN);
-    first.wait().expect(OWN);
+    drop(first);
     let at = newest(&folder);
     let again = text(&finished(train(&folder, at + 1, &epochs)));
     assert!(again.contains("resumed from"), "{again}");

@@ -26,7 +26,8 @@ use super::job::Seat;
 const TIME_STEPS: usize = 5;
 /// Those of which each has graphs of its own.
 const APART: usize = 4;
-/// Time steps are recorded on a GPU when they come the second time, where they can be; in the last batch all are replayed.
+/// Time steps are recorded on a GPU when they come the second time, where they can be; in the last batch all
+/// are replayed.
 const BATCHES: usize = 3;
 
 /// What is trained, and how it travels.

@@ -25,7 +25,7 @@ pub(super) struct Counters {
     /// A `LayerCounts` per layer.
     layers: Memory,
     /// The kernels' `Watch`: the first time step with a number that is not finite, and the one that is computed.
-    words: Memory,
+    watch_words: Memory,
     /// Learning rate and all that: a `Step`.
     step: Memory,
     /// Per layer: its neurons, a byte for each that has spiked, and how many they are.
@@ -63,12 +63,12 @@ impl Watch {
 
 impl Counters {
     pub(super) fn new(device: &Device) -> Result<Self, CudaError> {
-        let words = device.allocate(256)?;
-        device.write(words.pointer(), &NO_FAULT.to_le_bytes());
+        let watch_words = device.allocate(256)?;
+        device.write(watch_words.pointer(), &NO_FAULT.to_le_bytes());
         Ok(Self {
             steps: device.allocate((STEPS * STEP_BYTES) as u64)?,
             layers: device.allocate((LAYERS * LAYER_BYTES) as u64)?,
-            words,
+            watch_words,
             step: device.allocate(256)?,
             alive: Vec::new(),
             labels: None,
@@ -82,8 +82,8 @@ impl Counters {
     }
 
     /// What kernels take as their `Watch`; where only the fault is looked at, that is its first word.
-    pub(super) fn words(&self) -> Pointer {
-        self.words.pointer()
+    pub(super) fn watch_words(&self) -> Pointer {
+        self.watch_words.pointer()
     }
 
     /// Where a layer of so many neurons is counted: which have spiked, and its sums.
@@ -143,7 +143,7 @@ impl CudaKernels {
             // host is never more than one batch ahead.
             let answer = self.counters.watch.answer.take();
             self.note_fault(answer);
-            let question = self.device.read_later(self.counters.words(), 4);
+            let question = self.device.read_later(self.counters.watch_words(), 4);
             self.counters.watch.answer = Some(question);
         }
     }
@@ -173,7 +173,7 @@ impl CudaKernels {
     pub(super) fn look_for_fault(&mut self) -> Option<usize> {
         if !self.counters.watch.is_late && self.failure.is_none() {
             let mut word = [0xff; 4];
-            self.device.read(self.counters.words(), &mut word);
+            self.device.read(self.counters.watch_words(), &mut word);
             self.note_fault_word(&word);
         }
         let watch = &mut self.counters.watch;
@@ -221,7 +221,7 @@ impl CudaKernels {
             labels,
             losses,
             hits,
-            watch: self.counters.words(),
+            watch: self.counters.watch_words(),
             samples: narrow(loss.samples),
             classes: narrow(loss.classes),
             ce: loss.ce,
@@ -233,7 +233,7 @@ impl CudaKernels {
             hits,
             labels,
             steps: self.counters.steps.pointer(),
-            watch: self.counters.words(),
+            watch: self.counters.watch_words(),
             samples: of_samples.samples,
             classes: of_samples.classes,
             ce: loss.ce,
@@ -251,7 +251,7 @@ impl CudaKernels {
             assert!(is_made, "time step {t} is repeated as another one");
             // The second word of `Watch`.
             self.device
-                .set_word(self.counters.words().offset(4), narrow(t));
+                .set_word(self.counters.watch_words().offset(4), narrow(t));
         }
     }
 
@@ -280,7 +280,7 @@ impl CudaKernels {
             second_state: at(Arena::SecondState),
             operands: arenas.operand_to_write(span.offset),
             step: self.counters.step.pointer(),
-            fault: self.counters.words(),
+            fault: self.counters.watch_words(),
             elements: span.len as u64,
         };
         self.tell(step);
@@ -339,11 +339,11 @@ impl CudaKernels {
             self.counters.watch.found = None;
         } else if self.failure.is_none() {
             let mut word = [0xff; 4];
-            self.device.read(self.counters.words(), &mut word);
+            self.device.read(self.counters.watch_words(), &mut word);
             self.note_fault_word(&word);
         }
         self.device
-            .write(self.counters.words(), &NO_FAULT.to_le_bytes());
+            .write(self.counters.watch_words(), &NO_FAULT.to_le_bytes());
     }
 
     /// Words of counts, which start again from zero.

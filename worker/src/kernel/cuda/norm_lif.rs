@@ -225,7 +225,7 @@ impl CudaKernels {
             u_before,
             alive,
             counts,
-            watch: self.counters.words(),
+            watch: self.counters.watch_words(),
             tile,
             pixels: narrow(layer.shape.pixels()),
             neuron: layer

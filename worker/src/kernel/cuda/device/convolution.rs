@@ -1,9 +1,10 @@
 //! Convolutions and their gradients, by cuDNN.
 #![allow(unsafe_code, reason = "cuDNN is C")]
 
-use super::algorithm::{self, Direction, Operand};
+use super::algorithm::Operand;
 use super::context::lock;
-use super::cudnn::{FilterDescriptor, TensorDescriptor, check};
+use super::cudnn::{FilterDescriptor, TensorDescriptor, check, check_workspace};
+use super::legacy::{Algorithms, direction};
 use super::memory::size;
 use super::operation::Pass;
 use super::plan::Plans;
@@ -100,37 +101,8 @@ pub struct Convolution {
 /// By which of cuDNN's interfaces.
 #[derive(Debug)]
 enum Way {
-    Legacy(Algorithms),
+    Legacy(Box<Algorithms>),
     Graph(Plans),
-}
-
-/// The algorithms of the legacy calls.
-#[derive(Debug)]
-struct Algorithms {
-    operand: Operand,
-    forward: Direction<sys::cudnnConvolutionFwdAlgo_t>,
-    data: Direction<sys::cudnnConvolutionBwdDataAlgo_t>,
-    weight: Direction<sys::cudnnConvolutionBwdFilterAlgo_t>,
-}
-
-impl Algorithms {
-    /// Bytes of workspace that each direction can do with.
-    fn workspace(&self) -> u64 {
-        let (data, weight) = (self.data.workspace, self.weight.workspace);
-        self.forward.workspace.max(data).max(weight) as u64
-    }
-
-    fn words(&self) -> String {
-        format!(
-            "{:?} ({} bytes), {:?} ({} bytes), {:?} ({} bytes)",
-            self.forward.algorithm,
-            self.forward.workspace,
-            self.data.algorithm,
-            self.data.workspace,
-            self.weight.algorithm,
-            self.weight.workspace,
-        )
-    }
 }
 
 impl Convolution {
@@ -138,8 +110,8 @@ impl Convolution {
     ///
     /// # Errors
     ///
-    /// [`CudaError::BadConvolution`], where the sides do not fit; [`CudaError::NoAlgorithm`]; what cuDNN
-    /// refuses; the fault, if there is one.
+    /// [`CudaError::BadConvolution`], where the sides do not fit; what cuDNN refuses; the fault, if there is
+    /// one. That a direction has no algorithm is told by [`Convolution::prepare`].
     pub fn new(device: &Device, shape: &ConvolutionShape) -> Result<Self, CudaError> {
         shape.check()?;
         let ([h, w, c], [oh, ow, k]) = (shape.input, shape.output);
@@ -156,12 +128,7 @@ impl Convolution {
             };
             let handle = lock(&device.cudnn);
             Ok(Self {
-                way: Way::Legacy(Algorithms {
-                    forward: algorithm::forward(&handle, shape, &operand)?,
-                    data: algorithm::data_gradient(&handle, shape, &operand)?,
-                    weight: algorithm::weight_gradient(&handle, shape, &operand)?,
-                    operand,
-                }),
+                way: Way::Legacy(Box::new(Algorithms::new(&handle, shape, operand)?)),
                 shape: shape.clone(),
             })
         })
@@ -185,7 +152,8 @@ impl Convolution {
     ///
     /// # Errors
     ///
-    /// [`CudaError::NoPlan`]; what cuDNN refuses; the fault, if there is one; [`CudaError::WhileCapturing`].
+    /// [`CudaError::NoPlan`] and [`CudaError::NoAlgorithm`]; what cuDNN refuses; the fault, if there is one;
+    /// [`CudaError::WhileCapturing`].
     pub fn prepare(&mut self, device: &Device, pass: Pass) -> Result<u64, CudaError> {
         if let Way::Graph(plans) = &mut self.way
             && !plans.has(pass)
@@ -198,16 +166,16 @@ impl Convolution {
                 plans.make(&lock(&device.cudnn), &self.shape, pass)
             })?;
         }
-        Ok(match &self.way {
-            Way::Legacy(legacy) => legacy.workspace(),
-            Way::Graph(plans) => plans.workspace(pass),
-        })
+        match &self.way {
+            Way::Legacy(legacy) => legacy.workspace(pass),
+            Way::Graph(plans) => Ok(plans.workspace(pass)),
+        }
     }
 
     /// Bytes of workspace that each pass that is prepared can do with.
     pub fn workspace(&self) -> u64 {
         match &self.way {
-            Way::Legacy(legacy) => legacy.workspace(),
+            Way::Legacy(legacy) => legacy.most_workspace(),
             Way::Graph(plans) => plans.most_workspace(),
         }
     }
@@ -239,6 +207,8 @@ impl Convolution {
                     return plans.execute(&handle, &self.shape, pass, [x, w, y], workspace);
                 }
             };
+            let (call, chosen) = ("cudnnConvolutionForward", direction(&legacy.forward)?);
+            check_workspace(call, &self.shape, workspace.1, chosen.workspace as u64)?;
             // SAFETY: the descriptors live; the memory is as long as they say by the caller's arithmetic,
             // and lives because its drop waits for the stream.
             let status = unsafe {
@@ -249,8 +219,8 @@ impl Convolution {
                     address(x),
                     legacy.operand.w.raw(),
                     address(w),
-                    legacy.forward.descriptor.raw(),
-                    legacy.forward.algorithm,
+                    chosen.descriptor.raw(),
+                    chosen.algorithm,
                     address(workspace.0),
                     size("forward", workspace.1)?,
                     factor(&zero),
@@ -258,7 +228,7 @@ impl Convolution {
                     address(y),
                 )
             };
-            check("cudnnConvolutionForward", &self.shape, status)
+            check(call, &self.shape, status)
         });
     }
 
@@ -282,6 +252,8 @@ impl Convolution {
                     return plans.execute(&handle, &self.shape, pass, [dx, w, dy], workspace);
                 }
             };
+            let (call, chosen) = ("cudnnConvolutionBackwardData", direction(&legacy.data)?);
+            check_workspace(call, &self.shape, workspace.1, chosen.workspace as u64)?;
             // SAFETY: as in `forward`.
             let status = unsafe {
                 sys::cudnnConvolutionBackwardData(
@@ -291,8 +263,8 @@ impl Convolution {
                     address(w),
                     legacy.operand.y.raw(),
                     address(dy),
-                    legacy.data.descriptor.raw(),
-                    legacy.data.algorithm,
+                    chosen.descriptor.raw(),
+                    chosen.algorithm,
                     address(workspace.0),
                     size("data_gradient", workspace.1)?,
                     factor(&kept),
@@ -300,7 +272,7 @@ impl Convolution {
                     address(dx),
                 )
             };
-            check("cudnnConvolutionBackwardData", &self.shape, status)
+            check(call, &self.shape, status)
         });
     }
 
@@ -325,6 +297,8 @@ impl Convolution {
                     return plans.execute(&handle, &self.shape, pass, [x, dw, dy], workspace);
                 }
             };
+            let (call, chosen) = ("cudnnConvolutionBackwardFilter", direction(&legacy.weight)?);
+            check_workspace(call, &self.shape, workspace.1, chosen.workspace as u64)?;
             // SAFETY: as in `forward`.
             let status = unsafe {
                 sys::cudnnConvolutionBackwardFilter(
@@ -334,8 +308,8 @@ impl Convolution {
                     address(x),
                     legacy.operand.y.raw(),
                     address(dy),
-                    legacy.weight.descriptor.raw(),
-                    legacy.weight.algorithm,
+                    chosen.descriptor.raw(),
+                    chosen.algorithm,
                     address(workspace.0),
                     size("weight_gradient", workspace.1)?,
                     factor(&kept),
@@ -343,7 +317,7 @@ impl Convolution {
                     address(dw),
                 )
             };
-            check("cudnnConvolutionBackwardFilter", &self.shape, status)
+            check(call, &self.shape, status)
         });
     }
 }

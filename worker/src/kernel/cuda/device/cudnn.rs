@@ -37,6 +37,29 @@ pub(super) fn check(
     })
 }
 
+/// Whether a workspace is as long as a call wants it. What cuDNN says where it is not names neither, or nothing is
+/// said at all.
+///
+/// # Errors
+///
+/// [`CudaError::Cudnn`], with both.
+pub(super) fn check_workspace(
+    call: &'static str,
+    shape: &dyn Display,
+    bytes: u64,
+    wanted: u64,
+) -> Result<(), CudaError> {
+    if bytes >= wanted {
+        return Ok(());
+    }
+    Err(CudaError::Cudnn {
+        call,
+        status: "a workspace that is too small".into(),
+        text: format!("{bytes} bytes, and {wanted} are wanted"),
+        shape: shape.to_string(),
+    })
+}
+
 /// What all convolutions of a device go through.
 #[derive(Debug)]
 pub(super) struct Handle(sys::cudnnHandle_t);

@@ -129,7 +129,10 @@ pub enum CudaError {
         shape: String,
     },
     /// cuDNN has no deterministic algorithm for a convolution.
-    #[error("cuDNN has no deterministic algorithm for the {direction} of {shape}")]
+    #[error(
+        "cuDNN has no deterministic algorithm for the {direction} of {shape}: try run.convolutions, or \
+         --convolutions, \"graph\""
+    )]
     NoAlgorithm {
         /// "forward", "data gradient" or "weight gradient".
         direction: &'static str,

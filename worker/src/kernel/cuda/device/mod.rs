@@ -11,7 +11,7 @@
 //! - `transfer`: bytes between host and device.
 //! - `sources`, `nvrtc`, `cache`, `program`: kernels, from text to machine code.
 //! - `launch`: launches of kernels, found by name.
-//! - `cudnn`, `algorithm`: cuDNN's legacy calls, and which algorithm they use.
+//! - `cudnn`, `algorithm`, `legacy`: cuDNN's legacy calls, and which algorithms they use.
 //! - `descriptor`, `operation`, `plan`: cuDNN's graph API, and which engine it uses.
 //! - `convolution`: convolutions by either.
 //! - `graph`: work that is captured once and done again by one call.
@@ -32,6 +32,7 @@ mod driver;
 mod error;
 mod graph;
 mod launch;
+mod legacy;
 mod libraries;
 mod memory;
 mod nvrtc;

@@ -9,7 +9,7 @@
 use super::algorithm::{MOST_WORKSPACE, unless_refused};
 use super::context::Context;
 use super::convolution::{ConvolutionShape, Operands};
-use super::cudnn::{Handle, check};
+use super::cudnn::{Handle, check, check_workspace};
 use super::descriptor::{Address, Descriptor, Draft, Note};
 use super::operation::{NAMES, Pass, operation};
 use super::{CudaError, Pointer};
@@ -105,15 +105,7 @@ impl Plans {
         (workspace, bytes): (Pointer, u64),
     ) -> Result<(), CudaError> {
         let plan = self.of(pass);
-        // cuDNN is not told how long it is.
-        if bytes < plan.workspace {
-            return Err(CudaError::Cudnn {
-                call: "cudnnBackendExecute",
-                status: "a workspace that is too small".into(),
-                text: format!("{bytes} bytes, and {} are wanted", plan.workspace),
-                shape: shape.to_string(),
-            });
-        }
+        check_workspace("cudnnBackendExecute", shape, bytes, plan.workspace)?;
         plan.execute(handle, shape, operands, workspace)
     }
 

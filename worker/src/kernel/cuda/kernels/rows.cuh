@@ -13,7 +13,7 @@
 
 enum : u32 { TILE_THREADS = 256 };
 
-// How rows and channels are cut; made by `Tile::of` in arguments.rs.
+// How rows and channels are cut; made by `Tile::of` in values.rs.
 struct Tile {
   u64 rows;      // pixels of all samples
   u32 channels;

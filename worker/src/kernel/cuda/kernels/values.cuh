@@ -9,7 +9,7 @@
 #pragma once
 #include "math.cuh"
 
-// The types of stored numbers; `Type` in arguments.rs.
+// The types of stored numbers; `Type` in values.rs.
 enum Type : u32 { F32 = 0, BF16 = 1 };
 
 // The first time step with a number that is not finite, ~0: none; and the one that is computed.
