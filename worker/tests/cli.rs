@@ -428,23 +428,53 @@ fn needs_cuda_bench_times_a_gpu_its_memory_and_its_layers() {
 #[test]
 #[ignore = "needs the stand-in of tests/cuda"]
 fn needs_cuda_stand_in_a_direction_that_no_layer_needs_may_have_no_algorithm() {
-    // The channels of the pictures, and of what the second layer reads.
-    for (channels, status) in [("1", 0), ("8", 1)] {
+    let folder = folder("lacking");
+    let bench = [
+        "bench", "--model", "small", "--input", "1x28x28", "--width", "0.25", "--batch", "4",
+    ];
+    let graph = [&bench[..], &["--convolutions", "graph"]].concat();
+    let run = format!("run.folder={}", folder.join("run").display());
+    let train = [
+        "train",
+        "--set",
+        "model.width=0.25",
+        "--set",
+        "run.max_batches=2",
+        "--set",
+        &run,
+    ];
+    // The pictures have one channel, and what the second layer reads has 8.
+    for (lacks, verb, direction) in [
+        ("data:1", &bench[..], None),
+        ("data:8", &bench, Some("data gradient")),
+        ("weight:8", &bench, Some("weight gradient")),
+        ("forward:1", &bench, Some("forward")),
+        ("data:8", &graph, None),
+        ("data:8", &train, Some("data gradient")),
+    ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_synfire"));
-        command.env("SYNFIRE_STAND_IN_LACKS_DATA", channels);
-        command.args(["bench", "--model", "small", "--input", "1x28x28"]);
-        command.args(["--width", "0.25", "--batch", "4", "--device", "cuda"]);
-        let output = command.output().unwrap();
+        command.env("SYNFIRE_STAND_IN_LACKS", lacks);
+        let output = command.args(verb).args(["--device", "cuda"]).output();
+        let output = output.unwrap();
         let told = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(status), "{told}");
-        let words = "no deterministic algorithm for the data gradient of a 3x3 convolution";
-        assert_eq!(told.contains(words), status == 1, "{told}");
+        let status = i32::from(direction.is_some());
+        assert_eq!(output.status.code(), Some(status), "{lacks}: {told}");
+        let direction = direction.unwrap_or("any");
+        let words = format!("no deterministic algorithm for the {direction} of a 3x3 convolution");
+        assert_eq!(
+            told.matches(&words).count(),
+            usize::from(status == 1),
+            "{told}"
+        );
         assert_eq!(
             told.contains("--convolutions, \"graph\""),
             status == 1,
             "{told}"
         );
     }
+    let checkpoints = std::fs::read_dir(folder.join("run/checkpoints"));
+    assert!(checkpoints.is_err() || checkpoints.unwrap().next().is_none());
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// Without an engine cuDNN's graph API can do nothing: who asks for it is told so, who does not needs none.

@@ -68,10 +68,14 @@ void run(void *data) {
 // Winograd (4) is offered as if it had a form without tensor cores, and has none.
 bool supported(int algorithm, const Convolution &at) { return algorithm != 4 || at.math != FMA_MATH; }
 
-// Whether the data gradient is to have no deterministic algorithm.
-bool lacks_data(const Tensor &x) {
-  static const char *const channels = getenv("SYNFIRE_STAND_IN_LACKS_DATA");
-  return channels != nullptr && x.c == atoi(channels);
+// Whether a pass is to have no deterministic algorithm.
+bool is_lacking(Pass pass, const Tensor &x) {
+  static const char *const told = getenv("SYNFIRE_STAND_IN_LACKS");
+  if (told == nullptr) return false;
+  const char *name = pass == Pass::Forward ? "forward" : pass == Pass::Data ? "data" : "weight";
+  char here[32];
+  snprintf(here, sizeof here, "%s:%d", name, x.c);
+  return strcmp(here, told) == 0;
 }
 
 // The algorithms of a pass that are offered, the best first: one that is not deterministic, one that does not
@@ -91,7 +95,7 @@ int algorithms(Pass pass, const Tensor &x, const Tensor &w, const Tensor &y, con
     if (*returned == wanted) break;
     // The forward pass has no algorithm that is not deterministic.
     if (pass == Pass::Forward) offer.determinism = 1;
-    if (pass == Pass::Data && lacks_data(x)) offer.determinism = 0;
+    if (is_lacking(pass, x)) offer.determinism = 0;
     // With tensor operations for everybody, 4 would be taken: it is not there for half of the shapes.
     if (offer.algorithm == 4 && x.c % 2 == 1) continue;
     offer.memory = workspace_bytes(pass, x, offer.algorithm);

@@ -408,25 +408,26 @@ fn needs_cuda_stand_in_an_algorithm_with_a_huge_workspace_is_passed_over() {
 #[ignore = "needs the stand-in of tests/cuda: tests/run builds that"]
 fn needs_cuda_stand_in_a_direction_without_an_algorithm_is_an_error_of_that_direction() {
     let test = "convolutions::needs_cuda_stand_in_a_direction_without_an_algorithm_is_an_error_of_that_direction";
-    let environment = [("SYNFIRE_STAND_IN_LACKS_DATA", OsStr::new("3"))];
+    let environment = [("SYNFIRE_STAND_IN_LACKS", OsStr::new("data:3"))];
     in_a_process(test, &environment, || {
         let device = open();
         for (channels, is_there) in [(3, false), (4, true)] {
             let shape = shape(2, [8, 8, channels], 4, (3, 1, 1), Operands::F32);
             let mut convolution = Convolution::new(&device, &shape).unwrap();
-            for pass in PASSES {
-                match convolution.prepare(&device, pass) {
-                    Ok(bytes) => assert!(bytes <= convolution.workspace()),
-                    Err(error) => {
-                        let is_data = matches!(pass, Pass::Data { .. });
-                        assert!(is_data && !is_there, "{pass:?}: {error}");
-                        let told = error.to_string();
-                        assert!(
-                            told.contains("data gradient of a 3x3") && told.contains("\"graph\"")
-                        );
-                    }
+            let needs = PASSES.map(|pass| {
+                let prepared = convolution.prepare(&device, pass);
+                let is_data = matches!(pass, Pass::Data { .. });
+                assert_eq!(prepared.is_err(), is_data && !is_there, "{pass:?}");
+                if let Err(error) = &prepared {
+                    let told = error.to_string();
+                    let words = ["data gradient of a 3x3", "\"graph\""];
+                    assert!(words.iter().all(|words| told.contains(words)), "{told}");
                 }
-            }
+                prepared.unwrap_or(0)
+            });
+            // The stand-in wants another number in each direction.
+            let [forward, data, _, weight, _] = needs;
+            assert!(forward < weight && (data > weight) == is_there, "{needs:?}");
             assert_eq!(convolution.algorithms().contains("none"), !is_there);
         }
         assert_eq!(device.fault(), None);
@@ -485,19 +486,37 @@ fn check_refusals(make: Make) {
     assert!(error.to_string().contains("0 x 8x8x4"), "{error}");
     assert_eq!(device.fault(), None);
     // Too small a workspace is a fault that names call and shape, where one is needed at all.
-    let (mut convolution, _) = prepared(make, &device, &good);
-    if convolution.prepare(&device, Pass::Forward).unwrap() <= 16 {
-        return;
+    for pass in PASSES {
+        let device = open();
+        let (mut convolution, is_there) = prepared(make, &device, &good);
+        let bytes = if is_there(pass) {
+            convolution.prepare(&device, pass).unwrap()
+        } else {
+            0
+        };
+        if bytes == 0 {
+            continue;
+        }
+        let [x, y, scratch] =
+            [1 << 16, 1 << 16, bytes].map(|bytes| device.allocate(bytes).unwrap());
+        let w = device.allocate(4 * 9 * 4 * 4).unwrap();
+        let [x, w, y] = [&x, &w, &y].map(Memory::pointer);
+        let few = (scratch.pointer(), bytes - 1);
+        match pass {
+            Pass::Forward => convolution.forward(&device, x, w, y, few),
+            Pass::Data { accumulate } => {
+                convolution.data_gradient(&device, y, w, x, accumulate, few);
+            }
+            Pass::Weight { accumulate } => {
+                convolution.weight_gradient(&device, x, y, w, accumulate, few);
+            }
+        }
+        let fault = device.fault().unwrap();
+        assert!(matches!(fault, CudaError::Cudnn { .. }), "{fault}");
+        let told = fault.to_string();
+        let number = format!("{} bytes", bytes - 1);
+        for words in ["a workspace that is too small", &number, "2 x 8x8x4"] {
+            assert!(told.contains(words), "{pass:?}: {told}");
+        }
     }
-    let [x, y, scratch] = [(); 3].map(|()| device.allocate(1 << 16).unwrap());
-    let w = device.allocate(4 * 9 * 4 * 4).unwrap();
-    let few = (scratch.pointer(), 16);
-    convolution.forward(&device, x.pointer(), w.pointer(), y.pointer(), few);
-    let fault = device.fault().unwrap();
-    assert!(matches!(fault, CudaError::Cudnn { .. }), "{fault}");
-    let told = fault.to_string();
-    assert!(
-        told.contains("16 bytes") && told.contains("2 x 8x8x4"),
-        "{told}"
-    );
 }

@@ -39,11 +39,13 @@ struct Offer<A> {
     math: sys::cudnnMathType_t,
 }
 
+/// Who says no has nothing to offer.
 macro_rules! offers {
-    ($found:expr, $count:expr) => {
+    ($told:expr, $found:expr, $count:expr) => {{
+        let count = unless_refused($told)?.map_or(0, |()| $count);
         $found
             .iter()
-            .take(usize::try_from($count).unwrap_or(0))
+            .take(usize::try_from(count).unwrap_or(0))
             .map(|found| Offer {
                 algorithm: found.algo,
                 works: found.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS,
@@ -51,7 +53,7 @@ macro_rules! offers {
                 math: found.mathType,
             })
             .collect::<Vec<_>>()
-    };
+    }};
 }
 
 fn math(operands: Operands) -> sys::cudnnMathType_t {
@@ -150,8 +152,8 @@ pub(super) fn forward(
             found.as_mut_ptr(),
         )
     };
-    check("cudnnGetConvolutionForwardAlgorithm_v7", shape, status)?;
-    let offers = offers!(found, count);
+    let told = check("cudnnGetConvolutionForwardAlgorithm_v7", shape, status);
+    let offers = offers!(told, found, count);
     choose(shape, "forward", made, &offers, |descriptor, algorithm| {
         let mut bytes = 0;
         // SAFETY: all descriptors live; writes one number.
@@ -196,8 +198,8 @@ pub(super) fn data_gradient(
             found.as_mut_ptr(),
         )
     };
-    check("cudnnGetConvolutionBackwardDataAlgorithm_v7", shape, status)?;
-    let offers = offers!(found, count);
+    let told = check("cudnnGetConvolutionBackwardDataAlgorithm_v7", shape, status);
+    let offers = offers!(told, found, count);
     choose(
         shape,
         "data gradient",
@@ -252,12 +254,12 @@ pub(super) fn weight_gradient(
             found.as_mut_ptr(),
         )
     };
-    check(
+    let told = check(
         "cudnnGetConvolutionBackwardFilterAlgorithm_v7",
         shape,
         status,
-    )?;
-    let offers = offers!(found, count);
+    );
+    let offers = offers!(told, found, count);
     choose(
         shape,
         "weight gradient",

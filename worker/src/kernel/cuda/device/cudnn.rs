@@ -37,8 +37,8 @@ pub(super) fn check(
     })
 }
 
-/// Whether a workspace is as long as a call wants it. What cuDNN says where it is not names neither, or nothing is
-/// said at all.
+/// Whether a workspace is as long as a call wants it. Where it is not, cuDNN names neither number, or says
+/// nothing at all.
 ///
 /// # Errors
 ///

@@ -128,7 +128,7 @@ pub enum CudaError {
         /// The convolution, or "a handle".
         shape: String,
     },
-    /// cuDNN has no deterministic algorithm for a convolution.
+    /// cuDNN has no deterministic algorithm for a direction of a convolution.
     #[error(
         "cuDNN has no deterministic algorithm for the {direction} of {shape}: try run.convolutions, or \
          --convolutions, \"graph\""

@@ -8,8 +8,8 @@ use super::operation::Pass;
 use cudarc::cudnn::sys;
 use std::fmt;
 
-/// The algorithms of the legacy calls; or that a direction has none, which matters to who wants it alone: the first
-/// layer of a network hands no error down.
+/// The algorithms of the legacy calls; or that a direction has none, which matters to who wants it alone: the
+/// first layer of a network hands no error down.
 #[derive(Debug)]
 pub(super) struct Algorithms {
     pub(super) operand: Operand,
@@ -18,6 +18,7 @@ pub(super) struct Algorithms {
     pub(super) weight: Found<sys::cudnnConvolutionBwdFilterAlgo_t>,
 }
 
+/// The algorithm of a direction, or [`CudaError::NoAlgorithm`].
 pub(super) type Found<A> = Result<Direction<A>, CudaError>;
 
 /// What was found, or that there is none. Any other error is one at once.
@@ -58,6 +59,7 @@ impl Algorithms {
         Ok(bytes as u64)
     }
 
+    /// Bytes of workspace that each pass can do with.
     pub(super) fn most_workspace(&self) -> u64 {
         let passes = [
             Pass::Forward,
@@ -68,6 +70,7 @@ impl Algorithms {
         all.into_iter().max().unwrap_or(0)
     }
 
+    /// The algorithms, in words.
     pub(super) fn words(&self) -> String {
         fn of<A: fmt::Debug>(found: &Found<A>) -> String {
             match found {
