@@ -52,7 +52,7 @@ struct Ticket {
   std::chrono::steady_clock::time_point when;
 
   // Who waited has let go of the mutex before it let go of the ticket. ThreadSanitizer sees that by the mutex; by
-  // the count of owners alone it missed it once in some hundred runs.
+  // the count of owners alone it did not, once.
   ~Ticket() { std::lock_guard<std::mutex> held(mutex); }
 
   void finish();

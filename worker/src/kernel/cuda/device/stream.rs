@@ -91,7 +91,8 @@ impl Stream {
 
     /// Writes a word.
     pub(super) fn set_word(&self, to: u64, word: u32) -> Result<(), CudaError> {
-        // SAFETY: the driver checks the range.
+        // SAFETY: the word belongs to memory whose drop waits for all work of the device, and is written in this
+        // stream's order; the driver checks the range.
         check("cuMemsetD32Async", unsafe {
             sys::cuMemsetD32Async(to, word, 1, self.0)
         })
